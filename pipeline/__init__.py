@@ -1,0 +1,1 @@
+"""Machinery: would be the same if every method and every model were replaced."""

@@ -1,0 +1,172 @@
+"""Files that are whole or absent: atomic writing, and trees of tensors and plain values.
+
+A leaf: imports nothing of ours, any room may import it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KEY = "espalier"  # one metadata key only: safetensors writes several in random order
+_TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
+
+
+class DamagedFileError(ValueError):
+    """A file that exists but is not what was written."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is synced and renamed to `path`.
+
+    On any error (a full disk, a kill) the old `path` stands untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON atomically: sorted keys, two spaces, a newline at the end.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    write_text(path, json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        DamagedFileError: not JSON; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"{path}: not valid JSON ({error})") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in name order."""
+    h = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        h.update(f"\0{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
+        h.update(_bytes(t))
+    return h.hexdigest()
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Save a tree of dicts, lists, tuples, numbers, strings, None and tensors, atomically.
+
+    One safetensors file: tensors as tensors, the rest as JSON in its header, a CRC over both.
+
+    Raises:
+        TypeError: the tree holds something else.
+        OSError: the disk is full; an older file at `path` is intact.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    encoded = json.dumps(_encode(tree, "", tensors), allow_nan=True)
+    crc = _crc(encoded, tensors)
+    with replacing(path) as temporary:
+        metadata = {_KEY: json.dumps({"crc": crc, "tree": encoded})}
+        save_file(tensors, str(temporary), metadata=metadata)
+
+
+def load_tree(path: Path) -> Any:
+    """Load what `save_tree` wrote; tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: truncated, altered, or not written by `save_tree`; names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            metadata = (f.metadata() or {})[_KEY]
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        header = json.loads(metadata)
+        encoded, crc = header["tree"], header["crc"]
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise DamagedFileError(f"{path}: damaged or not an Espalier file ({error})") from error
+    if crc != _crc(encoded, tensors):
+        raise DamagedFileError(f"{path}: damaged, its checksum does not match its content")
+    return _decode(json.loads(encoded), tensors)
+
+
+def _bytes(t: Tensor) -> memoryview:
+    flat = t.reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _crc(encoded: str, tensors: Mapping[str, Tensor]) -> int:
+    crc = zlib.crc32(encoded.encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(_bytes(tensors[name]), crc)
+    return crc
+
+
+def _encode(node: Any, at: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, Tensor):
+        name = at or "tensor"
+        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: name}
+    if isinstance(node, Mapping):
+        if all(isinstance(k, str) for k in node):
+            return {k: _encode(v, f"{at}/{k}", tensors) for k, v in node.items()}
+        return {_PAIRS: [[k, _encode(v, f"{at}/{k}", tensors)] for k, v in node.items()]}
+    if isinstance(node, tuple | list):
+        items = [_encode(v, f"{at}/{i}", tensors) for i, v in enumerate(node)]
+        return {_TUPLE: items} if isinstance(node, tuple) else items
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise TypeError(f"cannot save {type(node).__name__} at {at or 'the root'!r}: not plain state")
+
+
+def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(node, list):
+        return [_decode(v, tensors) for v in node]
+    if not isinstance(node, dict):
+        return node
+    if node.keys() == {_TENSOR}:
+        return tensors[node[_TENSOR]]
+    if node.keys() == {_TUPLE}:
+        return tuple(_decode(v, tensors) for v in node[_TUPLE])
+    if node.keys() == {_PAIRS}:
+        return {k: _decode(v, tensors) for k, v in node[_PAIRS]}
+    return {k: _decode(v, tensors) for k, v in node.items()}
