@@ -1,0 +1,1 @@
+"""Data sets: reading, preparing, augmenting, loading. Imports nothing of ours."""

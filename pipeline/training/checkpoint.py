@@ -1,0 +1,115 @@
+"""Checkpoints, snapshots, seeds: what makes a killed training go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.files import DamagedFileError, load_tree, save_tree
+
+State = dict[str, Tensor]
+
+
+def clone_state(model: nn.Module) -> State:
+    """A copy of the weights and buffers. `state_dict()` alone follows the live weights."""
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (third-party code draws from the global state)
+    torch.manual_seed(seed)
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of the canonical JSON of `parts`: equal = a checkpoint may be resumed."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of torch's generators (CPU and, where there is one, the current GPU)."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Inverse of `rng_state`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class CheckpointFolder:
+    """`.checkpoints/<stage>/<key>/`: the last good state of one training, and its snapshots.
+
+    Outside every DVC output, because DVC deletes the outputs of a stage before it runs. A folder
+    whose fingerprint differs belongs to other params: it is emptied, never resumed.
+
+    Args:
+        folder: where to keep it.
+        fingerprint: of everything that decides the result.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = Path(folder)
+        self.fingerprint = fingerprint
+        mark = self.folder / "fingerprint"
+        if self.folder.exists() and (not mark.exists() or mark.read_text() != fingerprint):
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(fingerprint)
+
+    @property
+    def last(self) -> Path:
+        """The file of the last good checkpoint."""
+        return self.folder / "last.safetensors"
+
+    def save(self, tree: Mapping[str, Any]) -> None:
+        """Write the checkpoint; the one before stands until this one is whole.
+
+        Raises:
+            OSError: it could not be written; names the file and that the last one is intact.
+        """
+        try:
+            save_tree(self.last, dict(tree))
+        except OSError as error:
+            raise OSError(
+                f"{self.last}: the checkpoint could not be written ({error}); "
+                "the one before is intact: free some space and run again to resume from it"
+            ) from error
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None.
+
+        Raises:
+            DamagedFileError: names the file and the way out.
+        """
+        if not self.last.exists():
+            return None
+        try:
+            return load_tree(self.last)
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"{error}; delete {self.folder} to train from the beginning"
+            ) from error
+
+    def snapshot(self, name: str, tree: Any) -> None:
+        """Keep a named state ("init", "rewind", a phase) beside the checkpoint."""
+        save_tree(self.folder / "snapshots" / f"{name}.safetensors", tree)
+
+    def snapshots(self) -> dict[str, Path]:
+        """All named states kept so far."""
+        return {p.stem: p for p in sorted((self.folder / "snapshots").glob("*.safetensors"))}

@@ -1,0 +1,262 @@
+"""The only training loop.
+
+    snapshots["init"] = clone of the weights
+    method.prepare(model, units)
+    for phase in method.phases(recipe):
+        restore(phase.start_from); enforce(plan)       a rewound model meets its first batch masked
+        optimizer, schedule = method.optimizer(...), method.schedule(...)
+        for each epoch of the phase:
+            [snapshots["rewind"] after recipe.rewind_epoch epochs of the training]
+            for each batch:
+                loss = task.loss + method.penalty
+                backward, method.after_backward, clip, optimizer.step, method.after_step, enforce
+            validate, stop = method.end_epoch, schedule.step, checkpoint
+            if stop: break
+        method.end_phase(phase)                        e.g. tighten the mask
+        [the phase's state becomes a named artefact]
+
+Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
+same bits, on one device, as one that was never stopped: order and augmentation of the data depend
+on (seed, epoch, step) alone, everything else is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pipeline.files import load_tree
+from pipeline.training.checkpoint import (
+    CheckpointFolder,
+    restore_rng,
+    rng_state,
+    seed_everything,
+)
+from pipeline.training.job import Job, Observer
+from pipeline.training.method import EpochStats, Phase, StepContext
+from pipeline.training.schedules import Schedule
+from pipeline.training.totals import Totals
+from pipeline.units.enforce import Enforcer
+from pipeline.units.plan import PruningPlan
+
+CHECK_STEPS = 50  # how often a non-finite loss is looked for: a look waits for the device
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str, Any]]:
+    """Train `job.model` in place; resume from `folder` if it holds a checkpoint.
+
+    Leaves in `folder.snapshots()`: "init", "rewind" and every phase with `keep`, each a tree with
+    "model" and "method" state.
+
+    Returns:
+        The curve: per epoch "epoch", "step" (optimizer steps done by its end), "phase" and
+        "values", deterministic numbers by name.
+
+    Raises:
+        DivergedError: the loss is not finite; names the step and the last good checkpoint.
+        DamagedFileError: the checkpoint is damaged.
+    """
+    return _Loop(job, folder, observer).run()
+
+
+class _Loop:
+    """The state of a running training; its methods are the lines of the module docstring."""
+
+    def __init__(self, job: Job, folder: CheckpointFolder, observer: Observer) -> None:
+        self.job, self.folder, self.observer = job, folder, observer
+        self.model, self.method, self.recipe = job.model, job.method, job.recipe
+        self.phases = list(self.method.phases(self.recipe))
+        self.phase_index = self.phase_epoch = self.epoch = self.step_in_epoch = self.step = 0
+        self.phase_step = 0
+        self.stop = False
+        self.curve: list[dict[str, Any]] = []
+        self.enforced: tuple[PruningPlan | None, Enforcer | None] = (None, None)
+        self.optimizer: Optimizer
+        self.schedule: Schedule
+        self.totals = Totals.on(job.device)
+        self.forward: nn.Module = self.model
+
+    def run(self) -> list[dict[str, Any]]:
+        seed_everything(self.job.seed)
+        saved = self.folder.load()
+        if saved is None:
+            self.observer.begin()
+            self._snapshot("init")
+            if self.recipe.rewind_epoch == 0:
+                self._snapshot("rewind")
+        self.method.prepare(self.model, self.job.units, self.job.train.epoch(0))
+        if self.recipe.compile:
+            self.forward = torch.compile(self.model)
+        for index, phase in enumerate(self.phases):
+            if saved is not None and index < saved["phase_index"]:
+                continue
+            self.phase_index = index
+            self._begin(phase, saved)
+            saved = None
+            self._run_phase(phase)
+        return self.curve
+
+    def _begin(self, phase: Phase, saved: Mapping[str, Any] | None) -> None:
+        if saved is not None:
+            self.method.load_state_dict(saved["method"])
+            self.model.load_state_dict(saved["model"])
+        else:
+            self._restore(phase)
+            self.phase_epoch = self.phase_step = 0
+            self.stop = False
+        self.optimizer = self.method.optimizer(self.model, phase, self.recipe)
+        self.schedule = self.method.schedule(self.optimizer, phase, self.recipe)
+        if saved is not None:
+            self._resume(saved)
+        self._enforce()
+
+    def _run_phase(self, phase: Phase) -> None:
+        while self.phase_epoch < phase.epochs and not self.stop:
+            self._run_epoch(phase)
+        self.method.end_phase(self.model, phase)
+        if phase.keep:
+            self._snapshot(phase.name)
+
+    def _run_epoch(self, phase: Phase) -> None:
+        began = perf_counter()
+        self.model.train()
+        for batch in self.job.train.epoch(self.epoch, self.step_in_epoch):
+            self._train_step(batch, phase)
+            every = self.recipe.checkpoint_steps
+            if every and self.step_in_epoch % every == 0:
+                self._check_finite()
+                self._checkpoint()
+        self._check_finite()
+        stats = EpochStats(self.epoch, self.phase_epoch, self.totals.means(), self._validate())
+        self.stop = self.method.end_epoch(self.model, stats)
+        self._log(stats, perf_counter() - began)
+        self.schedule.step(stats)
+        self.epoch += 1
+        self.phase_epoch += 1
+        self.step_in_epoch = 0
+        self.totals = Totals.on(self.job.device)
+        if self.epoch == self.recipe.rewind_epoch:
+            self._snapshot("rewind")
+        self._checkpoint()
+
+    def _train_step(self, batch: Any, phase: Phase) -> None:
+        at = StepContext(phase, self.step, self.phase_step, len(self.job.train))
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss, sums = self.job.task.loss(self.forward, batch)
+        penalty = self.method.penalty(self.model)
+        (loss if penalty is None else loss + penalty).backward()
+        self.method.after_backward(self.model, at)
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.method.after_step(self.model, at)
+        self._enforce()
+        self.totals.add(loss, sums, self.job.task.size(batch), self.step_in_epoch)
+        self.step += 1
+        self.phase_step += 1
+        self.step_in_epoch += 1
+        if self.step_in_epoch % CHECK_STEPS == 0:
+            self._check_finite()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.precision == "bf16":
+            return torch.autocast(self.job.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _enforce(self) -> None:
+        plan = self.method.plan() or self.job.keep
+        if plan is not self.enforced[0]:
+            enforcer = None if plan is None else Enforcer(plan, self.model, self.job.units)
+            self.enforced = (plan, enforcer)
+        if self.enforced[1] is not None:
+            self.enforced[1].apply()
+
+    def _validate(self) -> dict[str, float]:
+        if self.job.validation is None:
+            return {}
+        with self._autocast():
+            return self.job.task.scores(self.forward, self.job.validation)
+
+    def _check_finite(self) -> None:
+        bad = int(self.totals.bad_step)
+        if bad >= 0:
+            self._diverged("loss", bad)
+
+    def _diverged(self, what: str, step: int) -> NoReturn:
+        last = self.folder.last if self.folder.last.exists() else "none (the training began)"
+        raise DivergedError(
+            f"the {what} is not finite at epoch {self.epoch}, step {step} "
+            f"(phase {self.phases[self.phase_index].name!r}); last good checkpoint: {last}. "
+            "Lower the learning rate or set train.clip_norm in params.yaml."
+        )
+
+    def _log(self, stats: EpochStats, seconds: float) -> None:
+        row = {f"train/{k}": v for k, v in stats.train.items() if k != "last_loss"}
+        row |= {f"validation/{k}": v for k, v in stats.validation.items()}
+        row |= {k if "/" in k else f"method/{k}": float(v) for k, v in stats.logged.items()}
+        row["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        phase = self.phases[self.phase_index].name
+        self.curve.append({"epoch": self.epoch, "step": self.step, "phase": phase, "values": row})
+        timed = {**row, "system/epoch_seconds": seconds}
+        self.observer.metrics(timed, epoch=self.epoch, step=self.step)
+
+    def _snapshot(self, name: str) -> None:
+        tree = {"model": self.model.state_dict(), "method": self.method.state_dict()}
+        self.folder.snapshot(name, tree)
+
+    def _restore(self, phase: Phase) -> None:
+        if phase.start_from == "current":
+            return
+        if phase.start_from == "random":
+            self.model.load_state_dict(self.job.fresh())
+            return
+        path = self.folder.snapshots().get(phase.start_from)
+        if path is None:
+            raise ValueError(
+                f"phase {phase.name!r} starts from {phase.start_from!r}, but there is no such "
+                "snapshot: set train.rewind_epoch in params.yaml to an epoch before that phase"
+            )
+        self.model.load_state_dict(load_tree(path)["model"])
+
+    def _checkpoint(self) -> None:
+        largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()])
+        if not bool(torch.isfinite(largest).all()):  # a finite loss may precede poisoned weights
+            self._diverged("largest weight", self.step_in_epoch)
+        self.folder.save(
+            {
+                "phase_index": self.phase_index,
+                "counters": {k: getattr(self, k) for k in _COUNTERS},
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "method": self.method.state_dict(),
+                "rng": rng_state(),
+                "curve": self.curve,
+                "totals": self.totals.state_dict(),
+                "observer": self.observer.offset(),
+            }
+        )
+
+    def _resume(self, saved: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        for key, value in saved["counters"].items():
+            setattr(self, key, value)
+        self.curve = list(saved["curve"])
+        self.totals = Totals.restored(saved["totals"], self.job.device)
+        self.observer.begin(saved["observer"])
+        restore_rng(saved["rng"])
+
+
+_COUNTERS = ("phase_epoch", "phase_step", "epoch", "step_in_epoch", "step", "stop")

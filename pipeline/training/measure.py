@@ -1,0 +1,95 @@
+"""The harness: what a network can do and what it costs, measured from the network itself."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+WARM_UP = 3
+
+
+@torch.no_grad()
+def output_difference(
+    one: nn.Module, other: nn.Module, batches: Iterable[tuple[Tensor, Any]]
+) -> tuple[float, float]:
+    """Largest absolute difference of two networks' outputs in evaluation mode, and the same
+    relative to the largest absolute output of the first."""
+    one.eval()
+    other.eval()
+    difference = scale = 0.0
+    for inputs, _ in batches:
+        a, b = one(inputs), other(inputs)
+        difference = max(difference, float((a - b).abs().max()))
+        scale = max(scale, float(a.abs().max()))
+    return difference, difference / scale if scale else difference
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], count: int) -> nn.Module:
+    """A copy whose BatchNorm statistics are the plain mean over `count` training batches."""
+    model = copy.deepcopy(model)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return model
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    model.eval()
+    for norm in norms:
+        norm.train()
+    for inputs, _ in islice(batches, count):
+        model(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock milliseconds of one forward pass; spread = interquartile range."""
+
+    median: float
+    spread: float
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run with `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def latency(model: nn.Module, inputs: Tensor, repeats: int) -> Latency:
+    """Time `model(inputs)` in evaluation mode, after a warm-up, the device idle before and after."""
+    model.eval()
+    times = []
+    for turn in range(WARM_UP + repeats):
+        _wait(inputs.device)
+        began = perf_counter()
+        model(inputs)
+        _wait(inputs.device)
+        if turn >= WARM_UP:
+            times.append(1e3 * (perf_counter() - began))
+    low, median, high = statistics.quantiles(times, n=4)
+    return Latency(median, high - low)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

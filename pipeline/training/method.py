@@ -1,0 +1,164 @@
+"""The `Method` interface: how a pruning method takes part in training.
+
+The loop (`pipeline/training/fit.py`) owns weights, snapshots, masks, schedules and checkpoints. A
+method says in which phases to train, which optimizer steps, what to add to the loss, and how
+salient each unit is. It never prunes: the pipeline does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.training.recipe import Recipe
+from pipeline.training.schedules import Schedule, make_optimizer, make_schedule
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.plan import PruningPlan
+
+StartFrom = Literal["current", "init", "rewind", "random"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training: some epochs with one optimizer and one schedule.
+
+    Attributes:
+        name: "warmup", "half-space", "round-3"; names the artefact of this phase.
+        epochs: how many epochs it lasts.
+        start_from: which weights it begins with.
+        lr_epoch: epoch of the recipe's learning-rate schedule at which the phase begins; a phase
+            that continues a schedule starts where the one before stopped, a rewound one at k.
+        keep: True = the state at the end of this phase is a named artefact (an IMP level).
+    """
+
+    name: str
+    epochs: int
+    start_from: StartFrom = "current"
+    lr_epoch: int = 0
+    keep: bool = False
+
+
+@dataclass
+class EpochStats:
+    """What the loop knows at the end of an epoch; `end_epoch` hooks and schedules read it.
+
+    Attributes:
+        epoch: 0-based epoch within the whole training, over all phases.
+        phase_epoch: 0-based epoch within the phase.
+        train: mean training loss and scores of the epoch; `last_loss` is the last batch's.
+        validation: scores on the validation split, empty when there is none.
+        logged: a hook may add its own numbers here; they are tracked as `<method>/<key>`.
+    """
+
+    epoch: int
+    phase_epoch: int
+    train: Mapping[str, float]
+    validation: Mapping[str, float] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where the loop is; given to the per-step hooks. `step` counts optimizer steps of the whole
+    training, `phase_step` those of the phase, both 0-based; `steps_per_epoch` is constant."""
+
+    phase: Phase
+    step: int
+    phase_step: int
+    steps_per_epoch: int
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Method(Protocol):
+    """What the loop and the prune stage ask of a pruning method."""
+
+    granularity: Granularity
+
+    def phases(self, recipe: Recipe) -> Sequence[Phase]: ...
+    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None: ...
+    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer: ...
+    def schedule(self, optimizer: Optimizer, phase: Phase, recipe: Recipe) -> Schedule: ...
+    def penalty(self, model: nn.Module) -> Tensor | None: ...
+    def after_backward(self, model: nn.Module, at: StepContext) -> None: ...
+    def after_step(self, model: nn.Module, at: StepContext) -> None: ...
+    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool: ...
+    def end_phase(self, model: nn.Module, phase: Phase) -> None: ...
+    def plan(self) -> PruningPlan | None: ...
+    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]: ...
+    def release(self, model: nn.Module) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class MethodBase:
+    """Defaults: train densely with the recipe's optimizer and schedule, prune nothing.
+
+    Subclasses override the two to six hooks their paper speaks of. Shared science is functions,
+    not a deeper class tree.
+    """
+
+    granularity = Granularity.UNSTRUCTURED
+
+    def phases(self, recipe: Recipe) -> Sequence[Phase]:
+        """The parts of the training, in order."""
+        return (Phase("train", recipe.epochs),)
+
+    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
+        """Called once, on the training device, before the first step and again on resume (before
+        the state is loaded): attach gates, move weights into the feasible set, remember `units`.
+        `batches` are training batches of epoch 0, for methods that look at data first."""
+
+    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
+        """A fresh optimizer for `phase`; anything a step needs besides gradients travels in its
+        param groups, everything it remembers in its `state`."""
+        return make_optimizer(model, recipe)
+
+    def schedule(self, optimizer: Optimizer, phase: Phase, recipe: Recipe) -> Schedule:
+        """The learning-rate schedule of `phase`, stepped at the end of every epoch."""
+        return make_schedule(optimizer, recipe, start_epoch=phase.lr_epoch)
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A scalar added to the task's loss, or None."""
+        return None
+
+    def after_backward(self, model: nn.Module, at: StepContext) -> None:
+        """May edit gradients; gradient clipping comes after."""
+
+    def after_step(self, model: nn.Module, at: StepContext) -> None:
+        """May edit weights: clamp, project. The loop enforces `plan()` afterwards."""
+
+    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
+        """True ends the phase here."""
+        return False
+
+    def end_phase(self, model: nn.Module, phase: Phase) -> None:
+        """E.g. tighten a mask: the weights are the trained ones of this phase."""
+
+    def plan(self) -> PruningPlan | None:
+        """The masks in force now; the loop multiplies them in."""
+        return None
+
+    @torch.no_grad()
+    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
+        """Score per unit, >= 0, higher = keep; 0 = already removed by training. Keys are
+        `units.weights` (shape of the weight) or names of prunable groups (shape (size,))."""
+        state = model.state_dict()
+        return {name: state[name].detach().abs() for name in units.weights}
+
+    def release(self, model: nn.Module) -> None:
+        """Leave a plain model: no hooks, no gates, `requires_grad` as it was."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to resume and to compute `saliency` later: a tree of dicts, lists,
+        numbers, strings and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""

@@ -1,0 +1,1 @@
+"""What can go: units, plans, masking, surgery, counting. Imports nothing of ours."""

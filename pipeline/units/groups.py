@@ -1,0 +1,99 @@
+"""What can go: the names of prunable weights and the groups of channels that live or die together.
+
+Plain data. Tensors are named by their `state_dict` key, so a group survives deepcopy and printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Role = Literal["producer", "norm", "consumer"]
+
+
+class Granularity(StrEnum):
+    """What one unit is: a single weight, or one channel of a channel group."""
+
+    UNSTRUCTURED = "unstructured"
+    STRUCTURED = "structured"
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One dimension of one tensor that carries the channels of a group.
+
+    Attributes:
+        tensor: `state_dict` key of a parameter or buffer.
+        dim: the dimension of that tensor that is indexed by `index`.
+        role: "producer" computes the channel, "norm" scales and shifts it (BatchNorm and kin,
+            running statistics included), "consumer" reads it.
+        index: int64, shape (size, k): `index[i]` are the k positions along `dim` that belong to
+            channel i. k = 1 for a plain convolution, h*w behind a flatten, the number of
+            convolution groups in a grouped convolution.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    index: Tensor
+
+    @property
+    def plain(self) -> bool:
+        """True when channel i is position i, so `index` need not be applied."""
+        return self.index.shape[1] == 1 and bool(
+            torch.equal(self.index[:, 0], torch.arange(self.index.shape[0]))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels coupled by the architecture: channel i of every slice is kept or removed together.
+
+    Attributes:
+        name: unique within a model, taken from its first producer.
+        size: number of channels, the length of the masks of this group.
+        slices: everything that surgery must cut.
+        prunable: False when removing a channel cannot be done exactly; `reason` says why, in words.
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    prunable: bool = True
+    reason: str = ""
+
+    @property
+    def zig(self) -> tuple[Slice, ...]:
+        """Zero-invariant part: producers and norms. All zero here = removable with no change."""
+        return tuple(s for s in self.slices if s.role != "consumer")
+
+    def __str__(self) -> str:
+        parts = [f"{s.tensor}[{s.dim}]" for s in self.slices]
+        tail = "" if self.prunable else f"  (not prunable: {self.reason})"
+        return f"{self.name} [{self.size}]: {' => '.join(parts)}{tail}"
+
+
+@dataclass(frozen=True)
+class Units:
+    """Everything of one model that a method may prune.
+
+    Attributes:
+        weights: names of the weights of convolution and linear layers, in `state_dict` order: the
+            unstructured units are their entries.
+        groups: channel groups, in forward order, the unprunable ones included.
+    """
+
+    weights: tuple[str, ...]
+    groups: tuple[ChannelGroup, ...]
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        return tuple(g for g in self.groups if g.prunable)
+
+    def by_name(self) -> Mapping[str, ChannelGroup]:
+        return {g.name: g for g in self.groups}
