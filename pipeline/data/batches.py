@@ -1,0 +1,104 @@
+"""What all loaders share: where batches live, the plan of an epoch, the interfaces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.data.augment import Transform, apply, draw, normalise, seeded
+from pipeline.data.config import Augmentation
+
+Batch = tuple[Tensor, Tensor]
+
+
+def _decoders() -> int:
+    """One decoding process per core we may use, eight at most."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where batches live and in which form.
+
+    `workers`: decoding processes of a streamed split; 0 = decode here. No number of them changes a
+    batch.
+    """
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    workers: int = field(default_factory=_decoders)
+
+
+CPU = Placement()
+
+
+class TrainSource(Protocol):
+    """What the training loop needs: `len` is steps per epoch, the last batch may be small."""
+
+    def __len__(self) -> int: ...
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+
+
+class EvalSource(Protocol):
+    """What evaluation needs: every example once, in order, without augmentation."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Finish:
+    """The last step of every batch: statistics, dtype, memory format."""
+
+    def __init__(self, transform: Transform, placement: Placement) -> None:
+        self._mean, self._std = (
+            torch.tensor(values, device=placement.device).view(1, -1, 1, 1)
+            for values in (transform.mean, transform.std)
+        )
+        self._placement = placement
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = normalise(images, self._mean, self._std)
+        last = self._placement.channels_last
+        form = torch.channels_last if last else torch.contiguous_format
+        return x.to(dtype=self._placement.dtype, memory_format=form)
+
+
+class EpochPlan:
+    """Order and random numbers of one epoch.
+
+    Attributes:
+        order: which example stands at each position of the epoch, on the CPU.
+    """
+
+    def __init__(
+        self, n: int, key: tuple[int, int], augment: tuple[Augmentation, ...], device: torch.device
+    ) -> None:
+        generator = seeded(*key)
+        self.order = torch.randperm(n, generator=generator)
+        self._augment = augment
+        self._drawn = [draw(op, n, generator).to(device, non_blocking=True) for op in augment]
+
+    def augment(self, images: Tensor, first: int, size: tuple[int, int]) -> Tensor:
+        """The images at positions `first`, `first + 1`, ... augmented."""
+        for op, drawn in zip(self._augment, self._drawn, strict=True):
+            images = apply(op, images, drawn[first : first + len(images)], size)
+        return images
+
+
+def steps(n: int, batch_size: int) -> int:
+    """Batches per pass over `n` examples, the last one possibly small."""
+    return -(-n // batch_size)
+
+
+def check_start(start_step: int, length: int) -> None:
+    """Raise ValueError unless an epoch of `length` steps can begin at `start_step`."""
+    if not 0 <= start_step <= length:
+        raise ValueError(f"start_step {start_step} outside an epoch of {length} steps")

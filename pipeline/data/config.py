@@ -1,0 +1,150 @@
+"""The `data:` block of params.yaml: which images, which splits, how they meet the network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Range = tuple[Positive, Positive]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PadCrop(_Frozen):
+    """Pad with black on all sides, then cut a window of the old size at a random place."""
+
+    name: Literal["pad_crop"] = "pad_crop"
+    padding: Annotated[int, Field(ge=1)] = 4
+
+
+class Flip(_Frozen):
+    """Mirror left and right."""
+
+    name: Literal["flip"] = "flip"
+    probability: Probability = 0.5
+
+
+class RandomResizedCrop(_Frozen):
+    """Cut a box of random area and aspect ratio and scale it to the network's size."""
+
+    name: Literal["random_resized_crop"] = "random_resized_crop"
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RandomResizedCrop:
+        if self.scale[0] > self.scale[1] or self.scale[1] > 1 or self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"scale {self.scale} or ratio {self.ratio} is not an interval")
+        return self
+
+
+class ColorJitter(_Frozen):
+    """Brightness, contrast and saturation times 1 +- the given amount, in random order."""
+
+    name: Literal["color_jitter"] = "color_jitter"
+    brightness: Probability = 0.4
+    contrast: Probability = 0.4
+    saturation: Probability = 0.4
+
+
+class Lighting(_Frozen):
+    """Noise along the principal components of ImageNet's colours (AlexNet, section 4.1)."""
+
+    name: Literal["lighting"] = "lighting"
+    std: NonNegative = 0.1
+
+
+class Statistics(_Frozen):
+    """Mean and standard deviation per channel of pixels in [0, 1]; one number serves all."""
+
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Statistics:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means but {len(self.std)} deviations")
+        return self
+
+    def for_channels(self, channels: int) -> Statistics:
+        """The same with one number per channel.
+
+        Raises:
+            ValueError: neither one number nor `channels`.
+        """
+        if len(self.mean) == channels:
+            return self
+        if len(self.mean) != 1:
+            raise ValueError(
+                f"normalise: {len(self.mean)} means for images of {channels} channel(s); "
+                "give one per channel, or a single one"
+            )
+        return Statistics(mean=self.mean * channels, std=self.std * channels)
+
+
+def _named(value: Any) -> Any:
+    """`flip` in YAML is short for `{name: flip}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Augmentation = Annotated[
+    Annotated[
+        PadCrop | Flip | RandomResizedCrop | ColorJitter | Lighting, Field(discriminator="name")
+    ],
+    BeforeValidator(_named),
+]
+
+
+class DataConfig(_Frozen):
+    """The `data:` block. After validation no "auto" and no preset is left unresolved.
+
+    `preset` (see presets.py) fills in what the block does not say itself: a paper's augmentation,
+    statistics and image size. `augment`: a list, "none", or "auto" for the data set's usual one.
+    `normalise`: "auto" (the data set's usual statistics), "imagenet", "computed" (from the
+    training split), or `{mean: [...], std: [...]}`.
+
+    `val_size` training images, stratified by class and chosen by `split_seed`, become the
+    validation split; `limit` then keeps that many of the rest, stratified too, for slices that fit
+    a CPU. `size`: side of the network's input, None = that of the images. `rgb`: repeat a grey
+    channel three times.
+    """
+
+    name: str
+    preset: str | None = None
+    root: str | None = "data/raw"
+    download: bool = True
+    val_size: Annotated[int, Field(ge=1)] | None = None
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    limit: Annotated[int, Field(ge=1)] | None = None
+    augment: tuple[Augmentation, ...] = ()
+    normalise: Literal["computed"] | Statistics = "computed"
+    size: Annotated[int, Field(ge=1)] | None = None
+    rgb: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, block: Any) -> Any:
+        from pipeline.data.presets import resolve
+
+        return resolve(block) if isinstance(block, dict) else block
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if self.name == "imagefolder" and self.normalise == "computed":
+            raise ValueError(
+                "normalise: 'computed' would decode the whole folder; use 'imagenet' or mean/std"
+            )
+        if self.name == "imagefolder" and self.size is None:
+            raise ValueError("size: imagefolder needs the side of the network's input, e.g. 224")
+        if self.name != "digits" and self.root is None:
+            raise ValueError(f"root: {self.name} needs a folder")
+        colour = {"color_jitter", "lighting"} & {a.name for a in self.augment}
+        if colour and self.name in ("digits", "mnist", "fashion_mnist") and not self.rgb:
+            raise ValueError(f"augment: {sorted(colour)} need colour images; set rgb: true")
+        return self

@@ -1,0 +1,42 @@
+"""The error of this room, and a folder that is replaced whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class DataError(ValueError):
+    """A data file is missing, damaged or not what it should be; the message names the way out."""
+
+
+def md5(path: Path) -> str:
+    """Hex md5 of a file's bytes: what the authors of data sets publish."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder whose files take the place of `folder`'s at the end.
+
+    The files move in by name order after all are complete. On an exception `folder` is as before.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        folder.mkdir(exist_ok=True)
+        fresh = sorted(p.name for p in temporary.iterdir())
+        for stale in folder.iterdir():
+            if stale.is_file() and stale.name not in fresh:
+                stale.unlink()
+        for name in fresh:
+            os.replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

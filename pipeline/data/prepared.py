@@ -1,0 +1,97 @@
+"""Reading what `prepare` wrote. Nothing is read before it is asked for, and nothing unchecked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from pipeline.data.augment import Transform
+from pipeline.data.config import Augmentation
+from pipeline.data.files import DataError
+from pipeline.data.info import DatasetInfo
+from pipeline.data.prepare import CARD
+from pipeline.data.splits import FolderSplit, Split, TensorSplit
+from pipeline.files import DamagedFileError, file_sha256, read_json
+
+_REMEDY = "run `dvc repro prepare-data`"
+_AUGMENT: TypeAdapter[tuple[Augmentation, ...]] = TypeAdapter(tuple[Augmentation, ...])
+
+
+class Prepared:
+    """A prepared data set.
+
+    Attributes:
+        card: the content of card.json.
+        info: what a model builder may know.
+        mean, std: per channel, in use for normalisation.
+        transform: how images become the network's input, training augmentation included.
+    """
+
+    def __init__(self, folder: Path, card: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self.card = card
+        channels, height, width = card["input_shape"]
+        self.info = DatasetInfo(card["name"], (channels, height, width), card["num_classes"])
+        self.mean, self.std = tuple(card["mean"]), tuple(card["std"])
+        augment = _AUGMENT.validate_python(card["augment"])
+        self.transform = Transform(augment, (height, width), self.mean, self.std)
+
+    def train(self) -> Split:
+        """The training split."""
+        return self._split("train")
+
+    def validation(self) -> Split | None:
+        """The validation split, None when `data.val_size` asked for none."""
+        return self._split("validation") if "validation" in self.card["files"] else None
+
+    def test(self) -> Split:
+        """The test split: for the stages `evaluate` and `sweep` only."""
+        return self._split("test")
+
+    def _split(self, name: str) -> Split:
+        entry = self.card["files"][name]
+        path = self._folder / entry["file"]
+        check_size(path, entry["bytes"])
+        if file_sha256(path) != entry["sha256"]:
+            raise DataError(f"{path}: content differs from its checksum in {CARD}; {_REMEDY}")
+        if path.suffix == ".json":
+            index = read_json(path)
+            labels = torch.tensor(index["labels"], dtype=torch.int64)
+            return FolderSplit(index["root"], tuple(index["paths"]), labels)
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+        return TensorSplit(tensors["images"], tensors["labels"])
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raise DataError unless the file has that many bytes."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {_REMEDY}")
+    if path.stat().st_size != size:
+        raise DataError(
+            f"{path}: {path.stat().st_size} bytes instead of {size}, truncated or replaced; "
+            f"{_REMEDY}"
+        )
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Open a prepared data set; sizes are checked now, checksums when a split is read.
+
+    Raises:
+        DataError: a file is missing or damaged; the message names it.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {_REMEDY}")
+    try:
+        card = read_json(path)
+        for entry in card["files"].values():
+            check_size(path.parent / entry["file"], entry["bytes"])
+        return Prepared(path.parent, card)
+    except (DamagedFileError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a data card ({error}); {_REMEDY}") from error
