@@ -1,0 +1,120 @@
+"""Event files: everything a stage reports while it runs, one JSON object per line, in order.
+
+Kinds: params {values}, tags {values}, metrics {values, step, epoch}, artifact {path}, note {text};
+each with the wall time. Append-only and flushed line by line, so a killed process loses at most a
+torn last line; the next stage never depends on the file, so it may hold clocks and hosts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Kind = Literal["params", "tags", "metrics", "artifact", "note"]
+KINDS = frozenset(get_args(Kind))
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line: `time` in seconds since 1970, `data` as the kind says."""
+
+    kind: Kind
+    time: float
+    data: Mapping[str, Any]
+
+
+class EventLog:
+    """An event file open for appending; a torn last line of an earlier process is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        self._cut(_whole_lines(self.path))
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def append(self, kind: Kind, **data: Any) -> Event:
+        """Write one event and flush it.
+
+        Raises:
+            ValueError: a metric is not finite, which no later step could repair.
+        """
+        if kind == "metrics":
+            _check_finite(data["values"], self.path)
+        event = Event(kind, time.time(), data)
+        line = json.dumps({"kind": kind, "time": event.time, **data}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        return event
+
+    def offset(self) -> int:
+        """Bytes written so far, safely on the disk: what a checkpoint stores."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def truncate(self, offset: int) -> None:
+        """Drop what was written after `offset`: a resumed training writes it again.
+
+        Raises:
+            ValueError: the file is shorter than that, or `offset` is inside a line.
+        """
+        size = self.path.stat().st_size
+        inside = 0 < offset <= size and self.path.read_bytes()[offset - 1 : offset] != b"\n"
+        if offset > size or inside:
+            raise ValueError(
+                f"{self.path}: the checkpoint cites byte {offset} of this event file, which has "
+                f"{size}: they do not belong together. Delete both to train from the start"
+            )
+        self._cut(offset)
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        self._file.close()
+
+    def _cut(self, offset: int) -> None:
+        self._file.truncate(offset)
+        self._file.seek(0, os.SEEK_END)
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a file, in order; a torn last line (no newline) is left out.
+
+    Raises:
+        ValueError: another line is damaged; the message names file and line.
+    """
+    raw = Path(path).read_bytes()
+    lines = raw[: raw.rfind(b"\n") + 1].splitlines()
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _parse(line: bytes, where: str) -> Event:
+    try:
+        data = json.loads(line)
+        kind, at = data.pop("kind"), float(data.pop("time"))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{where}: damaged event ({error}). Delete the file: it is only a view, "
+            "the record beside it holds the results"
+        ) from error
+    if kind not in KINDS:
+        raise ValueError(f"{where}: unknown kind {kind!r} (known: {', '.join(sorted(KINDS))})")
+    return Event(kind, at, data)
+
+
+def _whole_lines(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _check_finite(values: Mapping[str, float], path: Path) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{path}: metric {name!r} is {value}, not a finite number")

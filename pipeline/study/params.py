@@ -1,0 +1,232 @@
+"""params.yaml, validated as a whole before any work, as frozen typed objects.
+
+The one place that knows the file's shape. Every error names the file, the key path and the known
+alternatives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
+
+from pipeline.study import registry
+from pipeline.study.schema import File, FinetuneDefaults, PruningParams, TrainingParams
+from pipeline.training.recipe import Recipe, Strict
+from pipeline.units.groups import Granularity
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class ParamsError(ValueError):
+    """params.yaml asks for something that cannot be; the message says where and what is known."""
+
+
+class Params:
+    """A validated params.yaml.
+
+    Attributes:
+        file: the typed content; `study`, `data`, `sweep`, `evaluate` are read from it directly.
+    """
+
+    def __init__(self, file: File, path: Path) -> None:
+        self.file, self.path = file, path
+        self.methods = {n: _method_config(path, n, c) for n, c in file.methods.items()}
+        self.recipes = {k: self._recipe(k) for k in file.trainings}
+        _check_references(self)
+
+    def _recipe(self, key: str) -> Recipe:
+        overrides = self.file.trainings[key].train
+        where = f"trainings.{key}.train"
+        return _validated(self.path, where, Recipe, merge(self.file.train.model_dump(), overrides))
+
+    def training(self, key: str) -> TrainingParams:
+        """Raises ParamsError: no such training; lists the known ones."""
+        return _named(self.path, "trainings", self.file.trainings, key)
+
+    def pruning(self, key: str) -> PruningParams:
+        """Raises ParamsError: no such pruning; lists the known ones."""
+        return _named(self.path, "prunings", self.file.prunings, key)
+
+    def recipe(self, key: str) -> Recipe:
+        """The common recipe with the overrides of training `key`."""
+        return self.recipes[key]
+
+    def method_config(self, key: str) -> Strict:
+        """The validated config of the method of training `key`."""
+        return self.methods[self.training(key).method]
+
+    def retraining(self, key: str) -> FinetuneDefaults:
+        """The `finetune` block in force for pruning `key`."""
+        own, common = self.pruning(key).finetune, self.file.finetune
+        return FinetuneDefaults(
+            epochs=common.epochs if own.epochs is None else own.epochs,
+            start_from=common.start_from if own.start_from is None else own.start_from,
+            train=merge(common.train, own.train),
+        )
+
+    def retraining_recipe(self, key: str) -> Recipe:
+        """The recipe of the retraining of pruning `key`; its `epochs` are the training's."""
+        base = self.recipe(self.pruning(key).training).model_dump()
+        overrides = self.retraining(key).train
+        return _validated(
+            self.path, f"prunings.{key}.finetune.train", Recipe, merge(base, overrides)
+        )
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and validate a params file.
+
+    Raises:
+        ParamsError: the first things wrong with it, one line each, before any work.
+    """
+    path = Path(path)
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path}: no such file; run from the folder of a params.yaml") from error
+    except DuplicateKeyError as error:
+        found = re.search(r'found duplicate key "([^"]*)"', str(error))
+        name = found.group(1) if found else "?"
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ParamsError(f"{path}:{line}: {name!r} is there twice; names are unique") from error
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: expected a mapping of blocks, got {type(raw).__name__}")
+    return Params(_validated(path, "", File, raw), path)
+
+
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `overrides` laid over it, block by block."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def _named(path: Path, block: str, items: Mapping[str, Any], key: str) -> Any:
+    if key not in items:
+        raise ParamsError(f"{path}: {block}.{key}: no such entry (known: {_list(items)})")
+    return items[key]
+
+
+def _list(names: Any) -> str:
+    return ", ".join(sorted(map(str, names))) or "none"
+
+
+def _validated(path: Path, where: str, kind: type[Any], raw: Any) -> Any:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [_line(path, where, kind, e) for e in error.errors()]
+        raise ParamsError("\n".join(lines)) from error
+
+
+def _line(path: Path, where: str, kind: type[BaseModel], error: Any) -> str:
+    loc = [str(part) for part in error["loc"]]
+    at = ".".join([where, *loc] if where else loc)
+    if error["type"] == "extra_forbidden":
+        return f"{path}: {at}: unknown key (known: {_list(_fields_at(kind, error['loc'][:-1]))})"
+    if error["type"] == "missing":
+        return f"{path}: {at}: missing"
+    return f"{path}: {at}: {error['msg']} (got {error['input']!r})"
+
+
+def _fields_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the model reached by walking `loc` from `kind`."""
+    for part in loc:
+        field = kind.model_fields.get(part)
+        below = None if field is None else next(_models_in(field.annotation), None)
+        kind = below or kind
+    return list(kind.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _method_config(path: Path, name: str, raw: Mapping[str, Any]) -> Strict:
+    try:
+        spec = registry.method_spec(name)
+    except KeyError as error:
+        raise ParamsError(f"{path}: methods.{name}: {error.args[0]}") from error
+    return _validated(path, f"methods.{name}", spec.config, raw)
+
+
+def _check_references(params: Params) -> None:
+    file, path = params.file, params.path
+    for block, items in (("trainings", file.trainings), ("prunings", file.prunings)):
+        for key in items:
+            if not NAME.fullmatch(key):
+                raise ParamsError(
+                    f"{path}: {block}.{key}: a name is lower-case letters, digits, '-' and '_' "
+                    "(DVC and file names need it)"
+                )
+    for key, training in file.trainings.items():
+        _check_training(params, key, training)
+    for key, pruning in file.prunings.items():
+        _check_pruning(params, key, pruning)
+    for key in file.sweep.trainings:
+        if key not in file.trainings:
+            raise ParamsError(
+                f"{path}: sweep.trainings: {key!r} is no training (known: {_list(file.trainings)})"
+            )
+    if len(set(file.sweep.sparsities)) != len(file.sweep.sparsities):
+        raise ParamsError(f"{path}: sweep.sparsities: a value is there twice")
+
+
+def _check_training(params: Params, key: str, training: TrainingParams) -> None:
+    where = f"{params.path}: trainings.{key}"
+    if training.method not in params.methods:
+        known = ", ".join(registry.method_names())
+        hint = f"add a `methods.{training.method}:` block" if training.method in known else ""
+        raise ParamsError(
+            f"{where}.method: {training.method!r} has no block under `methods` "
+            f"(known methods: {known}) {hint}".rstrip()
+        )
+    try:
+        spec = registry.model_spec(training.model.family, training.model.name)
+    except KeyError as error:
+        raise ParamsError(f"{where}.model: {error.args[0]}") from error
+    arguments = _builder_arguments(spec.build)
+    _validated(params.path, f"trainings.{key}.model", arguments, training.model.args)
+
+
+def _builder_arguments(build: registry.Builder) -> type[BaseModel]:
+    """A strict model of a network builder's keyword arguments."""
+    parameters = list(inspect.signature(build, eval_str=True).parameters.values())[1:]
+    fields: Any = {p.name: (p.annotation, p.default) for p in parameters}
+    return create_model("model", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _check_pruning(params: Params, key: str, pruning: PruningParams) -> None:
+    where = f"{params.path}: prunings.{key}"
+    if pruning.training not in params.file.trainings:
+        known = _list(params.file.trainings)
+        raise ParamsError(f"{where}.training: {pruning.training!r} is no training (known: {known})")
+    training = params.training(pruning.training)
+    method = registry.method_spec(training.method).build(params.method_config(pruning.training))
+    phases = method.phases(params.recipe(pruning.training))
+    states = ["final", "init", "rewind", *(p.name for p in phases if p.keep)]
+    if pruning.at not in states:
+        raise ParamsError(f"{where}.at: {pruning.at!r} is no state of it (known: {_list(states)})")
+    granularity = pruning.granularity or method.granularity
+    if pruning.target.rule in ("macs", "params") and granularity is Granularity.UNSTRUCTURED:
+        raise ParamsError(
+            f"{where}.target.rule: {pruning.target.rule!r} counts what surgery removes and needs "
+            "granularity: structured (this pruning masks single weights: use rule: fraction)"
+        )
+    params.retraining_recipe(key)

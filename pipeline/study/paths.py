@@ -1,0 +1,40 @@
+"""Every path of a study, one function each. All are relative to the folder of params.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+PREPARED = Path("data/prepared")
+TABLES = Path("reports/tables")
+RECORDS = Path("reports/records")
+
+
+def training(key: str) -> Path:
+    """Artefact of a training: spec.json and one folder per named state."""
+    return Path("artifacts/train") / key
+
+
+def prune(key: str) -> Path:
+    """Artefact of a pruning before retraining: spec.json, plan, weights."""
+    return Path("artifacts/prune") / key
+
+
+def finetune(key: str) -> Path:
+    """Artefact of a pruning after retraining: what is delivered."""
+    return Path("artifacts/finetune") / key
+
+
+def checkpoints(stage: str, key: str) -> Path:
+    """Checkpoints of a running stage; outside every DVC output, removed when it ends well."""
+    return Path(".checkpoints") / stage / key
+
+
+def events(stage: str, key: str) -> Path:
+    """Event file of one stage instance: every metric with its time. Nobody's dependency."""
+    return Path("artifacts/events") / stage / f"{key}.jsonl"
+
+
+def record(kind: str, key: str) -> Path:
+    """Deterministic record, tracked by git. Kinds: train, evaluate, sweep."""
+    return RECORDS / kind / f"{key}.json"

@@ -1,0 +1,101 @@
+"""What train and finetune share: from a recipe and a method to a finished `fit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.data.batches import Placement
+from pipeline.data.loaders import make_eval_batches, make_train_batches
+from pipeline.data.prepared import Prepared
+from pipeline.study.artifacts import NetworkSpec
+from pipeline.study.progress import Progress
+from pipeline.study.records import CurvePoint
+from pipeline.study.runtime import Workplace
+from pipeline.training.checkpoint import CheckpointFolder, State, clone_state
+from pipeline.training.fit import fit
+from pipeline.training.job import Job, Observer
+from pipeline.training.method import Method
+from pipeline.training.recipe import Recipe
+from pipeline.training.tasks import TASKS, Task
+from pipeline.units.groups import Units
+from pipeline.units.plan import PruningPlan
+
+FRESH_STREAM = 7919  # a re-initialised network draws from another stream than the training's
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One network to train: the network as it is now, its units, and how."""
+
+    network: NetworkSpec
+    model: nn.Module
+    units: Units
+    method: Method
+    recipe: Recipe
+    seed: int
+    keep: PruningPlan | None = None
+
+
+def train_network(
+    assignment: Assignment,
+    prepared: Prepared,
+    place: Workplace,
+    folder: CheckpointFolder,
+    observer: Observer,
+) -> tuple[CurvePoint, ...]:
+    """Run `fit` on the training split of `prepared`, validating on its validation split.
+
+    The model ends on the CPU, trained; named states are in `folder.snapshots()`.
+    """
+    a, recipe = assignment, assignment.recipe
+    placement = Placement(device=place.device, channels_last=recipe.channels_last)
+    validation = prepared.validation()
+    form = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    a.model.to(place.device, memory_format=form)
+    batches = make_train_batches(
+        prepared, batch_size=recipe.batch_size, seed=a.seed, placement=placement
+    )
+    progress = Progress(observer, batches, sum(p.epochs for p in a.method.phases(recipe)))
+    job = Job(
+        model=a.model,
+        units=a.units,
+        method=a.method,
+        task=task_of(a.network, recipe.label_smoothing),
+        recipe=recipe,
+        train=progress,
+        validation=None
+        if validation is None
+        else make_eval_batches(prepared, validation, batch_size=512, placement=placement),
+        seed=a.seed,
+        device=place.device,
+        fresh=lambda: fresh_state(a.network, a.seed + FRESH_STREAM),
+        keep=a.keep,
+    )
+    try:
+        curve = fit(job, folder, progress)
+    finally:
+        progress.close()
+    a.model.to("cpu", memory_format=torch.contiguous_format)
+    return tuple(curve_point(row) for row in curve)
+
+
+def task_of(network: NetworkSpec, label_smoothing: float = 0.0) -> Task:
+    """The task that `network` is registered for."""
+    return TASKS[network.registered.task](network.info.num_classes, label_smoothing)
+
+
+def fresh_state(network: NetworkSpec, seed: int) -> State:
+    """Initial weights of another seed; the global generators are left as they are."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return clone_state(network.build())
+
+
+def curve_point(row: dict[str, Any]) -> CurvePoint:
+    """A row of the loop's curve as the record holds it."""
+    return CurvePoint(int(row["epoch"]), int(row["step"]), str(row["phase"]), dict(row["values"]))

@@ -1,0 +1,298 @@
+"""Tracking: events to a local file first, MLflow as a live view of it. The only importer of mlflow.
+
+Importing this module costs nothing and works without mlflow. Stages use `open_tracker`; `publish`
+uses `Store`. The tracking server is MLFLOW_TRACKING_URI, else `mlflow.db` at the repository root
+with artifacts in `mlartifacts/`. ESPALIER_MLFLOW=off turns the live view off; nothing else changes,
+since whatever is not mirrored is published by the report stage. MLFLOW_RUN_ID is not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.study.events import EventLog, read_events
+from pipeline.study.facts import machine_facts, owner
+from pipeline.study.mirror import Mirror
+from pipeline.study.runs import Point, RunSpec, RunView, with_events
+
+_METRICS_PER_CALL, _TEXTS_PER_CALL = 500, 90  # the REST interface takes 1000 and 100
+_SETTINGS = {
+    # One outage costs seconds: with MLflow's own settings one call blocks for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "DO_NOT_TRACK": "true",
+}
+
+
+def root() -> Path:
+    """Repository root: DVC tells it to its stages; by hand it is the working directory."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def tracking_uri() -> str:
+    """Where runs go."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+
+
+class Tracker:
+    """What a stage reports to. Writes every event to its file, then hands it to the mirror.
+
+    Call `begin(offset)` with the offset stored in the checkpoint to resume; without it the first
+    metric begins anew. `events` is the finished file (a DVC out, which DVC deletes before a run);
+    while the stage runs the file is `work`, kept beside the checkpoints.
+    """
+
+    def __init__(
+        self, spec: RunSpec, events: Path, work: Path | None = None, mirror: Mirror | None = None
+    ) -> None:
+        self.spec = spec
+        self._events, self._work = Path(events), Path(work or events)
+        self._log = EventLog(self._work)
+        self._mirror = mirror
+        self._begun: float | None = None
+
+    def begin(self, offset: int = 0) -> None:
+        """Start, or resume after the events before `offset`; later ones are dropped."""
+        self._log.truncate(offset)
+        self._begun = time.monotonic()
+        tags = {**self.spec.tags, **machine_facts()}
+        if offset == 0:
+            self._log.append("params", values=dict(self.spec.params))
+            tags["log_id"] = uuid.uuid4().hex
+        else:
+            sessions = [e for e in read_events(self._work) if e.kind == "tags"]
+            tags["resumed"] = str(len(sessions))
+            tags["log_id"] = sessions[0].data["values"]["log_id"]
+        self._log.append("tags", values=tags)
+        if self._mirror is not None:
+            self._mirror.begin(tags | {"owner": owner(), "source": "live"}, read_events(self._work))
+
+    def metrics(
+        self, values: Mapping[str, float], *, epoch: int | None = None, step: int | None = None
+    ) -> None:
+        """Numbers of an epoch, or (without `epoch`) of the run as a whole.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
+        self._ensure_begun()
+        plain = {k: float(v) for k, v in values.items()}
+        event = self._log.append("metrics", values=plain, step=step, epoch=epoch)
+        if self._mirror is not None:
+            self._mirror.put([event])
+
+    def note(self, text: str) -> None:
+        """A line for a reader of the event file."""
+        self._ensure_begun()
+        self._log.append("note", text=text)
+
+    def artifact(self, path: Path) -> None:
+        """Name a file this run made."""
+        self._ensure_begun()
+        self._log.append("artifact", path=str(path))
+
+    def offset(self) -> int:
+        """Where the event file stands, for the checkpoint."""
+        self._ensure_begun()
+        return self._log.offset()
+
+    def finish(self, view: RunView | None = None) -> None:
+        """End well. `view` is the record's run: with it the mirrored run becomes the run of that
+        record; without one (a stage that writes no record) it stands until the publisher has
+        logged the record that follows."""
+        self._ensure_begun()
+        assert self._begun is not None
+        self.metrics({"time/session_s": time.monotonic() - self._begun})
+        self._log.close()
+        if self._work != self._events:
+            self._events.parent.mkdir(parents=True, exist_ok=True)
+            self._work.replace(self._events)
+        if self._mirror is not None:
+            complete = with_events(view, read_events(self._events)) if view else None
+            self._mirror.close("FINISHED", complete)
+            self._mirror = None
+
+    def stop(self, status: str) -> None:
+        """End otherwise: FAILED or KILLED. The event file stays for a resumed run."""
+        self._log.close()
+        if self._mirror is not None:
+            self._mirror.close(status, None)
+            self._mirror = None
+
+    @property
+    def ended(self) -> bool:
+        """True after `finish` or `stop`."""
+        return self._log.closed
+
+    def _ensure_begun(self) -> None:
+        if self._begun is None:
+            self.begin()
+
+
+@contextlib.contextmanager
+def open_tracker(
+    spec: RunSpec, events: Path, *, work: Path | None = None, live: bool = True
+) -> Iterator[Tracker]:
+    """A tracker for one stage instance; leaving the block without `finish` is a finish.
+
+    `live=False` writes the event file only: for stages of seconds, whose runs the publisher logs.
+    """
+    mirrored = live and os.environ.get("ESPALIER_MLFLOW", "").lower() != "off"
+    mirror = Mirror(partial(Store, spec.experiment), spec) if mirrored else None
+    tracker = Tracker(spec, events, work, mirror)
+    try:
+        yield tracker
+    except Exception:
+        tracker.stop("FAILED")
+        raise
+    except BaseException:
+        tracker.stop("KILLED")
+        raise
+    if not tracker.ended:
+        tracker.finish()
+
+
+class Store:
+    """One MLflow experiment: the few operations this project needs, on entities of its own.
+
+    Raises:
+        ImportError: mlflow is not installed.
+        mlflow.exceptions.MlflowException: the server does not answer; every method may raise it.
+    """
+
+    def __init__(self, experiment: str, uri: str | None = None) -> None:
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import mlflow
+
+        self.uri = uri or tracking_uri()
+        self.experiment = experiment
+        with self.lock():
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+            self._id = self._experiment_id(experiment)
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str = "init") -> Iterator[None]:
+        """One process at a time where the store is a local file; a server does its own locking.
+        Two processes that meet in a new sqlite file damage it for good."""
+        database = _sqlite_file(self.uri)
+        if database is None:
+            yield
+            return
+        import fcntl
+
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.with_name(f"{database.name}-{purpose}.lock").open("w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+
+    def runs(self, where: str) -> list[Any]:
+        """mlflow.entities.Run of the experiment that match an MLflow filter, oldest first."""
+        found, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [self._id], where, max_results=1000, order_by=["start_time ASC"], page_token=token
+            )
+            found += list(page)
+            token = page.token
+            if not token:
+                return found
+
+    def create(self, name: str, tags: Mapping[str, str], started: float | None = None) -> str:
+        """A new run in state RUNNING; returns its id."""
+        at = None if started is None else round(started * 1000)
+        run = self._client.create_run(self._id, start_time=at, tags=dict(tags), run_name=name)
+        return str(run.info.run_id)
+
+    def log(self, run_id: str, points: Iterable[Point]) -> None:
+        """Metrics, in as few calls as the interface allows."""
+        from mlflow.entities import Metric
+
+        now = time.time()
+        rows = [
+            Metric(p.name, p.value, round((now if p.time is None else p.time) * 1000), p.step)
+            for p in points
+        ]
+        for part in _parts(rows, _METRICS_PER_CALL):
+            self._client.log_batch(run_id, metrics=part)
+
+    def describe(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Params (immutable once set) and tags."""
+        from mlflow.entities import Param, RunTag
+
+        for part in _parts([Param(k, v) for k, v in params.items()], _TEXTS_PER_CALL):
+            self._client.log_batch(run_id, params=part)
+        for part in _parts([RunTag(k, v) for k, v in tags.items()], _TEXTS_PER_CALL):
+            self._client.log_batch(run_id, tags=part)
+
+    def attach(self, run_id: str, view: RunView) -> None:
+        """The record as an artifact, the data set as an input."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        self._client.log_text(run_id, view.document, "record.json")
+        name, digest = view.data
+        dataset = Dataset(name, digest[:32] or "none", "local", '{"source": "data/prepared"}')
+        self._client.log_inputs(
+            run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", view.stage)])]
+        )
+
+    def seal(self, run_id: str, view: RunView, ended: float | None = None) -> None:
+        """Cite the record, then FINISHED: last of all, so half a run is never taken for one."""
+        self._client.set_tag(run_id, "record_sha", view.sha)
+        self.end(run_id, "FINISHED", ended)
+
+    def end(self, run_id: str, status: str, ended: float | None = None) -> None:
+        """Set the state of a run: FINISHED, FAILED, KILLED."""
+        at = None if ended is None else round(ended * 1000)
+        self._client.set_terminated(run_id, status, at)
+
+    def reopen(self, run_id: str) -> None:
+        """RUNNING again, for a resumed training."""
+        self._client.update_run(run_id, "RUNNING")
+
+    def delete(self, run_id: str) -> None:
+        """Move a run to MLflow's bin."""
+        self._client.delete_run(run_id)
+
+    def history(self, run_id: str, metric: str) -> list[Point]:
+        """All values of a metric, by step."""
+        rows = self._client.get_metric_history(run_id, metric)
+        points = [Point(metric, float(m.value), int(m.step), m.timestamp / 1000) for m in rows]
+        return sorted(points, key=lambda p: p.step)
+
+    def _experiment_id(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name) or self._create_experiment(name)
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _create_experiment(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        database = _sqlite_file(self.uri)
+        place = None if database is None else (database.parent / "mlartifacts").as_uri()
+        try:
+            self._client.create_experiment(name, artifact_location=place)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                raise
+        return self._client.get_experiment_by_name(name)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    scheme, _, path = uri.partition(":///")
+    return Path(path).absolute() if scheme.startswith("sqlite") else None
+
+
+def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

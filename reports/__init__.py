@@ -1,0 +1,1 @@
+"""Tables and figures of a study, built from MLflow runs only."""

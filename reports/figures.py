@@ -1,0 +1,149 @@
+"""Figures of a study (SVG and PNG, byte for byte the same) and the data behind them as CSV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files import replacing, write_text
+from reports.tables import scores_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STYLE = {
+    "svg.hashsalt": "espalier",  # ids in the SVG would differ from run to run
+    "svg.fonttype": "path",
+    "figure.figsize": (6.4, 4.2),
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.fontsize": "small",
+}
+_METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}
+_MAX_LEGEND = 16
+
+
+def sweep_data(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per sweep point: what the sweep figures and `dvc plots` show. Sparsity and sizes
+    are fractions, scores as recorded."""
+    import pandas as pd
+
+    data = {
+        "training": points.get("params.training"),
+        "model": points.get("params.model"),
+        "method": points.get("params.method"),
+        "seed": points.get("params.seed"),
+        "scope": points.get("params.scope"),
+        "recalibrated": points.get("params.recalibrated"),
+        "sparsity": points.get("metrics.sparsity/target"),
+        "params_nonzero": _fraction(points, "params_nonzero"),
+        "macs_nonzero": _fraction(points, "macs_nonzero"),
+    }
+    data |= {score: points.get(f"metrics.final/{score}") for score in scores_of(points)}
+    return pd.DataFrame(data, index=points.index)
+
+
+def write_figures(
+    prunings: pd.DataFrame, points: pd.DataFrame, curves: pd.DataFrame, folder: Path
+) -> None:
+    """sweep.csv, curves.csv, and those of the three figures that have data."""
+    sweep = sweep_data(points)
+    write_text(folder / "sweep.csv", sweep.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
+    score = next(iter(scores_of(prunings) or scores_of(points)), None)
+    if score and score in sweep and len(sweep):
+        _save(folder / "accuracy_sparsity", lambda ax: _accuracy_sparsity(ax, sweep, score))
+    if score and (len(prunings) or len(sweep)):
+        _save(folder / "accuracy_macs", lambda ax: _accuracy_macs(ax, prunings, sweep, score))
+    shown = _shown_metric(curves)
+    if shown:
+        _save(folder / "curves", lambda ax: _curves(ax, curves, shown))
+
+
+def _fraction(runs: pd.DataFrame, size: str) -> Any:
+    if f"metrics.size/{size}" not in runs:
+        return None
+    dense = runs[f"metrics.size/{size.partition('_')[0]}_dense"]
+    return runs[f"metrics.size/{size}"] / dense
+
+
+def _accuracy_sparsity(ax: Any, sweep: pd.DataFrame, score: str) -> None:
+    """Mean over seeds, band = one standard deviation; dashed = BatchNorm recalibrated."""
+    for colour, label, part in _lines(sweep):
+        for recalibrated, style in (("false", "-"), ("true", "--")):
+            chosen = part[part["recalibrated"] == recalibrated]
+            if chosen.empty:
+                continue
+            stats = chosen.groupby("sparsity")[score].agg(["mean", "std"]).fillna(0.0)
+            name = label + (", BN recalibrated" if recalibrated == "true" else "")
+            ax.plot(stats.index, stats["mean"], style, color=colour, marker=".", label=name)
+            low, high = stats["mean"] - stats["std"], stats["mean"] + stats["std"]
+            ax.fill_between(stats.index, low, high, color=colour, alpha=0.15, linewidth=0)
+    ax.set(xlabel="sparsity (fraction of units removed)", ylabel=f"test {score} (%)")
+
+
+def _accuracy_macs(ax: Any, prunings: pd.DataFrame, sweep: pd.DataFrame, score: str) -> None:
+    """Lines: sweep points without retraining, mean over seeds; markers: prunings, one per seed."""
+    if score in sweep:
+        for colour, label, part in _lines(sweep):
+            best = part[part["recalibrated"] == "true"]  # a network without BatchNorm has none
+            mark = "one-shot" if best.empty else "one-shot, BN recalibrated"
+            means = (
+                (part if best.empty else best).groupby("sparsity")[["macs_nonzero", score]].mean()
+            )
+            x = 100.0 * means["macs_nonzero"]
+            ax.plot(x, means[score], "-", color=colour, alpha=0.6, label=f"{label}, {mark}")
+    if len(prunings):
+        shown = prunings.assign(
+            model=prunings["params.model"],
+            method=prunings["params.method"],
+            scope="",
+            x=100.0 * _fraction(prunings, "macs_nonzero"),
+        )
+        for number, (colour, label, part) in enumerate(_lines(shown)):
+            marker = "os^Dv<>P*X"[number % 10]
+            y = part[f"metrics.final/{score}"]
+            ax.plot(part["x"], y, marker, color=colour, label=label)
+    ax.set(xlabel="MACs, non-zero (% of the dense network)", ylabel=f"test {score} (%)")
+
+
+def _curves(ax: Any, curves: pd.DataFrame, metric: str) -> None:
+    for training, part in curves[curves["metric"] == metric].groupby("training", sort=False):
+        ax.plot(part["epoch"] + 1, part["value"], label=training)
+    ax.set(xlabel="epoch", ylabel=metric)
+
+
+def _shown_metric(curves: pd.DataFrame) -> str | None:
+    found = set(curves["metric"])
+    wanted = ("validation/top1", "train/top1", "validation/loss", "train/loss")
+    return next((m for m in wanted if m in found), None)
+
+
+def _lines(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Colour, label and rows of each (model, method, scope)."""
+    groups = frame.groupby(["model", "method", "scope"], sort=False)
+    for number, ((model, method, scope), part) in enumerate(groups):
+        network = str(model).rpartition("/")[2]
+        names = [network, str(method), *(["layer"] if scope == "layer" else [])]
+        yield f"C{number % 10}", " ".join(names), part
+
+
+def _save(stem: Path, draw: Callable[[Any], None]) -> None:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+        figure = Figure(layout="constrained")
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+        draw(ax)
+        if len(ax.get_legend_handles_labels()[1]) <= _MAX_LEGEND:
+            ax.legend()
+        for suffix, metadata in _METADATA.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, metadata=metadata, dpi=150)
+            with replacing(stem.with_suffix(f".{suffix}")) as temporary:
+                temporary.write_bytes(buffer.getvalue())

@@ -1,0 +1,143 @@
+"""evaluate: test scores, counts, exactness and latency of a pruning -> its record."""
+
+from __future__ import annotations
+
+import click
+import torch
+from torch import nn
+
+from pipeline.data.batches import EvalSource, Placement
+from pipeline.data.loaders import make_eval_batches
+from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.study import paths
+from pipeline.study.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.params import Params, load_params
+from pipeline.study.records import (
+    Counts,
+    CurvePoint,
+    Difference,
+    EvalRecord,
+    Exactness,
+    TrainRecord,
+    read_record,
+    sha,
+    write_record,
+)
+from pipeline.study.running import task_of
+from pipeline.study.runs import RunSpec
+from pipeline.study.runtime import Workplace, stage_process
+from pipeline.study.schema import EvaluateParams
+from pipeline.study.tracking import Tracker, open_tracker
+from pipeline.training.measure import cpu_threads, latency, output_difference
+from pipeline.units.count import count
+from pipeline.units.enforce import enforce
+
+
+def exactness(
+    pruned: PrunedArtifact, dense: nn.Module, zeros: bool, test: EvalSource
+) -> Exactness | None:
+    """Masked against shrunk, and dense against shrunk where removing zeros promises no change."""
+    if not pruned.structured:
+        return None
+    shrunk = pruned.model()
+    unchanged = Difference(*output_difference(dense, shrunk, test)) if zeros else None
+    enforce(pruned.plan, dense, pruned.network.units(dense))
+    return Exactness(Difference(*output_difference(dense, shrunk, test)), unchanged)
+
+
+def counts(network: NetworkSpec, dense: nn.Module, final: nn.Module) -> Counts:
+    """Integers of the dense and the delivered network, counted on the CPU."""
+    before, after = count(dense, network.example()), count(final, network.example())
+    return Counts(
+        params_dense=before.params,
+        params_kept=after.params,
+        params_nonzero=after.params_nonzero,
+        macs_dense=before.macs,
+        macs_kept=after.macs,
+        macs_nonzero=after.macs_nonzero,
+    )
+
+
+def weight_sparsity(dense: nn.Module, final: nn.Module, names: tuple[str, ...]) -> float:
+    """Fraction of the convolution and linear weights that is gone or zero."""
+    before, after = dense.state_dict(), final.state_dict()
+    total = sum(before[n].numel() for n in names)
+    left = sum(int(after[n].count_nonzero()) for n in names if n in after)
+    return 1.0 - left / total
+
+
+def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalRecord:
+    """Measure everything that is the same on every run."""
+    pruning = params.pruning(key)
+    source = TrainArtifact(paths.training(pruning.training))
+    pruned, delivered = PrunedArtifact(paths.prune(key)), PrunedArtifact(paths.finetune(key))
+    training = read_record(TrainRecord, paths.record("train", pruning.training))
+    network, retrained = source.network, delivered.spec["finetune"]
+    test = make_eval_batches(
+        prepared,
+        prepared.test(),
+        batch_size=params.file.evaluate.batch_size,
+        placement=Placement(device=place.device),
+    )
+    task = task_of(network)
+    dense, final = source.model(pruning.at), delivered.model()
+    counted = counts(network, dense, final)
+    units = network.units(dense)
+    sparsity = weight_sparsity(dense, final, units.weights)
+    dense.to(place.device)
+    return EvalRecord(
+        pruning=key,
+        training=pruning.training,
+        training_sha=sha(training),
+        model=training.model,
+        method=training.method,
+        data=training.data,
+        seed=training.seed,
+        at=pruning.at,
+        granularity=pruned.plan.granularity.value,
+        saliency=pruning.saliency,
+        target=pruning.target.model_dump(mode="json"),
+        finetune=retrained,
+        finetuned=retrained["epochs"] > 0,
+        dense=task.scores(dense, test),
+        pruned=task.scores(pruned.model().to(place.device), test),
+        final=task.scores(final.to(place.device), test),
+        counts=counted,
+        input_shape=network.info.input_shape,
+        weight_sparsity=sparsity,
+        group_sparsity=pruned.plan.sparsity if pruned.structured else None,
+        plan_digest=pruned.plan.digest(),
+        exactness=exactness(pruned, dense, pruning.target.rule == "zeros", test),
+        finetune_curve=tuple(CurvePoint(**point) for point in delivered.spec["curve"]),
+    )
+
+
+def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker) -> None:
+    """Wall-clock latency of the delivered network and its size on disk: never in the record."""
+    delivered = PrunedArtifact(paths.finetune(key))
+    model = delivered.model().to(place.device)
+    values: dict[str, float] = {"size/file_bytes": float(delivered.file_bytes)}
+    with cpu_threads(settings.latency_threads):
+        for batch in settings.latency_batches:
+            shape = (batch, *delivered.network.info.input_shape)
+            took = latency(model, torch.randn(shape, device=place.device), settings.latency_repeats)
+            values[f"latency/batch{batch}_ms"] = took.median
+            values[f"latency/batch{batch}_iqr_ms"] = took.spread
+    tracker.metrics(values | {"latency/threads": float(settings.latency_threads)})
+    tracker.note(f"latency measured on {place.device}")
+
+
+@click.command(help=__doc__)
+@click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
+def main(key: str) -> None:
+    params = load_params()
+    with stage_process("evaluate", key) as place:
+        record = run(params, key, load_prepared(paths.PREPARED), place)
+        spec = RunSpec("evaluate", key, params.file.study, {}, {"pruning": key})
+        with open_tracker(spec, paths.events("evaluate", key), live=False) as tracker:
+            clock(key, params.file.evaluate, place, tracker)
+        write_record(paths.record("evaluate", key), record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""finetune: retrain a pruned network -> artifacts/finetune/<pruning>/, what is delivered."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from torch import nn
+
+from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.study import paths
+from pipeline.study.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.params import Params, load_params
+from pipeline.study.running import FRESH_STREAM, Assignment, fresh_state, train_network
+from pipeline.study.runs import RunSpec
+from pipeline.study.runtime import Workplace, loop_code, stage_process
+from pipeline.study.schema import MatchCost
+from pipeline.study.tracking import open_tracker
+from pipeline.training.checkpoint import CheckpointFolder, fingerprint
+from pipeline.training.job import Observer
+from pipeline.training.method import MethodBase
+from pipeline.units.count import count
+from pipeline.units.surgery import apply_plan
+
+
+def start(network: NetworkSpec, params: Params, key: str, pruned: PrunedArtifact) -> nn.Module:
+    """The pruned network with the weights that retraining starts from."""
+    pruning, how = params.pruning(key), params.retraining(key).start_from
+    if how == "current":
+        return pruned.model()
+    seed = params.training(pruning.training).seed + FRESH_STREAM
+    source = TrainArtifact(paths.training(pruning.training))
+    model = network.build()
+    model.load_state_dict(fresh_state(network, seed) if how == "random" else source.weights(how))
+    apply_plan(pruned.plan, model, network.units(model))
+    return model
+
+
+def epochs(network: NetworkSpec, params: Params, key: str, model: nn.Module) -> int:
+    """Epochs asked for; `{match: macs}` spends as many MACs as the dense training did."""
+    wanted = params.retraining(key).epochs
+    if not isinstance(wanted, MatchCost):
+        return wanted
+    dense = count(network.build(), network.example()).macs
+    return round(
+        params.retraining_recipe(key).epochs * dense / count(model, network.example()).macs
+    )
+
+
+def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer) -> None:
+    """Retrain for the epochs asked for (none: deliver as pruned) and write the artefact."""
+    pruned = PrunedArtifact(paths.prune(key))
+    network = pruned.network
+    model = start(network, params, key, pruned)
+    how = params.retraining(key).start_from
+    recipe = params.retraining_recipe(key)
+    recipe = recipe.model_copy(update={"epochs": epochs(network, params, key, model)})
+    mark = fingerprint(
+        recipe.model_dump(mode="json"),
+        how,
+        pruned.plan.digest(),
+        pruned.weights_sha,
+        loop_code(Path(params.file.root)),
+        place.device.type,
+    )
+    units, masks = network.units(model), None if pruned.structured else pruned.plan
+    seed = params.training(params.pruning(key).training).seed
+    work = Assignment(network, model, units, MethodBase(), recipe, seed, masks)
+    folder = CheckpointFolder(place.folder, mark)
+    curve = train_network(work, prepared, place, folder, observer) if recipe.epochs else ()
+    facts = {"start_from": how, **recipe.model_dump(mode="json")}
+    spec = pruned.spec | {"finetune": facts, "curve": [asdict(point) for point in curve]}
+    PrunedArtifact(paths.finetune(key)).write(spec, pruned.plan, model)
+
+
+@click.command(help=__doc__)
+@click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
+def main(key: str) -> None:
+    params = load_params()
+    with stage_process("finetune", key) as place:
+        spec = RunSpec("finetune", key, params.file.study, {}, {"pruning": key})
+        work = place.folder.with_suffix(".events.jsonl")
+        live = params.retraining(key).epochs != 0
+        events = paths.events("finetune", key)
+        with open_tracker(spec, events, work=work, live=live) as tracker:
+            run(params, key, load_prepared(paths.PREPARED), place, tracker)
+        shutil.rmtree(place.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""prepare-data: a raw data set -> data/prepared/ (plain tensors, fixed splits, a card)."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.data.prepare import prepare
+from pipeline.study import paths
+from pipeline.study.params import load_params
+from pipeline.study.runtime import stage_process
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    params = load_params()
+    with stage_process("prepare-data", "data"):
+        prepare(params.file.data, paths.PREPARED)
+
+
+if __name__ == "__main__":
+    main()

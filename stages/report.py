@@ -1,0 +1,60 @@
+"""report: publish every record to MLflow, then tables and figures from MLflow alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.study import paths
+from pipeline.study.params import Params, load_params
+from pipeline.study.publish import Entry, Study
+from pipeline.study.runtime import log, stage_process
+from reports.build import build_report
+
+
+def asked(params: Params, training: str) -> dict[str, str]:
+    """What a table says of a row that was not run."""
+    entry = params.training(training)
+    model = f"{entry.model.family}/{entry.model.name}"
+    return {"model": model, "method": entry.method, "data": params.file.data.name}
+
+
+def study(params: Params) -> Study:
+    """Everything params.yaml asks for, run or not: params are iterated, never files."""
+    trainings = [
+        Entry(k, k, paths.record("train", k), (paths.events("train", k),), asked(params, k))
+        for k in params.file.trainings
+    ]
+    prunings = [
+        Entry(
+            key,
+            p.training,
+            paths.record("evaluate", key),
+            (paths.events("finetune", key), paths.events("evaluate", key)),
+            asked(params, p.training) | {"rule": p.target.rule, "target": f"{p.target.value:g}"},
+        )
+        for key, p in params.file.prunings.items()
+    ]
+    sweeps = [
+        Entry(k, k, paths.record("sweep", k), (paths.events("sweep", k),), asked(params, k))
+        for k in params.file.sweep.trainings
+    ]
+    return Study(params.file.study, trainings, prunings, sweeps)
+
+
+def run(params: Params, out: Path) -> None:
+    """Publish, then write `out`/tables and `out`/plots."""
+    for table in build_report(study(params), out):
+        log.info("%s", table)
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    params = load_params()
+    with stage_process("report", "report"):
+        run(params, Path("reports"))
+
+
+if __name__ == "__main__":
+    main()

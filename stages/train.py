@@ -1,0 +1,119 @@
+"""train: one model, one method, one seed -> artifacts/train/<training>/."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from torch import nn
+
+from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.files import file_sha256, load_tree, tensors_sha256, write_json
+from pipeline.study import paths, registry
+from pipeline.study.artifacts import NetworkSpec, TrainArtifact
+from pipeline.study.params import Params, load_params
+from pipeline.study.records import TrainRecord, write_record
+from pipeline.study.running import Assignment, train_network
+from pipeline.study.runs import train_view, training_spec
+from pipeline.study.runtime import Workplace, code_digest, loop_code, stage_process
+from pipeline.study.tracking import open_tracker
+from pipeline.training.checkpoint import CheckpointFolder, clone_state, fingerprint, seed_everything
+from pipeline.training.job import Observer
+from pipeline.training.method import Method
+from pipeline.training.weights import load_weights
+from pipeline.units.groups import Units
+
+
+def draft(params: Params, key: str) -> TrainRecord:
+    """The record of a training before it is run: everything asked, nothing found."""
+    training, recipe = params.training(key), params.recipe(key)
+    parents = {"data": file_sha256(paths.PREPARED / "card.json")}
+    if training.weights is not None:
+        parents["weights"] = training.weights.sha256
+    return TrainRecord(
+        training=key,
+        model=f"{training.model.family}/{training.model.name}",
+        model_args=training.model.args,
+        method=training.method,
+        method_params=params.method_config(key).model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json"),
+        data=params.file.data.name,
+        seed=training.seed,
+        parents=parents,
+        curve=(),
+        weights_sha="",
+    )
+
+
+def run(
+    params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer
+) -> TrainRecord:
+    """Train; write the artefact; return the record."""
+    training, asked = params.training(key), draft(params, key)
+    network = NetworkSpec.of(training.model, prepared.info)
+    code = code_digest(Path(params.file.root), f"models/{network.family}.py")
+    method_code = code_digest(Path(params.file.root), f"methods/{training.method}.py")
+    mark = fingerprint(
+        asked.__dict__, code, method_code, loop_code(Path(params.file.root)), place.device.type
+    )
+    folder = CheckpointFolder(place.folder, mark)
+    seed_everything(training.seed)
+    model = network.build()
+    if training.weights is not None:
+        w = training.weights
+        load_weights(model, Path(w.path), w.sha256, w.prefix)
+    units = network.units(model)
+    method = registry.method_spec(training.method).build(params.method_config(key))
+    task = Assignment(network, model, units, method, params.recipe(key), training.seed)
+    curve = train_network(task, prepared, place, folder, observer)
+    artifact = TrainArtifact(paths.training(key))
+    _write_states(artifact, folder, model, method, units)
+    spec = {"network": network.to_json(), "training": key, "method": training.method, "code": code}
+    more = {"granularity": method.granularity.value, "seed": training.seed}
+    write_json(artifact.folder / "spec.json", spec | more)
+    return replace(asked, curve=curve, weights_sha=tensors_sha256(model.state_dict()))
+
+
+def _write_states(
+    artifact: TrainArtifact,
+    folder: CheckpointFolder,
+    model: nn.Module,
+    method: Method,
+    units: Units,
+) -> None:
+    """The final state, then every snapshot; each with the saliency the method gave it there."""
+    weights, kept = clone_state(model), method.state_dict()
+    final = method.saliency(model, units)
+    for name, path in folder.snapshots().items():
+        tree = load_tree(path)
+        scores = None
+        if name not in ("init", "rewind"):
+            model.load_state_dict(tree["model"])
+            method.load_state_dict(tree["method"])
+            scores = method.saliency(model, units)
+        artifact.write_state(name, tree["model"], scores)
+    model.load_state_dict(weights)
+    method.load_state_dict(kept)
+    method.release(model)
+    artifact.write_state("final", clone_state(model), final)
+
+
+@click.command(help=__doc__)
+@click.option("--training", "key", required=True, help="an entry of `trainings` in params.yaml")
+def main(key: str) -> None:
+    params = load_params()
+    prepared = load_prepared(paths.PREPARED)
+    with stage_process("train", key) as place:
+        spec = training_spec(draft(params, key), params.file.study, {})
+        work = place.folder.with_suffix(".events.jsonl")
+        with open_tracker(spec, paths.events("train", key), work=work) as tracker:
+            record = run(params, key, prepared, place, tracker)
+            write_record(paths.record("train", key), record)
+            tracker.finish(train_view(record))
+        shutil.rmtree(place.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

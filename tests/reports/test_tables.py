@@ -1,0 +1,153 @@
+"""Tables: goldens from fixed records, grouping over seeds, rows that were not run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.study.publish import Entry
+from pipeline.study.runs import evaluate_view
+from reports.figures import sweep_data, write_figures
+from reports.render import cells, csv, latex, markdown, provenance, write_tables
+from reports.tables import NOT_RUN, main_table, sweep_table
+from tests.reports.samples import (
+    check_golden,
+    eval_record,
+    frame,
+    frames,
+    train_record,
+    write_study,
+)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    study = write_study(tmp_path)
+    prunings, points = frames(study)
+    return main_table(prunings, study.prunings), sweep_table(points, study.sweeps)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_goldens(tables, number):
+    table = tables[number]
+    for suffix, render in (("md", markdown), ("csv", csv), ("tex", latex)):
+        check_golden(f"tables/{table.name}.{suffix}", render(table))
+
+
+def test_provenance_golden(tables):
+    check_golden("tables/provenance.json", provenance(tables))
+
+
+def test_seeds_become_mean_and_sample_deviation(tables):
+    row = tables[0].rows.set_index("pruning").loc["resnet8-hspg-s0-p50"]
+    assert row["seeds"] == 2
+    assert row["dense_top1"] == 97.5
+    assert row["dense_top1_std"] == pytest.approx(0.5**0.5)
+
+
+def _entries(tmp_path: Path, records) -> list[Entry]:
+    path = tmp_path / "record.json"
+    path.touch()
+    return [Entry(r.pruning, r.training, path) for r in records]
+
+
+@pytest.mark.parametrize(
+    ("other", "rows"),
+    [
+        (train_record(seed=1), 1),
+        (train_record(seed=1, lr=0.2), 2),
+        (replace(train_record(seed=0), training="again"), 2),
+    ],
+    ids=["another seed", "another learning rate", "the same seed twice"],
+)
+def test_only_rows_that_differ_in_the_seed_alone_are_joined(tmp_path, other, rows):
+    trainings = [train_record(), other]
+    records = [eval_record(t) for t in trainings]
+    views = [evaluate_view(r, t) for r, t in zip(records, trainings, strict=True)]
+    assert len(main_table(frame(views), _entries(tmp_path, records)).rows) == rows
+
+
+def test_another_target_is_another_row(tmp_path):
+    training = train_record("dense")
+    records = [eval_record(training, f) for f in (0.5, 0.7)]
+    views = [evaluate_view(r, training) for r in records]
+    table = main_table(frame(views), _entries(tmp_path, records))
+    assert list(table.rows["target"]) == ["0.5", "0.7"]
+
+
+def test_what_was_not_run_says_so(tables):
+    text = cells(tables[0])[-1]
+    assert text[:2] == ["resnet8-imp-s0", "resnet8"]
+    assert text[
+        tables[0].columns.index(next(c for c in tables[0].columns if "final" in c.key))
+    ] == (NOT_RUN)
+
+
+def test_an_empty_study_has_empty_tables(tmp_path):
+    empty = frame([])
+    table = main_table(empty, [])
+    assert cells(table) == []
+    assert cells(sweep_table(empty, [Entry("t", "t", tmp_path / "none")]))[0][2] == "t"
+    assert "MACs" in markdown(table)
+
+
+def test_in_a_terminal_columns_are_aligned(tables):
+    head, *rows = str(tables[0]).splitlines()[1:]
+    at = head.index("method")
+    assert {row[at - 1] for row in rows} == {" "}
+    assert [row[at:].split()[0] for row in rows] == ["dense", "hspg", "imp"]
+
+
+def test_every_cell_is_traceable(tables):
+    for table in tables:
+        sources = json.loads(provenance([table]))[table.name]
+        assert list(sources["columns"]) == sorted(c.header for c in table.columns)
+        for row, text in zip(sources["rows"], cells(table), strict=True):
+            cited = text[-1].split() if row["runs"] else []
+            assert [r["record_sha"][:12] for r in row["runs"]] == cited
+
+
+def test_files_are_written_twice_alike(tables, tmp_path):
+    for folder in ("a", "b"):
+        write_tables(tables, tmp_path / folder)
+    names = {f"{t}.{s}" for t in ("main", "sweep") for s in ("md", "csv", "tex")}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == names | {"provenance.json"}
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_figures_are_the_same_bytes_twice(tmp_path):
+    import pandas as pd
+
+    study = write_study(tmp_path)
+    prunings, points = frames(study)
+    curves = pd.DataFrame(
+        [("t", e, 10 * e, "validation/top1", 80.0 + e) for e in range(3)],
+        columns=["training", "epoch", "step", "metric", "value"],
+    )
+    for folder in ("a", "b"):
+        write_figures(prunings, points, curves, tmp_path / folder)
+    found = sorted(p.name for p in (tmp_path / "a").iterdir())
+    pictures = [f"{n}.{s}" for n in ("accuracy_macs", "accuracy_sparsity", "curves")
+                for s in ("png", "svg")]  # fmt: skip
+    assert found == sorted([*pictures, "curves.csv", "sweep.csv"])
+    for name in found:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert b"<dc:date>" not in (tmp_path / "a" / "curves.svg").read_bytes()
+
+
+def test_sweep_data_are_fractions(tmp_path):
+    data = sweep_data(frames(write_study(tmp_path))[1])
+    assert list(data["params_nonzero"]) == pytest.approx([0.5, 0.5, 0.1, 0.1])
+    assert list(data["sparsity"]) == [0.5, 0.5, 0.9, 0.9]
+
+
+def test_no_data_no_figures(tmp_path):
+    import pandas as pd
+
+    curves = pd.DataFrame(columns=["training", "epoch", "step", "metric", "value"])
+    write_figures(frame([]), frame([]), curves, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "sweep.csv"]
