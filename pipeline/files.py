@@ -38,6 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
+        temporary.chmod(0o644)  # safetensors writes for the owner alone; a DVC cache is shared
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ on (seed, epoch, step) alone, everything else is in the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ from pipeline.training.checkpoint import (
     rng_state,
     seed_everything,
 )
-from pipeline.training.job import Job, Observer
+from pipeline.training.job import Job, Observer, TrainBatches
 from pipeline.training.method import EpochStats, Phase, StepContext
 from pipeline.training.schedules import Schedule
 from pipeline.training.totals import Totals
@@ -94,7 +94,7 @@ class _Loop:
             self._snapshot("init")
             if self.recipe.rewind_epoch == 0:
                 self._snapshot("rewind")
-        self.method.prepare(self.model, self.job.units, self.job.train.epoch(0))
+        self.method.prepare(self.model, self.job.units, _FirstEpoch(self.job.train))
         if self.recipe.compile:
             self.forward = torch.compile(self.model)
         for index, phase in enumerate(self.phases):
@@ -257,6 +257,16 @@ class _Loop:
         self.totals = Totals.restored(saved["totals"], self.job.device)
         self.observer.begin(saved["observer"])
         restore_rng(saved["rng"])
+
+
+class _FirstEpoch:
+    """The batches of epoch 0, as often as somebody asks."""
+
+    def __init__(self, train: TrainBatches) -> None:
+        self._train = train
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._train.epoch(0)
 
 
 _COUNTERS = ("phase_epoch", "phase_step", "epoch", "step_in_epoch", "step", "stop")

@@ -15,8 +15,11 @@ from torch import Tensor
 
 Floats = NDArray[np.floating[Any]]
 
-_SAMPLE = 32768
-"""Entries looked at to bracket the k-th largest; a few times that is not worth bracketing."""
+_SAMPLE = 4096
+"""Entries looked at to bracket the k-th largest, plus one in `_SHARE`; a few times that is not
+worth bracketing."""
+
+_SHARE = 128
 
 _DEVIATIONS = 4.0
 """Width of the bracket, in standard deviations of a rank in the sample."""
@@ -59,14 +62,14 @@ def _mask_on_device(flat: Tensor, k: int) -> Tensor:
     return above | (ties & (ties.cumsum(0) <= room))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # Dynamo would retrace numpy in torch
+@torch.compiler.disable  # Dynamo would retrace numpy in torch
 def _keep_on_host(x: Tensor, k: int, size: Tensor) -> None:
     """Replace `size` = |x| by x where it is among the k largest and by 0 elsewhere."""
     flat = _in_memory_order(size)
     values = flat.numpy()
     bound, rank = _kth_largest(values, k)
     surplus = np.flatnonzero(values == bound)[k - rank :] if rank > k else None
-    below = np.nextafter(bound, bound - 1) if bound > 0 else bound
+    below = np.nextafter(bound, np.zeros_like(bound))  # hardshrink keeps what is larger
     torch.ops.aten.hardshrink.out(x, float(below), out=size)
     if surplus is not None:
         flat[torch.from_numpy(surplus)] = 0.0
@@ -86,7 +89,8 @@ def _kth_largest(values: Floats, k: int) -> tuple[np.floating[Any], int]:
 
 def _bracket(values: Floats, k: int) -> tuple[np.floating[Any], np.floating[Any]]:
     """Two values that almost surely enclose the k-th largest; a wrong guess costs time only."""
-    stride = (values.size // _SAMPLE) | 1  # odd: does not lock on to a power-of-two layout
+    wanted = _SAMPLE + values.size // _SHARE
+    stride = (values.size // wanted) | 1  # odd: does not lock on to a power-of-two layout
     sample = values[::stride]
     kept = k / values.size
     slack = _DEVIATIONS * np.sqrt(sample.size * kept * (1.0 - kept)) + 2.0

@@ -76,7 +76,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 @torch.inference_mode()
 def latency(model: nn.Module, inputs: Tensor, repeats: int) -> Latency:
-    """Time `model(inputs)` in evaluation mode, after a warm-up, the device idle before and after."""
+    """Time `model(inputs)` in evaluation mode, after a warm-up, the device idle around it."""
     model.eval()
     times = []
     for turn in range(WARM_UP + repeats):

@@ -1,4 +1,4 @@
-"""What HSPG, DHSPG and HESSO have in common: an optimizer that moves some parameters row by row.
+"""What the row-wise optimizers have in common: they move some parameters channel by channel.
 
 The step is `x <- x - lr * v` with a direction v (the gradient, its heavy-ball average, Adam's); the
 subclass decides per channel what else happens. Everything a resumed run needs is in `state_dict`:
@@ -80,9 +80,7 @@ class RowOptimizer(Optimizer, ABC):
     def step_rows(self, moves: list[Tensor]) -> None:
         """Move `rows.params` along `moves`."""
 
-    def step_plain(
-        self, group: dict[str, Any], params: list[Tensor], moves: list[Tensor]
-    ) -> None:
+    def step_plain(self, group: dict[str, Any], params: list[Tensor], moves: list[Tensor]) -> None:
         """x <- x - lr * v for parameters outside all rows."""
         torch._foreach_add_(params, moves, alpha=-group["lr"])
 
@@ -165,9 +163,7 @@ class DirectedRowOptimizer(RowOptimizer):
             return grads
         return adam(self.state, params, grads, options, self.units["step"])
 
-    def step_plain(
-        self, group: dict[str, Any], params: list[Tensor], moves: list[Tensor]
-    ) -> None:
+    def step_plain(self, group: dict[str, Any], params: list[Tensor], moves: list[Tensor]) -> None:
         if self.decoupled and group["weight_decay"]:
             torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
         super().step_plain(group, params, moves)
@@ -216,8 +212,7 @@ def adam(
     mean, fresh = _moment(state, "exp_avg", params)
     square, _ = _moment(state, "exp_avg_sq", params)
     whole = fresh and options.faithful_moments
-    torch._foreach_mul_(mean, b1)
-    torch._foreach_add_(mean, grads, alpha=1.0 if whole else 1.0 - b1)
+    torch._foreach_lerp_(mean, grads, 1.0 if whole else 1.0 - b1)
     torch._foreach_mul_(square, b2)
     torch._foreach_addcmul_(square, grads, grads, value=1.0 if whole else 1.0 - b2)
     # both corrections go into the denominator, so that one list is allocated and not three

@@ -153,5 +153,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     }
     spared = [p for n, p in live if p.ndim < 2 or n in depthwise]
     decayed = [p for n, p in live if p.ndim >= 2 and n not in depthwise]
-    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed},
+        {"params": spared, "weight_decay": 0.0},
+    ]
     return [g for g in groups if g["params"]]

@@ -23,10 +23,12 @@ from pipeline.files import (
 leaf = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 trees = st.recursive(
     leaf,
-    lambda below: st.lists(below, max_size=3)
-    | st.tuples(below, below)
-    | st.dictionaries(st.text(), below, max_size=3)
-    | st.dictionaries(st.integers(), below, max_size=3),
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.tuples(below, below)
+        | st.dictionaries(st.text(), below, max_size=3)
+        | st.dictionaries(st.integers(), below, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -87,9 +89,14 @@ def test_what_is_not_plain_state_is_refused(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

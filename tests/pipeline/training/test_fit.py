@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from tests.pipeline.training.toy import RECIPE, WEIGHTS, Batches, job, network, same, train
 
 from pipeline.files import DamagedFileError, load_tree
 from pipeline.training.checkpoint import CheckpointFolder, clone_state
@@ -18,6 +17,7 @@ from pipeline.training.method import EpochStats, MethodBase, Phase, StepContext
 from pipeline.training.recipe import Recipe
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
+from tests.pipeline.training.toy import RECIPE, WEIGHTS, Batches, job, network, same, train
 
 
 class Killed(BaseException):

@@ -1,0 +1,272 @@
+"""HESSO: hybrid efficient structured sparse optimizer, the successor of DHSPG in OTO.
+
+Chen et al., HESSO: Towards Automatic Efficient and User Friendly Any Neural Network Training and
+Pruning, 2024 (https://arxiv.org/abs/2409.09085). In each of a few periods the channels with the
+lowest scores are declared redundant and shrunk linearly to zero while all others train as usual; no
+regulariser, no half-space, the target count is met by construction. Units: channels. Target rule:
+`zeros`.
+
+Differences from the authors' program, unless `faithful`: of too many candidates the lowest scores
+go first (theirs: the lowest positions); channels shared through a concat's BatchNorm are scored and
+zeroed with their group (theirs are zeroed before their own gradient step and do not stay zero);
+Adam's moments start at zero. Always: a group keeps at least `group_divisible` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.study.registry import register_method
+from pipeline.training.method import Batches, EpochStats, MethodBase, Phase, StepContext
+from pipeline.training.recipe import Fraction, NonNegative, Recipe, Strict
+from pipeline.training.row_optimizer import (
+    DirectedRowOptimizer,
+    DirectionOptions,
+    Params,
+    direction_options,
+)
+from pipeline.training.schedules import parameter_groups
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.rows import Rows, named_parameters, zig_norms
+
+Criterion = Literal[
+    "magnitude",
+    "avg_magnitude",
+    "cosine_similarity",
+    "taylor_first_order",
+    "taylor_second_order",
+]
+CRITERIA: Mapping[Criterion, float] = MappingProxyType(
+    {
+        "magnitude": 0.2,
+        "avg_magnitude": 0.2,
+        "cosine_similarity": 0.2,
+        "taylor_first_order": 0.2,
+        "taylor_second_order": 0.2,
+    }
+)
+"""All criteria with the authors' weights."""
+
+
+@dataclass(frozen=True)
+class HESSOOptions:
+    """The numbers of HESSO.
+
+    Attributes:
+        target: group sparsity to reach after the last period.
+        start_step: steps before the first period; `pruning_steps` (>= 1): length of all `periods`.
+        group_divisible: channels kept in a group are a multiple of this; groups that are not
+            larger stay whole.
+        criteria: weights of the scores; low score = redundant.
+        faithful: see the head of this file.
+    """
+
+    direction: DirectionOptions = field(default_factory=DirectionOptions)
+    weight_decay: float = 0.0
+    target: float = 0.5
+    start_step: int = 0
+    pruning_steps: int = 1
+    periods: int = 1
+    group_divisible: int = 1
+    criteria: Mapping[Criterion, float] = field(default_factory=lambda: CRITERIA)
+    faithful: bool = False
+
+
+class HESSO(DirectedRowOptimizer):
+    """HESSO over `rows`; parameters of `params` outside them take plain steps."""
+
+    def __init__(self, params: Params, rows: Rows, lr: float, options: HESSOOptions) -> None:
+        super().__init__(params, rows, lr, options.direction, options.weight_decay)
+        self.options = options
+        self._scored = rows.own() if options.faithful else rows
+        self._free = (rows.group_size > options.group_divisible)[rows.group_of]
+        free = sum(s for s in rows.sizes if s > options.group_divisible)
+        self._goal = int(free * min(options.target, 0.999))
+        nothing = torch.zeros_like(rows.entries, dtype=torch.bool)
+        self.units.update(pruned=nothing, redundant=nothing.clone(), period=0)
+        self.schedule(options.start_step, options.pruning_steps)
+
+    def schedule(self, start_step: int, pruning_steps: int) -> None:
+        """When the first period begins and how long all of them last, in optimizer steps."""
+        periods = min(self.options.periods, pruning_steps)
+        self.units.update(start_step=start_step, length=pruning_steps // periods, periods=periods)
+
+    def step_rows(self, moves: list[Tensor]) -> None:
+        """Spec 5.2: the plain step, then the linear shrink of the redundant channels."""
+        since = self.units["step"] - self.units["start_step"]
+        length = self.units["length"]
+        begins = since >= 0 and (since - 1) % length == 0
+        if begins and self.units["period"] < self.units["periods"]:
+            self._begin_period(moves)
+        lr, at = self.row_setting("lr"), since % length
+        pruned, redundant = self.units["pruned"], self.units["redundant"]
+        factor = torch.ones(self.rows.count, dtype=self.rows.dtype, device=pruned.device)
+        factor.masked_fill_(redundant, (length - at - 1) / (length - at)).masked_fill_(pruned, 0.0)
+        moves = self.with_decay(moves)
+        if self.options.faithful and any(self.rows.shared):
+            self._move_faithfully(moves, factor)
+        else:
+            self.move_rows(moves, factor, lr * factor)
+        if at == length - 1:
+            self._commit()
+
+    def _commit(self) -> None:
+        self.units["pruned"] = self.units["pruned"] | self.units["redundant"]
+        self.units["redundant"] = torch.zeros_like(self.units["redundant"])
+
+    def _begin_period(self, moves: list[Tensor]) -> None:
+        self._commit()
+        period = self.units["period"] = self.units["period"] + 1
+        periods = self.units["periods"]
+        each = self._goal // periods
+        quota = self._goal if period == periods else period * each
+        scores = self.scores(moves)
+        if self.options.faithful:
+            chosen = self._first_in_order(scores, quota - (period - 1) * each)
+        else:
+            chosen = self._lowest(scores, quota)
+        self.units["redundant"] = self._whole_multiples(chosen, scores)
+
+    def scores(self, moves: list[Tensor]) -> Tensor:
+        """Weighted sum of the criteria, each scaled to unit length over all channels."""
+        rows = self._scored
+        place = {id(p): v for p, v in zip(self.rows.params, moves, strict=True)}
+        moves = [place[id(p)] for p in rows.params]
+        norm, inner = rows.square_norms().sqrt(), rows.dots(moves, rows.params)
+        slope = rows.square_norms(moves).sqrt()
+        values: dict[Criterion, Tensor] = {
+            "magnitude": norm,
+            "avg_magnitude": norm / (rows.entries + 1e-6),
+            "cosine_similarity": inner / ((norm + 1e-8) * (slope + 1e-8)) + 1.0,
+            "taylor_first_order": inner.abs(),
+            "taylor_second_order": 0.5 * inner.square(),
+        }
+        total = torch.zeros_like(norm)
+        for name, weight in self.options.criteria.items():
+            length = (1e-8 + values[name].square().sum()).sqrt() + 1e-8
+            total += weight * values[name] / length
+        return total
+
+    def _lowest(self, scores: Tensor, quota: int) -> Tensor:
+        """The lowest scores until `quota` channels are gone, the best of every group spared."""
+        rows, pruned = self.rows, self.units["pruned"]
+        best = rows.rank_in_groups(-scores.masked_fill(pruned, -torch.inf))
+        open_ = self._free & ~pruned & (best >= self.options.group_divisible)
+        rank = rows.rank(scores.masked_fill(~open_, torch.inf))
+        return open_ & (rank < quota - pruned.sum())
+
+    def _first_in_order(self, scores: Tensor, number: int) -> Tensor:
+        """The original's choice: of the (pruned + number) lowest scores that are not pruned, the
+        first `number` by position."""
+        pruned = self.units["pruned"]
+        rank = self.rows.rank(scores.masked_fill(~self._free, torch.inf))
+        low = (rank < pruned.sum() + number) & ~pruned & self._free
+        return low & (low.cumsum(0) <= number)
+
+    def _whole_multiples(self, chosen: Tensor, scores: Tensor) -> Tensor:
+        """Spare the highest of the chosen until every group keeps a multiple of the divisor."""
+        rows, divisor = self.rows, self.options.group_divisible
+        gone = rows.sum_groups(chosen | self.units["pruned"])
+        left = rows.group_size - gone
+        kept = (left / divisor).ceil().clamp(min=1) * divisor
+        dearest = rows.rank_in_groups(-scores.masked_fill(~chosen, -torch.inf))
+        return chosen & (dearest >= (kept - left)[rows.group_of])
+
+    def _move_faithfully(self, moves: list[Tensor], factor: Tensor) -> None:
+        """The original's order: shared parameters shrink first, once per parameter of their group,
+        and take their own step afterwards."""
+        rows, lr = self.rows, self.row_setting("lr")
+        power = factor ** self._scored.parameters_of[rows.group_of]
+        own, late = rows.spread(factor, 1.0), rows.spread(power, 1.0)
+        pulls = rows.spread(lr * factor, lr)
+        for i, p in enumerate(rows.params):
+            p.mul_(late[i] if rows.shared[i] else own[i])
+            pull = torch.full_like(pulls[i], lr) if rows.shared[i] else pulls[i]
+            p.addcmul_(moves[i], pull, value=-1.0)
+
+
+class HESSOConfig(Strict):
+    """Settings of HESSO. The recipe's optimizer (sgd, adam, adamw) gives the direction.
+
+    `start_fraction` and `pruning_fraction`: when pruning begins and how long it lasts, as fractions
+    of all steps; `periods`: into how many equal parts it is divided. `criteria`: weights by name.
+    """
+
+    target_group_sparsity: Fraction = 0.5
+    start_fraction: Fraction = 0.1
+    pruning_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    periods: Annotated[int, Field(ge=1)] = 10
+    group_divisible: Annotated[int, Field(ge=1)] = 1
+    criteria: dict[Criterion, NonNegative] = Field(default_factory=lambda: dict(CRITERIA))
+    faithful: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> HESSOConfig:
+        if not any(self.criteria.values()):
+            raise ValueError("criteria: all weights are 0")
+        if self.start_fraction + self.pruning_fraction > 1:
+            raise ValueError("start_fraction + pruning_fraction is more than the whole training")
+        return self
+
+
+@register_method("hesso", HESSOConfig)
+class HESSOMethod(MethodBase):
+    """One phase; the optimizer learns in the first step when its periods are."""
+
+    granularity = Granularity.STRUCTURED
+
+    def __init__(self, config: HESSOConfig) -> None:
+        self.config = config
+        self._units = Units((), ())
+        self._epochs = 0
+        self._optimizer: HESSO | None = None
+
+    def phases(self, recipe: Recipe) -> Sequence[Phase]:
+        return (Phase("train", recipe.epochs),)
+
+    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
+        self._units = units
+
+    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
+        config = self.config
+        options = HESSOOptions(
+            direction=direction_options(recipe, config.faithful),
+            weight_decay=recipe.optimizer.weight_decay,
+            target=config.target_group_sparsity,
+            periods=config.periods,
+            group_divisible=config.group_divisible,
+            criteria=config.criteria,
+            faithful=config.faithful,
+        )
+        rows = Rows(named_parameters(model), self._units.prunable)
+        live = parameter_groups(model, recipe.optimizer)
+        self._epochs = recipe.epochs
+        self._optimizer = HESSO(live, rows, recipe.optimizer.lr, options)
+        return self._optimizer
+
+    def after_backward(self, model: nn.Module, at: StepContext) -> None:
+        if self._optimizer is None:
+            return
+        total = self._epochs * at.steps_per_epoch
+        start = int(self.config.start_fraction * total)
+        length = int(self.config.pruning_fraction * total)
+        self._optimizer.schedule(start, max(length, 1))
+
+    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
+        if self._optimizer is not None:
+            stats.logged.update(self._optimizer.rows.summary())
+        return False
+
+    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
+        return zig_norms(model, units.prunable)
+
+    def release(self, model: nn.Module) -> None:
+        self._optimizer = None

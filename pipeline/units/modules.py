@@ -1,0 +1,59 @@
+"""The sizes that torch's own layers keep as attributes, from the shapes of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def sizes(layer: nn.Module, shapes: Shapes) -> dict[str, Any]:
+    """Attributes of `layer` once its tensors have these shapes (local name -> shape).
+
+    A depthwise convolution keeps its outputs per input, every other grouped convolution its number
+    of groups, a GroupNorm the width of its groups.
+    """
+    if isinstance(layer, _NormBase) and shapes:
+        return {"num_features": next(s[0] for s in shapes.values() if s)}
+    if "weight" not in shapes:
+        return {}
+    if isinstance(layer, _ConvNd):
+        return _conv_sizes(layer, shapes["weight"])
+    if isinstance(layer, nn.Linear):
+        return {"out_features": shapes["weight"][0], "in_features": shapes["weight"][1]}
+    if isinstance(layer, nn.Embedding):
+        return {"num_embeddings": shapes["weight"][0], "embedding_dim": shapes["weight"][1]}
+    if isinstance(layer, nn.PReLU):
+        return {"num_parameters": shapes["weight"][0]}
+    if isinstance(layer, nn.GroupNorm):
+        channels = shapes["weight"][0]
+        width = layer.num_channels // layer.num_groups
+        return {"num_channels": channels, "num_groups": channels // width}
+    return {}
+
+
+def _conv_sizes(layer: _ConvNd, weight: tuple[int, ...]) -> dict[str, Any]:
+    if layer.groups > 1 and layer.groups == layer.in_channels:
+        per_input = layer.out_channels // layer.groups
+        inputs = weight[0] if layer.transposed else weight[0] // per_input
+        return {"in_channels": inputs, "out_channels": inputs * per_input, "groups": inputs}
+    inner, outer = (0, 1) if layer.transposed else (1, 0)
+    scale = (1, layer.groups) if layer.transposed else (layer.groups, 1)
+    return {"in_channels": weight[inner] * scale[0], "out_channels": weight[outer] * scale[1]}
+
+
+def tensors_of(model: nn.Module) -> dict[str, Any]:
+    """Parameters and buffers by name; a shared one appears under each of its names."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return named | dict(model.named_buffers(remove_duplicate=False))
+
+
+def own_shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that `layer` itself holds."""
+    own = {**layer._parameters, **layer._buffers}
+    return {name: tuple(x.shape) for name, x in own.items() if x is not None}

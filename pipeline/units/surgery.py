@@ -1,0 +1,101 @@
+"""Surgery: the removed channels of a plan go, an ordinary smaller network remains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.units.constant import folded
+from pipeline.units.cuts import Alive, alive_positions, cut, dead_groups, removals, with_one_left
+from pipeline.units.enforce import enforce
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.modules import own_shapes, sizes, tensors_of
+from pipeline.units.plan import PruningPlan
+
+
+def apply_plan(plan: PruningPlan, model: nn.Module, units: Units) -> None:
+    """Mask an unstructured plan, cut a structured one."""
+    if plan.granularity is Granularity.UNSTRUCTURED:
+        enforce(plan, model, units)
+    else:
+        shrink(plan, model, units)
+
+
+@torch.no_grad()
+def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
+    """Remove channels from `model` in place.
+
+    In evaluation mode its outputs are those of the masked model. The structure that results
+    depends on `plan` and `units` only: a freshly built model shrinks to the same keys and shapes.
+
+    A group that loses all its channels keeps one, zero, as a placeholder, so that every topology
+    stays exact; layers that then only make zeros, or only read zeros, become `Constant`s and cost
+    nothing.
+
+    Args:
+        units: of the model as it is now, dense.
+
+    Raises:
+        ValueError: the plan does not fit the units, or the units do not fit the model.
+    """
+    masks = removals(plan, units)
+    shapes = {name: tuple(x.shape) for name, x in tensors_of(model).items()}
+    _check_fit(units, masks, shapes)
+    dead = dead_groups(units, masks)
+    enforce(PruningPlan(plan.granularity, {g.name: masks[g.name] for g in dead}), model, units)
+    alive = alive_positions(units, with_one_left(masks), shapes)
+    _replace_tensors(model, alive)
+    if dead:
+        _fold(model, alive_positions(units, masks, shapes))
+
+
+def _check_fit(units: Units, masks: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    for group in units.groups:
+        for s in group.slices if group.name in masks else ():
+            if s.tensor not in shapes or int(s.index.max()) >= shapes[s.tensor][s.dim]:
+                raise ValueError(
+                    f"group {group.name!r} speaks of {s.tensor}, dimension {s.dim}, which this "
+                    "model has not (was it already shrunk? trace it again)"
+                )
+
+
+def _replace_tensors(model: nn.Module, alive: Alive) -> None:
+    """Cut every tensor once; a shared one stays shared; layers learn their new sizes."""
+    named = tensors_of(model)
+    new = {id(named[name]): _like(named[name], cut(named[name], d)) for name, d in alive.items()}
+    for layer in model.modules():
+        before = own_shapes(layer)
+        for store in (layer._parameters, layer._buffers):
+            for key, x in store.items():
+                if x is not None and id(x) in new:
+                    store[key] = new[id(x)]  # type: ignore[assignment]
+        after = own_shapes(layer)
+        if after != before:
+            for key, value in sizes(layer, after).items():
+                setattr(layer, key, value)
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def _fold(model: nn.Module, alive: Alive) -> None:
+    """Replace the layers around dead groups, under every name they have."""
+    dead = {
+        name: {dim for dim, kept in dims.items() if not kept.any()} for name, dims in alive.items()
+    }
+    first: dict[int, str] = {}
+    for name, x in tensors_of(model).items():
+        first.setdefault(id(x), name)
+    stand_ins: dict[int, nn.Module] = {}
+    for layer in model.modules():
+        own = {**layer._parameters, **layer._buffers}
+        names = {key: first[id(x)] for key, x in own.items() if x is not None}
+        local = {key: dead[n] for key, n in names.items() if dead.get(n)}
+        stand_in = folded(layer, local) if local else None
+        if stand_in is not None:
+            stand_ins[id(layer)] = stand_in.train(layer.training)
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is not None and id(child) in stand_ins:
+                parent._modules[key] = stand_ins[id(child)]

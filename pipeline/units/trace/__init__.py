@@ -1,0 +1,121 @@
+"""Which channels of any network live and die together: from the ATen calls of one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from pipeline.units.groups import Units
+from pipeline.units.trace.book import Book
+from pipeline.units.trace.forward import Forward
+from pipeline.units.trace.grouping import Grouping, make_groups
+from pipeline.units.trace.probe import probe
+from pipeline.units.trace.rules import RULES, generic
+from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
+from pipeline.units.trace.tracer import INPUT, Tracer, tensors_in
+
+__all__ = ["trace_units"]
+
+MAX_PROBES = 40
+
+
+def trace_units(model: nn.Module, example_inputs: Any, never_prune: tuple[str, ...] = ()) -> Units:
+    """Channel groups of `model`, found by following one forward pass in evaluation mode.
+
+    What can be pruned is proved by the rules of the operators and by a second, smaller forward;
+    what is not understood is reported unprunable, with the reason. The model is not changed.
+
+    Args:
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        never_prune: names of modules whose outputs stay whole.
+
+    Raises:
+        ValueError: `never_prune` names no module.
+    """
+    modules = dict(model.named_modules())
+    if unknown := [n for n in never_prune if n not in modules]:
+        known = ", ".join(n for n in modules if n)
+        raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
+    forward = Forward(model, example_inputs)
+    try:
+        tracer = _trace(forward, never_prune)
+    except Exception:  # the network's own code may fail without values: it then gets some
+        forward.meta = False
+        tracer = _trace(forward, never_prune)
+    grouping = _probed(forward, tracer)
+    return Units(_weights(model, tracer), grouping.groups)
+
+
+def _trace(forward: Forward, never_prune: tuple[str, ...]) -> Tracer:
+    tensors = forward.tensors()
+    first_name = {id(x): name for name, x in reversed(tensors.items())}
+    trained = frozenset(first_name[id(tensors[n])] for n, _ in forward.model.named_parameters())
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    tracer = Tracer(Book(shapes, trained), RULES, generic)
+    tracer.norm_groups = {
+        f"{path}.weight" if path else "weight": m.num_groups
+        for path, m in forward.model.named_modules()
+        if isinstance(m, nn.GroupNorm)
+    }
+    for x in tensors.values():
+        tracer.put(x, _whole(first_name[id(x)], tuple(x.shape)))
+
+    def seen(inputs: Any) -> None:
+        for x in tensors_in(inputs):
+            tracer.put(x, uniform(x.ndim, tracer.book.code(f"it meets {INPUT}")))
+
+    with _watched(forward.model, never_prune, tracer):
+        outputs = forward.run(tensors, tracer, seen)
+    _pin(tracer, outputs, "it reaches the network's output")
+    return tracer
+
+
+def _whole(name: str, shape: tuple[int, ...]) -> ParamView:
+    return ParamView(name, tuple(Axis(d, np.arange(n)) for d, n in enumerate(shape)))
+
+
+@contextmanager
+def _watched(model: nn.Module, never_prune: tuple[str, ...], tracer: Tracer) -> Iterator[None]:
+    """Hooks that pin what the named modules return."""
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_hook(
+            lambda _m, _i, out, name=name: _pin(tracer, out, f"never_prune names {name}")
+        )
+        for name in never_prune
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pin(tracer: Tracer, outputs: Any, reason: str) -> None:
+    for tensor in tensors_in(outputs):
+        value = tracer.values.get(id(tensor))
+        if isinstance(value, Shadow):
+            tracer.book.pin(value.ids, reason)
+        elif value is not None:
+            tracer.lock(value, reason)
+
+
+def _probed(forward: Forward, tracer: Tracer) -> Grouping:
+    for _ in range(MAX_PROBES):
+        grouping = make_groups(tracer.book)
+        if probe(forward, grouping, tracer.steps, tracer.book):
+            return grouping
+    tracer.book.pin(np.arange(tracer.book.count), "the smaller network could not be run")
+    return make_groups(tracer.book)
+
+
+def _weights(model: nn.Module, tracer: Tracer) -> tuple[str, ...]:
+    """Weights of convolution and linear layers, used in the forward or not, in model order."""
+    layers = {id(m.weight) for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))}
+    named = dict(model.named_parameters())
+    return tuple(n for n, p in named.items() if n in tracer.multiplied or id(p) in layers)

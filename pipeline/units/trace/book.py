@@ -1,0 +1,120 @@
+"""The book of units: ids, which of them are one unit, which must stay, which tensors they index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.units.groups import Role
+from pipeline.units.trace.shadow import FIXED, Axis, Ids
+
+PRIORITY: dict[Role, int] = {"consumer": 0, "norm": 1, "producer": 2}
+UNSEEN = -1
+
+
+@dataclass(eq=False)
+class Use:
+    """Unit id of every position along one dimension of one tensor."""
+
+    ids: Ids
+    role: Role
+
+
+class Book:
+    """Written while the forward runs, read once by `grouping`."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], trained: frozenset[str]) -> None:
+        self.shapes = shapes
+        self.trained = trained
+        self.count = FIXED + 1
+        self.edges: list[tuple[Ids, Ids]] = []
+        self.pins: list[tuple[Ids, int]] = []
+        self.locks: dict[str, int] = {}
+        self.uses: dict[tuple[str, int], Use] = {}
+        self.reasons = [""]
+        self._codes: dict[str, int] = {}
+
+    def code(self, reason: str) -> int:
+        """Number of a reason in words, 1 and up."""
+        if reason not in self._codes:
+            self._codes[reason] = len(self.reasons)
+            self.reasons.append(reason)
+        return self._codes[reason]
+
+    def fresh(self, n: int) -> Ids:
+        """`n` new ids."""
+        self.count += n
+        return np.arange(self.count - n, self.count)
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        """These units must stay."""
+        ids = np.unique(ids)
+        ids = ids[ids != FIXED]
+        if ids.size:
+            self.pins.append((ids, self.code(reason)))
+
+    def pin_coded(self, ids: Ids, codes: Ids) -> None:
+        """The same with a reason per position; code 0 pins nothing."""
+        for code in np.unique(codes[codes != 0]):
+            self.pin(ids[codes == code], self.reasons[code])
+
+    def lock(self, name: str, reason: str) -> None:
+        """No dimension of this tensor may be cut."""
+        self.locks.setdefault(name, self.code(reason))
+
+    def union(self, a: Ids, b: Ids, reason: str) -> Ids:
+        """Positions of `a` and `b` (broadcast) live and die together; returns the joined ids.
+
+        A unit that meets a fixed position must stay, because of `reason`.
+        """
+        a, b = np.broadcast_arrays(a, b)
+        if (differ := a != b).any():
+            left, right = a[differ], b[differ]
+            free = (left != FIXED) & (right != FIXED)
+            if free.any():
+                self.edges.append((left[free], right[free]))
+            if not free.all():
+                self.pin(np.maximum(left, right)[~free], reason)
+        return np.where(a == FIXED, b, a)
+
+    def tie(self, name: str, axis: Axis, ids: Ids, role: Role) -> None:
+        """Position `axis.positions[i]` of that dimension of `name` belongs to unit `ids[i]`."""
+        use = self._use(name, axis.dim, role)
+        seen = use.ids[axis.positions]
+        new = seen == UNSEEN
+        use.ids[axis.positions[new]] = ids[new]
+        self.union(use.ids[axis.positions], ids, f"{name} also serves channels that must stay")
+
+    def axis_ids(self, name: str, axis: Axis, role: Role) -> Ids:
+        """Ids of the positions of an axis, new ones where it was never used before."""
+        use = self._use(name, axis.dim, role)
+        new = axis.positions[use.ids[axis.positions] == UNSEEN]
+        use.ids[new] = self.fresh(new.size)
+        return use.ids[axis.positions]
+
+    def _use(self, name: str, dim: int, role: Role) -> Use:
+        use = self.uses.get((name, dim))
+        if use is None:
+            use = Use(np.full(self.shapes[name][dim], UNSEEN), role)
+            self.uses[name, dim] = use
+        if PRIORITY[role] > PRIORITY[use.role]:
+            use.role = role
+        return use
+
+    def components(self) -> Ids:
+        """Class of every id: the smallest id it is joined with."""
+        label = np.arange(self.count)
+        if not self.edges:
+            return label
+        a = np.concatenate([e[0].ravel() for e in self.edges])
+        b = np.concatenate([e[1].ravel() for e in self.edges])
+        while True:
+            low = np.minimum(label[a], label[b])
+            if np.array_equal(low, label[a]) and np.array_equal(low, label[b]):
+                return label
+            # Hook the roots, not only the two ends, so that whole trees move at once.
+            for end in (label[a], label[b], a, b):
+                np.minimum.at(label, end, low)
+            while not np.array_equal(jump := label[label], label):
+                label = jump

@@ -1,0 +1,128 @@
+"""Operators that cut tensors apart and put them together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.units.trace.layout import first, value_of
+from pipeline.units.trace.shadow import FIXED, Axis, ParamView, Shadow, Value, along, uniform
+from pipeline.units.trace.tracer import Call, Outcome, Tracer
+
+
+def _cut(t: Tracer, call: Call, dim: int, index: slice) -> Value:
+    """Part of a dimension; channels cut at positions written in the code must stay."""
+    value, size = value_of(t, call), first(call).shape[dim]
+    if isinstance(value, ParamView):
+        axis = value.axes[dim]
+        cut = None if axis is None else Axis(axis.dim, axis.positions[index])
+        return ParamView(value.name, (*value.axes[:dim], cut, *value.axes[dim + 1 :]))
+    if value.ids.shape[dim] == 1 or index.indices(size) == (0, size, 1):
+        return value
+    t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
+    return value.at((slice(None),) * dim + (index,))
+
+
+def slice_(t: Tracer, call: Call) -> Outcome:
+    """x[start:end:step] along one dimension."""
+    dim = call["dim"] % first(call).ndim
+    return _cut(t, call, dim, slice(call["start"], call["end"], call["step"]))
+
+
+def select(t: Tracer, call: Call) -> Outcome:
+    """x[i]: one position, the dimension goes."""
+    x, dim = first(call), call["dim"] % first(call).ndim
+    i = call["index"] % x.shape[dim]
+    value = _cut(t, call, dim, slice(i, i + 1))
+    if isinstance(value, ParamView):
+        return ParamView(value.name, (*value.axes[:dim], *value.axes[dim + 1 :]))
+    return value.shaped(value.ids.shape[:dim] + value.ids.shape[dim + 1 :])
+
+
+def split(t: Tracer, call: Call) -> Outcome:
+    """Consecutive parts. Equal parts of a channel dimension keep equal widths: position k of every
+    part is one unit."""
+    x, dim = first(call), call["dim"] % first(call).ndim
+    sizes = [o.shape[dim] for o in call.outs]
+    starts = np.cumsum([0, *sizes])
+    value = value_of(t, call)
+    if isinstance(value, ParamView) or value.ids.shape[dim] == 1 or len(sizes) == 1:
+        cuts = zip(starts[:-1], starts[1:], strict=True)
+        return [_cut(t, call, dim, slice(int(a), int(b))) for a, b in cuts]
+    if len(set(sizes)) > 1 or value.varying != (dim,) or call.name != "split":
+        t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
+        full = value.spread(x.shape, (dim,))
+        lead = (slice(None),) * dim
+        return [
+            full.at((*lead, slice(int(a), int(b))))
+            for a, b in zip(starts, starts[1:], strict=False)
+        ]
+    parts = value.shaped((len(sizes), -1))
+    t.book.union(parts.ids, parts.ids[:1], "split joins it with channels that must stay")
+    return [along(parts.ids[0], nonzero, x.ndim, dim) for nonzero in parts.nonzero]
+
+
+def unbind(t: Tracer, call: Call) -> Outcome:
+    """One output per position."""
+    x, dim = first(call), call["dim"] % first(call).ndim
+    values: list[Value] = []
+    for i in range(x.shape[dim]):
+        value = _cut(t, call, dim, slice(i, i + 1))
+        if isinstance(value, ParamView):
+            values.append(ParamView(value.name, (*value.axes[:dim], *value.axes[dim + 1 :])))
+        else:
+            values.append(value.shaped(value.ids.shape[:dim] + value.ids.shape[dim + 1 :]))
+    return values
+
+
+def cat(t: Tracer, call: Call) -> Outcome:
+    """Joined along the channels, or channels joined with each other along another dimension."""
+    tensors = [x for x in call.tensors if x.ndim > 1 or x.shape[0] > 0]
+    dim = call["dim"] % tensors[0].ndim
+    varying = {d for x in tensors if t.param(x) is None for d in t.shadow(x).varying}
+    shadows = [t.shadow(x, varying) for x in tensors]
+    if varying <= {dim}:
+        full = [s.spread(x.shape, (dim,)) for s, x in zip(shadows, tensors, strict=True)]
+        ids = np.concatenate([s.ids for s in full], dim)
+        return Shadow(ids, np.concatenate([s.nonzero for s in full], dim)).narrow()
+    if dim in varying:
+        for shadow in shadows:
+            t.book.pin(shadow.ids, "cat along one dimension of channels spread over two")
+        return uniform(tensors[0].ndim, t.book.code("it meets the result of cat"))
+    shape = np.broadcast_shapes(*(s.ids.shape for s in shadows))
+    ids = np.broadcast_to(shadows[0].ids, shape)
+    for shadow in shadows[1:]:
+        ids = t.book.union(ids, shadow.ids, "cat joins it with channels that must stay")
+    nonzero = np.stack([np.broadcast_to(s.nonzero, shape) for s in shadows]).max(axis=0)
+    return Shadow(ids, nonzero)
+
+
+def stack(t: Tracer, call: Call) -> Outcome:
+    """Equal tensors side by side in a new dimension: their channels are joined."""
+    dim = call["dim"] % call.outs[0].ndim
+    varying = {d for x in call.tensors if t.param(x) is None for d in t.shadow(x).varying}
+    shadows = [t.shadow(x, varying or None) for x in call.tensors]
+    shape = np.broadcast_shapes(*(s.ids.shape for s in shadows))
+    ids = np.broadcast_to(shadows[0].ids, shape)
+    for shadow in shadows[1:]:
+        ids = t.book.union(ids, shadow.ids, "stack joins it with channels that must stay")
+    nonzero = np.stack([np.broadcast_to(s.nonzero, shape) for s in shadows]).max(axis=0)
+    return Shadow(np.expand_dims(ids, dim), np.expand_dims(nonzero, dim))
+
+
+def pad(t: Tracer, call: Call) -> Outcome:
+    """Padding of an image; padded channels are zeros that must stay."""
+    x, amounts = first(call), call["pad"]
+    widths = [(0, 0)] * x.ndim
+    for i in range(len(amounts) // 2):
+        widths[x.ndim - 1 - i] = (amounts[2 * i], amounts[2 * i + 1])
+    shadow = t.shadow(x)
+    grown = [d for d in shadow.varying if widths[d] != (0, 0)]
+    zero = call.get("value") in (None, 0, 0.0)
+    if any(min(widths[d]) < 0 for d in grown) or (grown and not zero):
+        t.book.pin(shadow.ids, "padding cuts or fills its channels")
+        return uniform(x.ndim, t.book.code("it meets padding"))
+    if not zero and any(widths[d] != (0, 0) for d in range(x.ndim)):
+        return Shadow(shadow.ids, np.full_like(shadow.ids, t.book.code("padded with a constant")))
+    inner = [widths[d] if d in grown else (0, 0) for d in range(x.ndim)]
+    ids = np.pad(shadow.ids, inner, constant_values=FIXED)
+    return Shadow(ids, np.pad(shadow.nonzero, inner, constant_values=0))

@@ -1,0 +1,180 @@
+"""Operators with weights: convolutions, linear layers, embeddings, normalisations."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView, Shadow, along, uniform
+from pipeline.units.trace.tracer import Call, Outcome, Tracer
+
+
+def convolution(t: Tracer, call: Call) -> Outcome:
+    """Plain, grouped, depthwise; transposed or not. Channels stand in dimension 1."""
+    view = t.param(call["weight"])
+    if view is None or view.axes[0] is None or view.axes[1] is None:
+        return None
+    t.multiplied.add(view.name)
+    x = t.channels(call["input"], 1, "convolution")
+    groups, ndim = call["groups"], call["input"].ndim
+    if groups > 1 and groups == call["input"].shape[1]:
+        flat = _depthwise(t, call, view, x)
+    else:
+        t.consume(x)
+        ids = _mix(t, call, view, x.ids)
+        residue = max(t.residue(view), t.attach(call["bias"], ids, "producer", "convolution"))
+        flat = Shadow(ids, np.full_like(ids, residue))
+    return along(flat.ids, flat.nonzero, ndim, 1)
+
+
+def _mix(t: Tracer, call: Call, view: ParamView, ids: Ids) -> Ids:
+    """Ids of the outputs of a convolution that sums over channels.
+
+    With several groups the k-th channel of every group is one unit, so that all groups keep equal
+    widths and their number stays.
+    """
+    groups, transposed = call["groups"], call["transposed"]
+    inner, outer = (view.axes[0], view.axes[1]) if transposed else (view.axes[1], view.axes[0])
+    assert inner is not None
+    assert outer is not None
+    reason = "a grouped convolution joins it with channels that must stay"
+    parts = ids.reshape(groups, -1)
+    first = t.book.union(parts, parts[:1], reason)
+    positions = inner.positions if transposed else np.tile(inner.positions, groups)
+    t.book.tie(view.name, Axis(inner.dim, positions), first.ravel(), "consumer")
+    made = t.book.axis_ids(view.name, outer, "producer")
+    if transposed:
+        return np.tile(made, groups)
+    by_group = made.reshape(groups, -1)
+    t.book.union(by_group, by_group[:1], reason)
+    return np.tile(by_group[0], groups)
+
+
+def _depthwise(t: Tracer, call: Call, view: ParamView, x: Shadow) -> Shadow:
+    """Every channel is filtered alone, so the weight scales and the output belongs to the input."""
+    outputs = call.outs[0].shape[1]
+    ids = np.repeat(x.ids, outputs // x.ids.size)
+    axis = view.axes[0]
+    assert axis is not None
+    t.book.tie(view.name, axis, x.ids if call["transposed"] else ids, "norm")
+    bias = t.attach(call["bias"], ids, "norm", "convolution")
+    kept = t.residue(view) and np.repeat(x.nonzero, outputs // x.ids.size)
+    return Shadow(ids, _after_scale(t, ids, np.maximum(kept, bias)))
+
+
+def _after_scale(t: Tracer, ids: Ids, residue: Ids | int) -> Ids:
+    """A masked scale makes a unit zero, but not the positions that belong to none."""
+    fixed = t.book.code("it meets channels that must stay")
+    return np.where(ids == FIXED, fixed, residue)
+
+
+def addmm(t: Tracer, call: Call) -> Outcome:
+    """bias + a @ b."""
+    return _product(t, call, call["mat1"], call["mat2"], call["self"])
+
+
+def mm(t: Tracer, call: Call) -> Outcome:
+    """a @ b, batched or not."""
+    return _product(t, call, call["self"], call["mat2"], None)
+
+
+def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -> Outcome:
+    """Matrix product of an activation and a weight, in either order.
+
+    In a batched product the weight is one matrix repeated.
+    """
+    left = t.param(b) is None
+    data, weight = (b, a) if left else (a, b)
+    view = t.param(weight)
+    if view is None or t.param(data) is not None or (left and bias is not None):
+        return None
+    contracted, made = view.axes[-2:][::-1] if left else view.axes[-2:]
+    if contracted is None or made is None or any(view.axes[:-2]):
+        return None
+    t.multiplied.add(view.name)
+    x = t.channels(data, -2 if left else -1, call.name)
+    t.consume(x)
+    t.book.tie(view.name, contracted, x.ids, "consumer")
+    ids = t.book.axis_ids(view.name, made, "producer")
+    residue = max(t.residue(view), t.attach(bias, ids, "producer", "linear"))
+    return along(ids, np.full_like(ids, residue), data.ndim, -2 if left else -1)
+
+
+def linear(t: Tracer, call: Call) -> Outcome:
+    """x @ weight.T + bias over the last dimension."""
+    view = t.param(call["weight"])
+    if view is None or view.axes[0] is None or view.axes[1] is None:
+        return None
+    t.multiplied.add(view.name)
+    x = t.channels(call["input"], -1, "linear")
+    t.consume(x)
+    t.book.tie(view.name, view.axes[1], x.ids, "consumer")
+    ids = t.book.axis_ids(view.name, view.axes[0], "producer")
+    residue = max(t.residue(view), t.attach(call["bias"], ids, "producer", "linear"))
+    ndim = call.outs[0].ndim
+    return along(ids, np.full_like(ids, residue), ndim, ndim - 1)
+
+
+def embedding(t: Tracer, call: Call) -> Outcome:
+    """Rows of a table: the channels are its columns."""
+    view = t.param(call["weight"])
+    if view is None or view.axes[1] is None:
+        return None
+    ids = t.book.axis_ids(view.name, view.axes[1], "producer")
+    ndim = call.outs[0].ndim
+    return along(ids, np.full_like(ids, t.residue(view)), ndim, ndim - 1)
+
+
+def batch_norm(t: Tracer, call: Call) -> Outcome:
+    """Per channel (dimension 1): scale and shift are zeroed with it, statistics follow."""
+    x = t.channels(call["input"], 1, "batch norm")
+    scale = t.attach(call["weight"], x.ids, "norm", "batch norm")
+    shift = t.attach(call["bias"], x.ids, "norm", "batch norm")
+    for name in ("running_mean", "running_var"):
+        t.attach(call.get(name), x.ids, "norm", "batch norm")
+    if call["weight"] is None or scale:
+        # Batch statistics map a constant channel to zero, running statistics do not.
+        moved = t.book.code("batch norm without a trained scale shifts it by its running mean")
+        inner = x.nonzero if call.get("training") else np.full_like(x.ids, moved)
+    else:
+        inner = np.zeros_like(x.ids)
+    nonzero = _after_scale(t, x.ids, np.maximum(inner, shift))
+    return along(x.ids, nonzero, call["input"].ndim, 1)
+
+
+def group_norm(t: Tracer, call: Call) -> Outcome:
+    """A whole group of the normalisation is one unit; its number of groups shrinks."""
+    x = t.channels(call["input"], 1, "group norm")
+    groups = call["group"]
+    scale = t.attach(call["weight"], x.ids, "norm", "group norm")
+    shift = t.attach(call["bias"], x.ids, "norm", "group norm")
+    parts = x.ids.reshape(groups, -1)
+    ids = t.book.union(parts, parts[:, :1], "group norm joins it with channels that must stay")
+    if groups == 1:
+        t.book.pin(x.ids, "group norm takes the mean over all channels")
+    view = t.param(call["weight"])
+    if view is None or not t.owns_groups(view.name, groups):
+        t.book.pin(x.ids, "group norm without a module that says its number of groups")
+    inner = x.nonzero if call["weight"] is None or scale else np.zeros_like(x.ids)
+    nonzero = _after_scale(t, ids.ravel(), np.maximum(inner, shift))
+    return along(ids.ravel(), nonzero, call["input"].ndim, 1)
+
+
+def layer_norm(t: Tracer, call: Call) -> Outcome:
+    """Its mean runs over the channels, so they must stay."""
+    x, shape = call["input"], call["normalized_shape"]
+    shadow = t.shadow(x)
+    inside = [d for d in shadow.varying if d >= x.ndim - len(shape)]
+    if inside:
+        t.book.pin(shadow.ids, "layer norm takes the mean over its channels")
+    if inside == [x.ndim - 1] and len(shape) == 1:
+        flat = t.channels(x, -1, "layer norm")
+        for name in ("weight", "bias"):
+            t.attach(call[name], flat.ids, "norm", "layer norm")
+    else:
+        for name in ("weight", "bias"):
+            if (view := t.param(call[name])) is not None:
+                t.lock(view, "layer norm over several dimensions")
+    code = t.book.code("layer norm shifts it")
+    statistics = [uniform(o.ndim, code) for o in call.outs[1:]]
+    return [Shadow(shadow.ids, np.full_like(shadow.ids, code)), *statistics]

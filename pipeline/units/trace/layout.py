@@ -1,0 +1,168 @@
+"""Operators that move values without changing them: they run on the shadow itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.units.trace.shadow import (
+    ParamView,
+    Shadow,
+    Value,
+    along,
+    blocks,
+    uniform,
+)
+from pipeline.units.trace.tracer import Call, Outcome, Tracer
+
+
+def first(call: Call) -> Tensor:
+    return call.tensors[0]
+
+
+def value_of(t: Tracer, call: Call) -> Value:
+    return t.param(first(call)) or t.shadow(first(call))
+
+
+def same_layout(t: Tracer, call: Call) -> Outcome:
+    """Every output position holds the input's (clone, cast, detach)."""
+    return value_of(t, call)
+
+
+def zeros_like(t: Tracer, call: Call) -> Outcome:
+    """As wide as its argument, whatever that loses."""
+    shadow = t.shadow(first(call))
+    return Shadow(shadow.ids, np.zeros_like(shadow.ids))
+
+
+def filled_like(t: Tracer, call: Call) -> Outcome:
+    """As wide as its argument, not zero."""
+    shadow = t.shadow(first(call))
+    return Shadow(shadow.ids, np.full_like(shadow.ids, t.book.code(f"made by {call.name}")))
+
+
+def constant(t: Tracer, call: Call) -> Outcome:
+    """Nothing tracked enters."""
+    zero = call.name in ("zeros", "zero", "new_zeros", "zeros_like")
+    code = 0 if zero else t.book.code("it meets a constant")
+    return [uniform(o.ndim, code) for o in call.outs]
+
+
+def fixed_zeros(t: Tracer, call: Call) -> Outcome:
+    """Zeros of a size written in the code."""
+    del t
+    return uniform(call.outs[0].ndim, 0)
+
+
+def permute(t: Tracer, call: Call) -> Outcome:
+    """permute, transpose, t."""
+    ndim = first(call).ndim
+    order = list(range(ndim))
+    if call.name == "permute":
+        order = [d % ndim for d in call["dims"]]
+    elif call.name == "t":
+        order = order[::-1]
+    else:
+        a, b = call["dim0"] % ndim, call["dim1"] % ndim
+        order[a], order[b] = b, a
+    value = value_of(t, call)
+    if isinstance(value, ParamView):
+        return ParamView(value.name, tuple(value.axes[d] for d in order))
+    return value.permute(order)
+
+
+def view(t: Tracer, call: Call) -> Outcome:
+    """view, reshape, squeeze, unsqueeze, flatten: anything that keeps the order of elements.
+
+    A channel dimension that is split, as in a channel shuffle, keeps its outer sizes: positions
+    that differ only there are one unit.
+    """
+    old, new = tuple(first(call).shape), tuple(call.outs[0].shape)
+    if math.prod(old) == 0 or math.prod(new) != math.prod(old):
+        return None
+    value = value_of(t, call)
+    if isinstance(value, ParamView):
+        return _view_param(t, value, old, new)
+    pieces = blocks(old, new)
+    varying = [(a, b) for a, b in pieces if any(n > 1 for n in value.ids.shape[a])]
+    grown = value.spread(old, [d for a, _ in varying for d in range(a.start, a.stop)])
+    sizes = [1] * len(new)
+    for _, b in varying:
+        sizes[b] = new[b]
+    shadow = grown.shaped(sizes)
+    for a, b in varying:
+        shadow = _keep_outer(t, shadow, old[a], b)
+    return shadow.narrow()
+
+
+def _keep_outer(t: Tracer, shadow: Shadow, old: Sequence[int], into: slice) -> Shadow:
+    """Tie a dimension that was split across all of its parts but the innermost."""
+    wide = [d for d in range(into.start, into.stop) if shadow.ids.shape[d] > 1]
+    if len(wide) < 2 or [n for n in old if n > 1] == [shadow.ids.shape[d] for d in wide]:
+        return shadow
+    for d in wide[:-1]:
+        first = shadow.at((slice(None),) * d + (slice(0, 1),))
+        reason = "a split of its dimension joins it with channels that must stay"
+        joined = t.book.union(shadow.ids, first.ids, reason)
+        shadow = Shadow(np.broadcast_to(first.ids, joined.shape), shadow.nonzero)
+    return shadow
+
+
+def _view_param(t: Tracer, value: ParamView, old: tuple[int, ...], new: tuple[int, ...]) -> Outcome:
+    """Dimensions of size 1 may come and go."""
+    del t
+    if [n for n in old if n > 1] != [n for n in new if n > 1]:
+        return None
+    kept = iter(a for a, n in zip(value.axes, old, strict=True) if n > 1)
+    axes = tuple(next(kept) if n > 1 else None for n in new)
+    if max(new, default=1) == 1 and math.prod(old) == 1:
+        single = next((a for a in value.axes if a is not None), None)
+        axes = (single,) + axes[1:] if new else axes
+    return ParamView(value.name, axes)
+
+
+def expand(t: Tracer, call: Call) -> Outcome:
+    """Dimensions of size 1 grow; what varies stays."""
+    value, lead = value_of(t, call), call.outs[0].ndim - first(call).ndim
+    if isinstance(value, ParamView):
+        grown = zip(call.outs[0].shape[lead:], value.axes, strict=True)
+        kept = (a if a is not None and a.positions.size == n else None for n, a in grown)
+        return ParamView(value.name, (None,) * lead + tuple(kept))
+    return value.shaped((1,) * lead + value.ids.shape)
+
+
+def repeat(t: Tracer, call: Call) -> Outcome:
+    """Whole copies one after the other."""
+    x, times = first(call), call["repeats"]
+    shadow = t.shadow(x)
+    shadow = shadow.shaped((1,) * (len(times) - x.ndim) + shadow.ids.shape)
+    tiles = [k if n > 1 else 1 for k, n in zip(times, shadow.ids.shape, strict=True)]
+    return Shadow(np.tile(shadow.ids, tiles), np.tile(shadow.nonzero, tiles))
+
+
+def channel_shuffle(t: Tracer, call: Call) -> Outcome:
+    """(groups, width) -> (width, groups): position k of every group is one unit."""
+    x = t.channels(first(call), 1, "channel shuffle")
+    parts = x.shaped((call["groups"], -1))
+    t.book.union(parts.ids, parts.ids[:1], "channel shuffle joins it with channels that must stay")
+    ids = np.repeat(parts.ids[0], call["groups"])
+    return along(ids, parts.nonzero.T.ravel(), first(call).ndim, 1)
+
+
+def pixel_shuffle(t: Tracer, call: Call) -> Outcome:
+    """Blocks of r * r channels become one."""
+    x = t.channels(first(call), -3, "pixel shuffle")
+    parts = x.shaped((-1, call["upscale_factor"] ** 2))
+    ids = t.book.union(parts.ids, parts.ids[:, :1], "pixel shuffle mixes it with fixed channels")
+    ndim = first(call).ndim
+    return along(ids[:, 0], parts.nonzero.max(axis=1), ndim, ndim - 3)
+
+
+def pixel_unshuffle(t: Tracer, call: Call) -> Outcome:
+    """One channel becomes a block of r * r."""
+    x = t.channels(first(call), -3, "pixel unshuffle")
+    block, ndim = call["downscale_factor"] ** 2, first(call).ndim
+    return along(np.repeat(x.ids, block), np.repeat(x.nonzero, block), ndim, ndim - 3)

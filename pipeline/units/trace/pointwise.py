@@ -1,0 +1,134 @@
+"""Elementwise operators: tensors that meet share their channels.
+
+Whether a channel stays zero is asked of the operator itself: it is called on sample values with
+zeros in place of the operands that are zero. So relu, clamp(-1, 6), mul and where need no table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.units.trace.shadow import FIXED, Ids, Shadow
+from pipeline.units.trace.tracer import Call, Outcome, Tracer
+
+SAMPLES = 24
+KNOWN = frozenset({"hardswish", "_prelu_kernel", "hardsigmoid", "dropout", "masked_fill", "mish"})
+"""Elementwise operators that torch does not tag as such."""
+
+_stays_zero: dict[tuple[Any, ...], bool] = {}
+
+
+def is_pointwise(call: Call) -> bool:
+    """torch says so, or we know it."""
+    return torch.Tag.pointwise in call.func.tags or call.name in KNOWN
+
+
+def pointwise(t: Tracer, call: Call) -> Outcome:
+    """Join the channels of all operands; broadcast ones keep out of it."""
+    if not is_pointwise(call) or any(isinstance(a, list) for a in call.args.values()):
+        return None
+    shape = tuple(call.outs[0].shape)
+    operands = _operands(t, call.tensors, shape)
+    ids, joined = _join(t, call, operands, shape)
+    return Shadow(ids, _residues(t, call, joined, ids.shape)).narrow()
+
+
+def _is_shadow(t: Tracer, tensor: Tensor) -> bool:
+    return isinstance(t.values.get(id(tensor)), Shadow)
+
+
+def _operands(t: Tracer, tensors: list[Tensor], shape: tuple[int, ...]) -> list[Shadow]:
+    """Shadows with the output's number of dimensions; parameters follow the activations."""
+    lead = [len(shape) - x.ndim for x in tensors]
+    varying = {
+        d + lead[i] for i, x in enumerate(tensors) if _is_shadow(t, x) for d in t.shadow(x).varying
+    }
+    shadows = []
+    for x, offset in zip(tensors, lead, strict=True):
+        dims = [d - offset for d in varying] if varying else None
+        shadow = t.shadow(x, dims)
+        shadows.append(shadow.shaped((1,) * offset + shadow.ids.shape))
+    return shadows
+
+
+def _join(
+    t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]
+) -> tuple[Ids, list[Shadow]]:
+    """Ids of the result and the operands as its positions see them."""
+    full = np.broadcast_shapes(*(s.ids.shape for s in operands))
+    ids = np.full(full, FIXED)
+    joined, started = [], False
+    for tensor, shadow in zip(call.tensors, operands, strict=True):
+        sizes = (1,) * (len(shape) - tensor.ndim) + tuple(tensor.shape)
+        if any(n > 1 and size == 1 for n, size in zip(full, sizes, strict=True)):
+            t.book.pin(shadow.ids, f"one channel is spread over many by {call.name}")
+            code = t.book.code(f"{call.name} spreads one channel over many")
+            joined.append(Shadow(np.full(full, FIXED), np.full(full, code)))
+            continue
+        reason = f"{call.name} joins it with channels that must stay"
+        spread = np.broadcast_to(shadow.ids, full)
+        ids = t.book.union(ids, spread, reason) if started else spread
+        started = True
+        joined.append(Shadow(spread, np.broadcast_to(shadow.nonzero, full)))
+    return ids, joined
+
+
+def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]) -> Ids:
+    """Per position: 0 if the result is zero where its unit is."""
+    pattern = np.zeros(shape, dtype=np.int64)
+    cause = np.zeros(shape, dtype=np.int64)
+    for i, operand in enumerate(operands):
+        pattern |= (operand.nonzero == 0).astype(np.int64) << i
+        cause = np.where(cause == 0, operand.nonzero, cause)
+    cause = np.where(cause == 0, t.book.code(f"{call.name} of zero is not zero"), cause)
+    zero = np.zeros(shape, dtype=bool)
+    for bits in np.unique(pattern):
+        if stays_zero(call, int(bits)):
+            zero |= pattern == bits
+    return np.where(zero, 0, cause)
+
+
+def stays_zero(call: Call, bits: int) -> bool:
+    """Is the result zero when operand i is zero for every set bit i, whatever the others are?"""
+    numbers = tuple(repr(v) for v in call.args.values() if not isinstance(v, Tensor))
+    key = (call.func, bits, numbers, tuple(x.dtype for x in call.tensors))
+    if key not in _stays_zero:
+        _stays_zero[key] = _try_zero(call, bits)
+    return _stays_zero[key]
+
+
+def _try_zero(call: Call, bits: int) -> bool:
+    args, i = {}, 0
+    for name, value in call.args.items():
+        if isinstance(value, Tensor):
+            args[name] = _sample(i, value.dtype, bool(bits >> i & 1))
+            i += 1
+        elif name not in ("device", "layout", "pin_memory", "generator"):
+            args[name] = value
+    try:
+        result = call.func(**_by_schema(call.func, args))
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    first = result if isinstance(result, Tensor) else result[0]
+    return bool((first == 0).all())
+
+
+def _by_schema(func: Any, args: dict[str, Any]) -> dict[str, Any]:
+    return {a.name: args[a.name] for a in func._schema.arguments if a.name in args}
+
+
+def _sample(i: int, dtype: torch.dtype, zero: bool) -> Tensor:
+    """Values with no relation between operands: both signs, small and large."""
+    if zero:
+        return torch.zeros(SAMPLES, dtype=dtype)
+    steps = torch.arange(1, SAMPLES + 1, dtype=torch.float64)
+    values = 3.0 * torch.sin(steps * (1.7 + 0.61 * i) + 0.4)
+    return (
+        (values > 0)
+        if dtype == torch.bool
+        else (values * 2 if not dtype.is_floating_point else values).to(dtype)
+    )

@@ -1,0 +1,58 @@
+"""Operators that summarise: pooling, reductions, softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.units.trace.layout import first
+from pipeline.units.trace.shadow import Shadow, uniform
+from pipeline.units.trace.tracer import Call, Outcome, Rule, Tracer
+
+
+def spatial(dims: int) -> Rule:
+    """Rule of an operator that works on the last `dims` dimensions, channel by channel."""
+
+    def rule(t: Tracer, call: Call) -> Outcome:
+        x = first(call)
+        shadow = t.shadow(x)
+        if any(d >= x.ndim - dims for d in shadow.varying):
+            t.book.pin(shadow.ids, f"{call.name} mixes its channels")
+            return uniform(call.outs[0].ndim, t.book.code(f"it meets the result of {call.name}"))
+        return shadow
+
+    return rule
+
+
+def reduce(t: Tracer, call: Call) -> Outcome:
+    """mean, sum, amax, ... over some dimensions; a sum over channels reads them."""
+    if len(call.tensors) > 1:
+        return None
+    x = first(call)
+    chosen = call.get("dim")
+    dims = _dims(chosen, x.ndim)
+    shadow = t.shadow(x)
+    if crossed := [d for d in dims if d in shadow.varying]:
+        if call.name == "sum" and shadow.varying == tuple(crossed):
+            t.consume(shadow.shaped((-1,)))
+        else:
+            t.book.pin(shadow.ids, f"{call.name} runs over its channels")
+        return uniform(call.outs[0].ndim, t.book.code(f"it meets the {call.name} over channels"))
+    kept = [n for d, n in enumerate(shadow.ids.shape) if d not in dims]
+    return shadow if call.get("keepdim") else shadow.shaped(kept)
+
+
+def _dims(chosen: int | Sequence[int] | None, ndim: int) -> list[int]:
+    if isinstance(chosen, int):
+        return [chosen % ndim]
+    return [d % ndim for d in chosen] if chosen else list(range(ndim))
+
+
+def softmax(t: Tracer, call: Call) -> Outcome:
+    """Nothing stays zero; along the channels it needs them all."""
+    x = first(call)
+    shadow = t.shadow(x)
+    if call["dim"] % x.ndim in shadow.varying:
+        t.book.pin(shadow.ids, f"{call.name} runs over its channels")
+    return Shadow(shadow.ids, np.full_like(shadow.ids, t.book.code(f"{call.name} is not zero")))

@@ -1,0 +1,166 @@
+"""Selection: exact counts, stable ties, budgets, guards."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.units.groups import Granularity
+from pipeline.units.plan import PruningPlan
+from pipeline.units.selection import Target, select
+from pipeline.units.threshold import keep_all_but, kth_smallest
+
+S, U = Granularity.STRUCTURED, Granularity.UNSTRUCTURED
+
+scores = st.lists(
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]) | st.floats(0, 4, width=32), min_size=1),
+    min_size=1,
+    max_size=4,
+)
+
+
+def named(rows: list[list[float]]) -> dict[str, Tensor]:
+    return {f"g{i}": torch.tensor(row) for i, row in enumerate(rows)}
+
+
+def removed(plan: PruningPlan) -> int:
+    return plan.total - plan.kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, st.floats(0, 0.999))
+def test_fraction_is_the_head_of_a_stable_sort(rows: list[list[float]], fraction: float) -> None:
+    saliency = named(rows)
+    plan = select(saliency, U, Target(rule="fraction", value=fraction))
+    flat = torch.cat(list(saliency.values()))
+    keep = torch.ones(flat.numel(), dtype=torch.bool)
+    count = math.floor(round(fraction * flat.numel(), 6))
+    keep[torch.argsort(flat, stable=True)[:count]] = False
+    assert torch.equal(torch.cat(list(plan.keep.values())), keep)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, st.floats(0, 0.999), st.integers(0, 3), st.integers(1, 4))
+def test_guards_hold(rows: list[list[float]], fraction: float, least: int, step: int) -> None:
+    saliency = named(rows)
+    target = Target(rule="fraction", value=fraction, min_units=least, round_to=step)
+    count = math.floor(round(fraction * sum(len(r) for r in rows), 6))
+    if count > sum(max(0, len(r) - least) for r in rows):
+        with pytest.raises(ValueError, match="cannot remove"):
+            select(saliency, S, target)
+        return
+    plan = select(saliency, S, target)
+    exact = select(saliency, S, target.model_copy(update={"round_to": 1}))
+    assert removed(exact) == count
+    for name, mask in plan.keep.items():
+        kept, size = int(mask.sum()), mask.numel()
+        assert kept >= min(least, size)
+        assert kept % step == 0 or kept == size
+        assert bool((mask | ~exact.keep[name]).all())
+        assert kept - int(exact.keep[name].sum()) < step
+        if mask.any() and not mask.all():
+            assert saliency[name][mask].min() >= saliency[name][~mask].max()
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores, st.floats(0, 0.999))
+def test_layer_scope_cuts_every_layer_alike(rows: list[list[float]], fraction: float) -> None:
+    plan = select(named(rows), U, Target(rule="fraction", value=fraction, scope="layer"))
+    for mask in plan.keep.values():
+        assert int((~mask).sum()) == math.floor(round(fraction * mask.numel(), 6))
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores, st.floats(0, 0.9), st.sampled_from(["global", "layer"]), st.integers(1, 3))
+def test_budget_is_met_with_the_fewest_removed(
+    rows: list[list[float]], value: float, scope: str, step: int
+) -> None:
+    saliency = named(rows)
+    prices = {name: i + 1.0 for i, name in enumerate(saliency)}
+
+    def cost(plan: PruningPlan) -> float:
+        return sum(prices[n] * int(m.sum()) for n, m in plan.keep.items())
+
+    dense = sum(prices[n] * s.numel() for n, s in saliency.items())
+    target = Target(rule="macs", value=value, min_units=0, scope=scope, round_to=step)
+    plan = select(saliency, S, target, cost)
+    assert cost(plan) <= (1 - value) * dense
+    if value == 0:
+        assert removed(plan) == 0
+    largest = max(prices.values()) * (step if scope == "global" else step * len(rows))
+    assert cost(plan) >= (1 - value) * dense - largest - 1e-6
+
+
+def test_zeros_removes_exactly_the_zeros() -> None:
+    saliency = {"a": torch.tensor([0.0, 1e-30, 2.0]), "b": torch.zeros(2)}
+    plan = select(saliency, S, Target(rule="zeros", min_units=2, round_to=4))
+    assert plan.keep["a"].tolist() == [False, True, True]
+    assert plan.keep["b"].tolist() == [False, False]
+
+
+def test_none_keeps_all() -> None:
+    assert select({"a": torch.zeros(3)}, S, Target(rule="none")).sparsity == 0
+
+
+def test_min_units_does_not_cost_the_count() -> None:
+    """A protected unit is replaced by the next one in another group."""
+    saliency = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor([1.0, 2.0])}
+    plan = select(saliency, S, Target(rule="fraction", value=0.5))
+    assert plan.keep["a"].tolist() == [False, True]
+    assert plan.keep["b"].tolist() == [False, True]
+
+
+def test_refusals_in_words() -> None:
+    bad = {"good": torch.ones(2), "layer.conv": torch.tensor([1.0, float("nan")])}
+    with pytest.raises(ValueError, match="saliency of 'layer.conv' is not finite"):
+        select(bad, S, Target(rule="zeros"))
+    with pytest.raises(ValueError, match="not finite"):
+        select({"a": torch.tensor([float("inf")])}, S, Target(rule="zeros"))
+    with pytest.raises(ValueError, match="'a' is negative"):
+        select({"a": torch.tensor([-1.0])}, S, Target(rule="zeros"))
+    with pytest.raises(ValueError, match="macs needs a cost function"):
+        select({"a": torch.ones(1)}, S, Target(rule="macs", value=0.5))
+    target = Target(rule="params", value=0.9)
+    with pytest.raises(ValueError, match=r"still costs 0.5000 of the dense network"):
+        select({"a": torch.ones(2)}, S, target, lambda p: float(p.kept))
+
+
+def test_target_refuses_nonsense() -> None:
+    for wrong in (
+        {"rule": "fraction", "value": 1.0},
+        {"rule": "fraction", "value": -0.1},
+        {"rule": "flops"},
+        {"rule": "none", "ratio": 1},
+        {"rule": "none", "round_to": 0},
+    ):
+        with pytest.raises(ValidationError):
+            Target(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["normal", "sorted", "few", "constant", "spikes"])
+def test_kth_smallest_of_many_is_exact(kind: str, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = {
+        "normal": torch.randn(300_000, generator=g).abs(),
+        "sorted": torch.arange(300_000).float(),
+        "few": torch.randint(0, 3, (300_000,), generator=g).float(),
+        "constant": torch.ones(300_000),
+        # The regular sample sees only zeros: the bracket must miss and still be right.
+        "spikes": torch.rand(300_000, generator=g) * (torch.arange(300_000) % 9 != 4),
+    }[kind].to(dtype)
+    ordered = x.sort().values
+    for k in (1, 2, 33_334, 150_000, 299_999, 300_000):
+        assert kth_smallest([x[:100_000].view(10, -1), x[100_000:]], k) == ordered[k - 1]
+
+
+def test_ties_over_tensors_go_in_order() -> None:
+    keep = keep_all_but({"a": torch.ones(2, 2), "b": torch.tensor([0.0, 1.0, 1.0])}, 4)
+    assert keep["a"].tolist() == [[False, False], [False, True]]
+    assert keep["b"].tolist() == [False, True, True]

@@ -1,0 +1,125 @@
+"""A tiny study in a folder of its own: a copy of the code, a git and a DVC repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CODE = ("pipeline", "stages", "methods", "models", "dvc.yaml", ".dvcignore", ".gitignore")
+
+PARAMS = """\
+study: tiny
+root: .
+data: {name: digits, val_size: 100, limit: 200, split_seed: 0}
+train:
+  epochs: 2
+  batch_size: 50
+  optimizer: {name: sgd, lr: 0.05}
+  schedule: {name: constant}
+  rewind_epoch: 1
+finetune: {epochs: 0, start_from: current}
+evaluate: {batch_size: 256, latency_batches: [1], latency_repeats: 3}
+methods:
+  dense: {}
+  hspg: {penalty: 0.2, epsilon: 0.9, warmup_fraction: 0.5}
+trainings:
+  a: {model: {family: small, name: resnet8, width: 4}, method: dense, seed: 0}
+  h: {model: {family: small, name: resnet8, width: 4}, method: hspg, seed: 0}
+prunings:
+  a-p50: {training: a, target: {rule: fraction, value: 0.5}, finetune: {epochs: 1}}
+  h-zeros: {training: h, target: {rule: zeros}}
+sweep:
+  trainings: [a]
+  sparsities: [0.5, 0.9]
+  scope: global
+  granularity: unstructured
+  recalibration_batches: 2
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What a stage sees: this interpreter's programs first, the copied code, one thread."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "ESPALIER_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@t",
+        "GIT_COMMITTER_NAME": "t",
+        "GIT_COMMITTER_EMAIL": "t@t",
+    }
+
+
+def run(folder: Path, *command: str, check: bool = True) -> str:
+    """Run a command in the study; returns what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(folder),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=540,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-6000:]}")
+    return done.stdout
+
+
+def create(folder: Path, params: str = PARAMS) -> Path:
+    """A new study, committed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    skip = shutil.ignore_patterns("__pycache__")
+    for name in CODE:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=skip)
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "reports").mkdir()
+    for source in (REPOSITORY / "reports").glob("*.py"):
+        shutil.copy(source, folder / "reports")
+    (folder / "params.yaml").write_text(params)
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "init", "-q")
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    """Commit everything."""
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-q", "-m", "state")
+
+
+def repro(folder: Path, *arguments: str) -> list[str]:
+    """`dvc repro`; returns the stages that executed, in order; restored ones are not among them."""
+    return re.findall(r"^Running stage '([^']+)'", run(folder, "dvc", "repro", *arguments), re.M)
+
+
+def edit(folder: Path, changes: Mapping[str, str]) -> None:
+    """Replace text in params.yaml; each key must be there."""
+    path = folder / "params.yaml"
+    text = path.read_text()
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, by relative name."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}

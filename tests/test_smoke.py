@@ -1,0 +1,187 @@
+"""The whole pipeline, by `dvc repro`, in a temporary copy: what runs when, and what survives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.files import load_tree
+from tests import study
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study after its first `dvc repro`, committed. Not to be changed: see `copy`."""
+    folder = study.create(tmp_path_factory.mktemp("finished") / "study")
+    ran = study.repro(folder)
+    assert len(ran) == 11
+    assert ran[0] == "prepare-data"
+    assert ran[-1] == "report"
+    study.commit(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study to work in."""
+    shutil.copytree(finished, tmp_path / "study", symlinks=True)
+    return tmp_path / "study"
+
+
+def test_tables_and_figures_are_there(finished: Path) -> None:
+    table = (finished / "reports/tables/main.md").read_text()
+    assert "a-p50" in table
+    assert "h-zeros" in table
+    assert (finished / "reports/tables/main.csv").is_file()
+    assert (finished / "reports/tables/main.tex").is_file()
+    assert list((finished / "reports/plots").glob("*.svg"))
+
+
+def test_a_second_repro_only_looks(copy: Path) -> None:
+    before = study.tree(copy / "reports/tables")
+    assert study.repro(copy) == ["report"]
+    assert study.tree(copy / "reports/tables") == before
+
+
+def test_one_more_sparsity_runs_one_sweep(copy: Path) -> None:
+    study.edit(copy, {"[0.5, 0.9]": "[0.5, 0.7, 0.9]"})
+    assert study.repro(copy) == ["sweep@a", "report"]
+    assert "0.7" in (copy / "reports/tables/sweep.csv").read_text()
+
+
+def test_one_more_pruning_runs_its_three_stages(copy: Path) -> None:
+    line = "  a-p80: {training: a, target: {rule: fraction, value: 0.8}}\n"
+    study.edit(copy, {"  h-zeros": f"{line}  h-zeros"})
+    assert study.repro(copy) == ["prune@a-p80", "finetune@a-p80", "evaluate@a-p80", "report"]
+    assert "a-p80" in (copy / "reports/tables/main.md").read_text()
+
+
+def test_a_hyper_parameter_reruns_its_method_only(copy: Path) -> None:
+    study.edit(copy, {"penalty: 0.2": "penalty: 0.1"})
+    ran = study.repro(copy)
+    assert ran == ["train@h", "prune@h-zeros", "finetune@h-zeros", "evaluate@h-zeros", "report"]
+
+
+def test_study_code_and_new_methods_retrain_nothing(copy: Path) -> None:
+    paths = copy / "pipeline/study/paths.py"
+    paths.write_text(paths.read_text() + "\n# edited\n")
+    shutil.copy(copy / "methods/dense.py", copy / "methods/my_method.py")
+    stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
+    study.run(copy, "dvc", "status", "-q", *stages)  # exit 1 when anything changed
+    loop = copy / "pipeline/training/fit.py"
+    loop.write_text(loop.read_text() + "\n# edited\n")
+    assert "train@a" in study.run(copy, "dvc", "status", *stages)
+
+
+def test_a_new_database_gets_every_run_and_the_same_tables(copy: Path) -> None:
+    before = study.tree(copy / "reports/tables")
+    (copy / "mlflow.db").unlink()
+    shutil.rmtree(copy / "mlartifacts")
+    assert study.repro(copy) == ["report"]
+    assert study.tree(copy / "reports/tables") == before
+
+
+def test_the_run_cache_restores_everything(copy: Path) -> None:
+    before = study.tree(copy / "reports/tables")
+    for name in ("artifacts", "data", "reports/records"):
+        shutil.rmtree(copy / name)
+    for name in ("mlflow.db", "dvc.lock"):
+        (copy / name).unlink()
+    assert study.repro(copy) == ["report"]
+    assert study.tree(copy / "reports/tables") == before
+
+
+def test_a_second_clone_pulls_and_executes_nothing(copy: Path, tmp_path: Path) -> None:
+    study.run(copy, "dvc", "remote", "add", "-d", "local", str(tmp_path / "remote"))
+    study.run(copy, "dvc", "push", "-q")
+    study.commit(copy)
+    clone = tmp_path / "clone"
+    study.run(copy, "git", "clone", "-q", str(copy), str(clone))
+    study.run(clone, "dvc", "pull", "-q")
+    assert study.repro(clone) == ["report"]
+    assert study.tree(clone / "reports/tables") == study.tree(copy / "reports/tables")
+    assert study.run(clone, "git", "status", "--porcelain") == ""
+
+
+def test_a_fresh_clone_rebuilds_the_tables_from_the_records_alone(
+    copy: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    study.run(copy, "git", "clone", "-q", str(copy), str(clone))
+    assert study.repro(clone, "--single-item", "report") == ["report"]
+    tables = study.tree(clone / "reports/tables")
+    assert tables == study.tree(copy / "reports/tables")
+
+
+def test_dvc_speaks_of_the_study(copy: Path) -> None:
+    shown = study.run(copy, "dvc", "metrics", "show", "--md")
+    assert "reports/records/evaluate/a-p50.json" in shown
+    study.edit(copy, {"penalty: 0.2": "penalty: 0.1"})
+    assert "methods.hspg.penalty" in study.run(copy, "dvc", "params", "diff")
+    assert "train@h" in study.run(copy, "dvc", "dag")
+    study.run(copy, "dvc", "plots", "show")
+    assert (copy / "dvc_plots/index.html").is_file()
+
+
+def test_an_experiment_sets_a_parameter(copy: Path) -> None:
+    shown = study.run(copy, "dvc", "exp", "run", "-S", "sweep.sparsities=[0.5,0.6]")
+    assert "Running stage 'sweep@a'" in shown
+    assert "Running stage 'train@" not in shown
+    assert "0.6" in (copy / "reports/tables/sweep.csv").read_text()
+
+
+def test_bad_params_stop_before_any_work(copy: Path) -> None:
+    study.edit(copy, {"penalty: 0.2": "penalti: 0.2"})
+    shown = study.run(copy, "dvc", "repro", "train@h", check=False)
+    assert "params.yaml: methods.hspg.penalti: unknown key (known:" in shown
+
+
+def wait_for(what: Path, process: subprocess.Popen[str]) -> None:
+    """Until the file is there; fails when the process ends first."""
+    for _ in range(3000):
+        if what.exists():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not appear")
+
+
+def test_kill_nine_then_repro_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    params = study.PARAMS.replace("epochs: 2\n", "epochs: 25\n", 1)
+    folder = study.create(tmp_path / "study", params)
+    shutil.copytree(finished / "data", folder / "data")
+    study.run(folder, "dvc", "commit", "-q", "-f", "prepare-data")
+    process = subprocess.Popen(
+        ["dvc", "repro", "train@h"],
+        cwd=folder,
+        env=study.environment(folder),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    checkpoint = folder / ".checkpoints/train/h/last.safetensors"
+    wait_for(checkpoint, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(0.5)
+    first = load_tree(checkpoint)["counters"]["epoch"]
+    time.sleep(1.0)
+    assert load_tree(checkpoint)["counters"]["epoch"] == first, "the training outlived DVC"
+    assert first < 25
+    assert study.repro(folder, "train@h") == ["train@h"]
+    assert not checkpoint.exists()
+    weights = study.tree(folder / "artifacts/train/h")
+    record = (folder / "reports/records/train/h.json").read_bytes()
+    shutil.rmtree(folder / "artifacts")
+    (folder / "dvc.lock").unlink()
+    study.repro(folder, "--force", "--no-run-cache", "--single-item", "train@h")
+    assert study.tree(folder / "artifacts/train/h") == weights
+    assert (folder / "reports/records/train/h.json").read_bytes() == record
