@@ -56,6 +56,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "group_sparsity": Quantity("group sparsity (%)", _GROUPS, lambda run: 100.0 * run[_GROUPS]),
     "best_epoch": Quantity("best epoch"),
     "train_flops": Quantity("training FLOPs (P)"),
+    "train_flops_20th": Quantity("training FLOPs (0.05 P)"),
     "train_energy": Quantity("training energy (kJ)"),
     "psnr_set14": Quantity("PSNR on Set14 (dB)"),
     "psnr_b100": Quantity("PSNR on B100 (dB)"),
