@@ -98,6 +98,13 @@ def pairwise_distances(masks: Tensor) -> Tensor:
     return (masks[:, None] != masks[None]).double().mean(2)
 
 
+def distances_back(masks: Tensor) -> list[float]:
+    """Distances of the newest mask (last row) to itself, the one before, ..., the first: a row of
+    the pairwise matrix."""
+    row: list[float] = (masks[-1] != masks).double().mean(1).flip(0).tolist()
+    return row
+
+
 def recent_distances(masks: Tensor, window: Window, length: int) -> list[float]:
     """Distances that decide about the newest mask (last row), the most recent first.
 
@@ -187,6 +194,9 @@ class EarlyBird(MethodBase):
         row = mask.cpu()[None]
         self.masks[key] = torch.cat([self.masks[key], row]) if key in self.masks else row
         distances = recent_distances(self.masks[key], window, length)
+        stats.logged |= {
+            f"mask_distance/{key}/{lag}": d for lag, d in enumerate(distances_back(self.masks[key]))
+        }
         stats.logged |= {f"eb/dist_{lag}/{key}": d for lag, d in enumerate(distances, start=1)}
         if key not in self.tickets and emerged(distances, window, length, self.config.epsilon):
             self.tickets[key] = {"epoch": self.trained, "mask": by_group(mask, scores)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import click
-import torch
 from torch import nn
 
 from pipeline.data.batches import EvalSource, Placement
 from pipeline.data.loaders import make_eval_batches
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.study import paths
-from pipeline.study.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
 from pipeline.study.params import Params, load_params
 from pipeline.study.records import (
     Counts,
@@ -29,7 +28,6 @@ from pipeline.study.runtime import Workplace, stage_process
 from pipeline.study.schema import EvaluateParams
 from pipeline.study.tracking import Tracker, open_tracker
 from pipeline.training.measure import cpu_threads, latency, output_difference
-from pipeline.units.count import count
 from pipeline.units.enforce import enforce
 
 
@@ -47,7 +45,7 @@ def exactness(
 
 def counts(network: NetworkSpec, dense: nn.Module, final: nn.Module) -> Counts:
     """Integers of the dense and the delivered network, counted on the CPU."""
-    before, after = count(dense, network.example()), count(final, network.example())
+    before, after = network.count(dense), network.count(final)
     return Counts(
         params_dense=before.params,
         params_kept=after.params,
@@ -95,7 +93,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalR
         seed=training.seed,
         at=pruning.at,
         granularity=pruned.plan.granularity.value,
-        saliency=pruning.saliency,
+        saliency=pruning.ranking,
         target=pruning.target.model_dump(mode="json"),
         finetune=retrained,
         finetuned=retrained["epochs"] > 0,
@@ -119,10 +117,15 @@ def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker
     values: dict[str, float] = {"size/file_bytes": float(delivered.file_bytes)}
     with cpu_threads(settings.latency_threads):
         for batch in settings.latency_batches:
-            shape = (batch, *delivered.network.info.input_shape)
-            took = latency(model, torch.randn(shape, device=place.device), settings.latency_repeats)
+            example = delivered.network.example(batch).to(place.device)
+            took = latency(model, example, settings.latency_repeats)
             values[f"latency/batch{batch}_ms"] = took.median
             values[f"latency/batch{batch}_iqr_ms"] = took.spread
+    form = delivered.network.registered.delivery
+    if form is not None:
+        loaded = form.load(delivered.folder / DELIVERED).to(place.device)
+        pair = (delivered.network.example(2).to(place.device), None)
+        values["exact/delivered_max_abs"] = output_difference(model, loaded, [pair])[0]
     tracker.metrics(values | {"latency/threads": float(settings.latency_threads)})
     tracker.note(f"latency measured on {place.device}")
 

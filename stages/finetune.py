@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -11,7 +11,8 @@ from torch import nn
 
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.study import paths
-from pipeline.study.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.launch import launched
 from pipeline.study.params import Params, load_params
 from pipeline.study.running import FRESH_STREAM, Assignment, fresh_state, train_network
 from pipeline.study.runs import RunSpec
@@ -19,9 +20,9 @@ from pipeline.study.runtime import Workplace, loop_code, stage_process
 from pipeline.study.schema import MatchCost
 from pipeline.study.tracking import open_tracker
 from pipeline.training.checkpoint import CheckpointFolder, fingerprint
-from pipeline.training.job import Observer
+from pipeline.training.job import Observer, Silent
 from pipeline.training.method import MethodBase
-from pipeline.units.count import count
+from pipeline.training.recipe import Recipe
 from pipeline.units.surgery import apply_plan
 
 
@@ -38,15 +39,21 @@ def start(network: NetworkSpec, params: Params, key: str, pruned: PrunedArtifact
     return model
 
 
-def epochs(network: NetworkSpec, params: Params, key: str, model: nn.Module) -> int:
-    """Epochs asked for; `{match: macs}` spends as many MACs as the dense training did."""
-    wanted = params.retraining(key).epochs
+def recipe_of(network: NetworkSpec, params: Params, key: str, model: nn.Module) -> Recipe:
+    """The recipe with the epochs asked for; `{match: ...}` spends as many MACs as its epochs would
+    on the dense network, or on the pruning's reference."""
+    recipe, wanted = params.retraining_recipe(key), params.retraining(key).epochs
     if not isinstance(wanted, MatchCost):
-        return wanted
-    dense = count(network.build(), network.example()).macs
-    return round(
-        params.retraining_recipe(key).epochs * dense / count(model, network.example()).macs
-    )
+        return recipe.model_copy(update={"epochs": wanted})
+    pruning = params.pruning(key)
+    if wanted.match == "target":
+        factor = 1.0 / (1.0 - pruning.target.value)
+    else:
+        whole = network
+        if pruning.reference is not None:
+            whole = replace(network, args=pruning.reference)
+        factor = network.count(whole.build()).macs / network.count(model).macs
+    return recipe.stretched(factor if wanted.cap is None else min(factor, wanted.cap))
 
 
 def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer) -> None:
@@ -55,8 +62,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
     network = pruned.network
     model = start(network, params, key, pruned)
     how = params.retraining(key).start_from
-    recipe = params.retraining_recipe(key)
-    recipe = recipe.model_copy(update={"epochs": epochs(network, params, key, model)})
+    recipe = recipe_of(network, params, key, model)
     mark = fingerprint(
         recipe.model_dump(mode="json"),
         how,
@@ -68,21 +74,30 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
     units, masks = network.units(model), None if pruned.structured else pruned.plan
     seed = params.training(params.pruning(key).training).seed
     work = Assignment(network, model, units, MethodBase(), recipe, seed, masks)
-    folder = CheckpointFolder(place.folder, mark)
+    folder = CheckpointFolder(place.folder, mark, writes=place.team.first)
     curve = train_network(work, prepared, place, folder, observer) if recipe.epochs else ()
+    if not place.team.first:
+        return
     facts = {"start_from": how, **recipe.model_dump(mode="json")}
     spec = pruned.spec | {"finetune": facts, "curve": [asdict(point) for point in curve]}
     PrunedArtifact(paths.finetune(key)).write(spec, pruned.plan, model)
+    if (form := network.registered.delivery) is not None:
+        form.save(model, paths.finetune(key) / DELIVERED)
 
 
 @click.command(help=__doc__)
 @click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
 def main(key: str) -> None:
     params = load_params()
+    live = params.retraining(key).epochs != 0
+    if live and launched("finetune", ("--pruning", key), params.file.compute.processes):
+        return
     with stage_process("finetune", key) as place:
+        if not place.team.first:
+            run(params, key, load_prepared(paths.PREPARED), place, Silent())
+            return
         spec = RunSpec("finetune", key, params.file.study, {}, {"pruning": key})
         work = place.folder.with_suffix(".events.jsonl")
-        live = params.retraining(key).epochs != 0
         events = paths.events("finetune", key)
         with open_tracker(spec, events, work=work, live=live) as tracker:
             run(params, key, load_prepared(paths.PREPARED), place, tracker)

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from pipeline.study import paths
+from pipeline.study.artifacts import PrunedArtifact
+from pipeline.study.deliver import deliver
 from pipeline.study.params import Params, load_params
 from pipeline.study.publish import Entry, Study
 from pipeline.study.runtime import log, stage_process
@@ -40,13 +42,28 @@ def study(params: Params) -> Study:
         Entry(k, k, paths.record("sweep", k), (paths.events("sweep", k),), asked(params, k))
         for k in params.file.sweep.trainings
     ]
-    return Study(params.file.study, trainings, prunings, sweeps)
+    pairs = [
+        Entry(
+            key,
+            pair.one.training,
+            paths.record("connect", key),
+            (paths.events("connect", key),),
+            asked(params, pair.one.training),
+        )
+        for key, pair in params.file.connect.pairs.items()
+    ]
+    return Study(params.file.study, trainings, prunings, sweeps, pairs)
 
 
 def run(params: Params, out: Path) -> None:
     """Publish, then write `out`/tables and `out`/plots."""
-    for table in build_report(study(params), out):
+    asked_for = study(params)
+    for table in build_report(asked_for, out):
         log.info("%s", table)
+    for key in params.file.deliver:
+        view = asked_for.views.get(f"evaluate/{key}")
+        if view is not None:
+            deliver(params.file.study, view[0], PrunedArtifact(paths.finetune(key)))
 
 
 @click.command(help=__doc__)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, get_args
+
 import click
+import torch
+from torch import Tensor, nn
 
 from pipeline.data.batches import Placement
 from pipeline.data.loaders import make_eval_batches, make_train_batches
@@ -21,16 +26,75 @@ from pipeline.study.records import (
 from pipeline.study.running import task_of
 from pipeline.study.runs import RunSpec
 from pipeline.study.runtime import Workplace, stage_process
+from pipeline.study.schema import Ranked, Scope, SweepParams
+from pipeline.study.sizes import distribution_of
 from pipeline.study.tracking import open_tracker
 from pipeline.training.measure import recalibrate
-from pipeline.units.count import count
-from pipeline.units.saliency import compute
+from pipeline.units.count import Counts
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.masks import count_of
+from pipeline.units.plan import PruningPlan
+from pipeline.units.saliency import group_norm, magnitude
 from pipeline.units.selection import Target, select
 from pipeline.units.surgery import apply_plan
 
 
+@torch.no_grad()
+def ranking(ranked: Ranked, model: nn.Module, units: Units) -> dict[str, Tensor]:
+    """The magnitudes that are ranked together.
+
+    Raises:
+        ValueError: the network has no channels that could go.
+    """
+    if ranked == "weights":
+        return magnitude(model, units)
+    if ranked == "all":
+        return {name: p.detach().abs() for name, p in model.named_parameters()}
+    found = group_norm(model, units)
+    if not found:
+        raise ValueError("params.yaml: sweep.ranked: channels: this network has no channel group")
+    return found
+
+
+def plan_of(
+    ranked: Ranked, scope: Scope, sparsity: float, scores: dict[str, Tensor]
+) -> PruningPlan:
+    """Without floor(sparsity * units) of them, or of those of each layer. A channel group keeps
+    one channel for as long as the sparsity can be had so."""
+    total = sum(s.numel() for s in scores.values())
+    spare = count_of(sparsity, total) <= total - len(scores)
+    structured = ranked == "channels"
+    granularity = Granularity.STRUCTURED if structured else Granularity.UNSTRUCTURED
+    target = Target(rule="fraction", value=sparsity, scope=scope, min_units=int(spare))
+    return select(scores, granularity, target)
+
+
+def plans(
+    asked: SweepParams, model: nn.Module, units: Units
+) -> Iterator[tuple[PruningPlan, dict[str, Any]]]:
+    """Every plan of the sweep, and what its points say of it."""
+    for ranked in (r for r in get_args(Ranked) if r in asked.ranked):
+        scores = ranking(ranked, model, units)
+        for scope in sorted(asked.scopes):
+            for sparsity in sorted(asked.sparsities):
+                plan = plan_of(ranked, scope, sparsity, scores)
+                how = {"ranked": ranked, "scope": scope, "sparsity": sparsity}
+                counts = {"units": plan.total, "units_kept": plan.kept}
+                yield plan, {**how, **counts, "plan_digest": plan.digest()}
+
+
+def cost(found: Counts) -> dict[str, int]:
+    """Of a pruned network: what is left, and what of that is not zero."""
+    return {
+        "params_kept": found.params,
+        "params_nonzero": found.params_nonzero,
+        "macs_kept": found.macs,
+        "macs_nonzero": found.macs_nonzero,
+    }
+
+
 def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> SweepRecord:
-    """Load once, then per sparsity: rank, cut, score as it is and with new BatchNorm statistics."""
+    """Load once; per plan: cut, score as it is and with new BatchNorm statistics."""
     asked, source = params.file.sweep, TrainArtifact(paths.training(key))
     training = read_record(TrainRecord, paths.record("train", key))
     network, placement = source.network, Placement(device=place.device)
@@ -38,30 +102,17 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
     test = make_eval_batches(prepared, prepared.test(), batch_size=size, placement=placement)
     train = make_train_batches(prepared, batch_size=size, seed=training.seed, placement=placement)
     task, dense = task_of(network), source.model()
-    units = network.units(dense)
-    saliency = compute("magnitude", asked.granularity, dense, units, training.seed)
+    units, whole = network.units(dense), network.count(dense)
     points = []
-    for sparsity in sorted(asked.sparsities):
-        target = Target(rule="fraction", value=sparsity, scope=asked.scope)
-        plan = select(saliency, asked.granularity, target)
+    for plan, how in plans(asked, dense, units):
         model = source.model()
         apply_plan(plan, model, units)
-        cost = count(model, network.example())
+        how |= cost(network.count(model))
         model.to(place.device)
         fresh = recalibrate(model, train.epoch(0), asked.recalibration_batches)
-        for recalibrated, candidate in ((False, model), (True, fresh)):
-            points.append(
-                SweepPoint(
-                    sparsity=sparsity,
-                    scope=asked.scope,
-                    recalibrated=recalibrated,
-                    scores=task.scores(candidate, test),
-                    params_nonzero=cost.params_nonzero,
-                    macs_nonzero=cost.macs_nonzero,
-                    plan_digest=plan.digest(),
-                )
-            )
-    whole = count(dense, network.example())
+        for again, candidate in ((False, model), (True, fresh)):
+            scores = task.scores(candidate, test)
+            points.append(SweepPoint(**how, recalibrated=again, scores=scores))
     return SweepRecord(
         training=key,
         training_sha=sha(training),
@@ -69,10 +120,10 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
         method=training.method,
         data=training.data,
         seed=training.seed,
-        granularity=asked.granularity.value,
         params_dense=whole.params,
         macs_dense=whole.macs,
         input_shape=network.info.input_shape,
+        weights=distribution_of(dense),
         dense=task.scores(dense.to(place.device), test),
         points=tuple(points),
     )

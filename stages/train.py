@@ -13,6 +13,7 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import file_sha256, load_tree, tensors_sha256, write_json
 from pipeline.study import paths, registry
 from pipeline.study.artifacts import NetworkSpec, TrainArtifact
+from pipeline.study.launch import launched
 from pipeline.study.params import Params, load_params
 from pipeline.study.records import TrainRecord, write_record
 from pipeline.study.running import Assignment, train_network
@@ -20,9 +21,9 @@ from pipeline.study.runs import train_view, training_spec
 from pipeline.study.runtime import Workplace, code_digest, loop_code, stage_process
 from pipeline.study.tracking import open_tracker
 from pipeline.training.checkpoint import CheckpointFolder, clone_state, fingerprint, seed_everything
-from pipeline.training.job import Observer
+from pipeline.training.job import Observer, Silent
 from pipeline.training.method import Method
-from pipeline.training.weights import load_weights
+from pipeline.training.weights import load_weights, located
 from pipeline.units.groups import Units
 
 
@@ -50,7 +51,7 @@ def draft(params: Params, key: str) -> TrainRecord:
 def run(
     params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer
 ) -> TrainRecord:
-    """Train; write the artefact; return the record."""
+    """Train; write the artefact; return the record (in the first process; else what was asked)."""
     training, asked = params.training(key), draft(params, key)
     network = NetworkSpec.of(training.model, prepared.info)
     code = code_digest(Path(params.file.root), f"models/{network.family}.py")
@@ -58,16 +59,18 @@ def run(
     mark = fingerprint(
         asked.__dict__, code, method_code, loop_code(Path(params.file.root)), place.device.type
     )
-    folder = CheckpointFolder(place.folder, mark)
+    folder = CheckpointFolder(place.folder, mark, writes=place.team.first)
     seed_everything(training.seed)
     model = network.build()
     if training.weights is not None:
         w = training.weights
-        load_weights(model, Path(w.path), w.sha256, w.prefix)
+        load_weights(model, located(w.path), w.sha256, w.prefix, w.into)
     units = network.units(model)
     method = registry.method_spec(training.method).build(params.method_config(key))
     task = Assignment(network, model, units, method, params.recipe(key), training.seed)
     curve = train_network(task, prepared, place, folder, observer)
+    if not place.team.first:
+        return asked
     artifact = TrainArtifact(paths.training(key))
     _write_states(artifact, folder, model, method, units)
     spec = {"network": network.to_json(), "training": key, "method": training.method, "code": code}
@@ -104,8 +107,13 @@ def _write_states(
 @click.option("--training", "key", required=True, help="an entry of `trainings` in params.yaml")
 def main(key: str) -> None:
     params = load_params()
+    if launched("train", ("--training", key), params.file.compute.processes):
+        return
     prepared = load_prepared(paths.PREPARED)
     with stage_process("train", key) as place:
+        if not place.team.first:
+            run(params, key, prepared, place, Silent())
+            return
         spec = training_spec(draft(params, key), params.file.study, {})
         work = place.folder.with_suffix(".events.jsonl")
         with open_tracker(spec, paths.events("train", key), work=work) as tracker:

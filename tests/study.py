@@ -37,8 +37,8 @@ prunings:
 sweep:
   trainings: [a]
   sparsities: [0.5, 0.9]
-  scope: global
-  granularity: unstructured
+  ranked: [weights]
+  scopes: [global]
   recalibration_batches: 2
 """
 
@@ -91,9 +91,11 @@ def create(folder: Path, params: str = PARAMS) -> Path:
     (folder / "reports").mkdir()
     for source in (REPOSITORY / "reports").glob("*.py"):
         shutil.copy(source, folder / "reports")
+    shutil.copytree(REPOSITORY / "reports/web", folder / "reports/web")
     (folder / "params.yaml").write_text(params)
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
+    shutil.copytree(REPOSITORY / ".dvc/plots", folder / ".dvc/plots")
     commit(folder)
     return folder
 

@@ -128,7 +128,10 @@ def test_dvc_speaks_of_the_study(copy: Path) -> None:
     assert "methods.hspg.penalty" in study.run(copy, "dvc", "params", "diff")
     assert "train@h" in study.run(copy, "dvc", "dag")
     study.run(copy, "dvc", "plots", "show")
-    assert (copy / "dvc_plots/index.html").is_file()
+    page = (copy / "dvc_plots/index.html").read_text()
+    for title in ("one-shot pruning", "training curves", "sizes of the weights"):
+        assert title in page
+    assert list((copy / "dvc_plots/static").glob("*weights_a.png"))
 
 
 def test_an_experiment_sets_a_parameter(copy: Path) -> None:

@@ -17,10 +17,13 @@ Batch = tuple[Tensor, Tensor]
 
 
 def _decoders() -> int:
-    """One decoding process per core we may use, eight at most."""
+    """One decoding process per core we may use, eight at most; the training processes of this
+    machine share the cores."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,32 @@ class Placement:
 CPU = Placement()
 
 
+@dataclass(frozen=True)
+class Part:
+    """The share of one of several processes in every batch."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, count: int) -> tuple[int, int]:
+        """First and end position of this share in a batch of `count` examples.
+
+        Shares follow each other in the order of ranks, differ by one at most, and hold two examples
+        at least, which BatchNorm needs: of a small last batch the last ranks get nothing.
+        """
+        shares = max(1, min(self.ranks, count // 2))
+        first, end = (count * min(r, shares) // shares for r in (self.rank, self.rank + 1))
+        return first, end
+
+
+WHOLE = Part()
+
+
 class TrainSource(Protocol):
     """What the training loop needs: `len` is steps per epoch, the last batch may be small."""
 
     def __len__(self) -> int: ...
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Batch]: ...
 
 
 class EvalSource(Protocol):
@@ -96,6 +120,13 @@ class EpochPlan:
 def steps(n: int, batch_size: int) -> int:
     """Batches per pass over `n` examples, the last one possibly small."""
     return -(-n // batch_size)
+
+
+def share(step: int, batch_size: int, n: int, part: Part) -> tuple[int, int]:
+    """First and end position, within the epoch, of a part of the batch of `step`."""
+    first = step * batch_size
+    begin, end = part.of(min(batch_size, n - first))
+    return first + begin, first + end
 
 
 def check_start(start_step: int, length: int) -> None:

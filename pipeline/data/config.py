@@ -101,6 +101,27 @@ Augmentation = Annotated[
 ]
 
 
+class SquadConfig(_Frozen):
+    """What SQuAD needs beyond what images do; lengths in tokens.
+
+    `tokenizer`: a folder, or a name on the hub. `stride`: how far apart the windows over a long
+    context begin. `dev_limit` keeps that many dev questions. `drop_guessed` leaves out training
+    questions whose answer's place a reconstructed file marks as guessed; `drop_empty` training
+    windows that do not hold the answer, which teach where it is not.
+    """
+
+    tokenizer: str
+    max_length: Annotated[int, Field(ge=16)] = 384
+    stride: Annotated[int, Field(ge=1)] = 128
+    query_length: Annotated[int, Field(ge=1)] = 64
+    dev_limit: Annotated[int, Field(ge=1)] | None = None
+    drop_guessed: bool = False
+    drop_empty: bool = False
+
+
+SQUAD = ("squad", "squad_reconstructed")
+
+
 class DataConfig(_Frozen):
     """The `data:` block. After validation no "auto" and no preset is left unresolved.
 
@@ -113,6 +134,9 @@ class DataConfig(_Frozen):
     validation split; `limit` then keeps that many of the rest, stratified too, for slices that fit
     a CPU. `size`: side of the network's input, None = that of the images. `rgb`: repeat a grey
     channel three times.
+
+    `squad`: for the data sets of that name, which have no images; `val_size` and `limit` count
+    questions.
     """
 
     name: str
@@ -126,6 +150,7 @@ class DataConfig(_Frozen):
     normalise: Literal["computed"] | Statistics = "computed"
     size: Annotated[int, Field(ge=1)] | None = None
     rgb: bool = False
+    squad: SquadConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -136,6 +161,10 @@ class DataConfig(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
+        if (self.name in SQUAD) != (self.squad is not None):
+            raise ValueError(f"squad: a block for {' and '.join(SQUAD)}, and for these only")
+        if self.squad and (self.augment or self.size or self.rgb or self.normalise != "computed"):
+            raise ValueError("augment, normalise, size, rgb: for images; squad has none")
         if self.name == "imagefolder" and self.normalise == "computed":
             raise ValueError(
                 "normalise: 'computed' would decode the whole folder; use 'imagenet' or mean/std"

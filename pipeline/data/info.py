@@ -11,10 +11,11 @@ class DatasetInfo:
 
     Attributes:
         name: registry name, e.g. "cifar10".
-        input_shape: (channels, height, width) of one example as the network sees it.
+        input_shape: of one example as the network sees it: (channels, height, width) of an image,
+            (3, length) of a window of text (token ids, mask, types).
         num_classes: number of labels.
     """
 
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     num_classes: int

@@ -1,7 +1,8 @@
 """Batches for training and evaluation: the whole split on the device, or streamed from files.
 
 A training batch depends on (seed, epoch, step) alone: not on torch's global generator, on the
-device, or on which batches came before. So a run resumed at any step sees what it would have seen.
+device, or on which batches came before. So a run resumed at any step sees what it would have seen,
+and the parts that several processes see make up the batch that one would have seen.
 """
 
 from __future__ import annotations
@@ -15,19 +16,24 @@ from torch import Tensor
 from pipeline.data.augment import Transform
 from pipeline.data.batches import (
     CPU,
+    WHOLE,
     Batch,
     EpochPlan,
     EvalSource,
     Finish,
+    Part,
     Placement,
     TrainSource,
     check_start,
+    share,
     steps,
 )
 from pipeline.data.config import RandomResizedCrop
 from pipeline.data.prepare import resized
-from pipeline.data.prepared import Prepared
-from pipeline.data.splits import FolderSplit, Split, TensorSplit
+from pipeline.data.prepared import AnySplit, Prepared
+from pipeline.data.splits import FolderSplit, TensorSplit
+from pipeline.data.squad_batches import QuestionBatches, QuestionEval
+from pipeline.data.squad_prepared import QuestionSplit
 from pipeline.data.stream import StreamBatches, StreamEval
 
 
@@ -54,8 +60,8 @@ class TrainBatches:
     def __len__(self) -> int:
         return steps(len(self._labels), self._batch_size)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of `epoch` from `start_step` on.
+    def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
+        """Batches of `epoch` from `start_step` on, of each its `part`.
 
         Raises:
             ValueError: `start_step` is beyond the epoch.
@@ -64,13 +70,14 @@ class TrainBatches:
         key = (self._seed, epoch)
         plan = EpochPlan(len(self._labels), key, self._transform.augment, self._device)
         order = plan.order.to(self._device, non_blocking=True)
-        return (self._batch(plan, order, step) for step in range(start_step, len(self)))
+        return (self._batch(plan, order, step, part) for step in range(start_step, len(self)))
 
-    def _batch(self, plan: EpochPlan, order: Tensor, step: int) -> Batch:
-        first = step * self._batch_size
-        chosen = order[first : first + self._batch_size]
+    def _batch(self, plan: EpochPlan, order: Tensor, step: int, part: Part) -> Batch:
+        first, end = share(step, self._batch_size, len(order), part)
+        chosen = order[first:end]
         images = self._images.index_select(0, chosen)
-        images = plan.augment(images, first, self._transform.size)
+        if len(chosen):
+            images = plan.augment(images, first, self._transform.size)
         return self._finish(images), self._labels.index_select(0, chosen)
 
 
@@ -115,6 +122,8 @@ def make_train_batches(
     `augmented=False` keeps the shuffled order and leaves the images as they are.
     """
     split = prepared.train()
+    if isinstance(split, QuestionSplit):
+        return QuestionBatches(split, batch_size=batch_size, seed=seed, placement=placement)
     transform = prepared.transform if augmented else replace(prepared.transform, augment=())
     if isinstance(split, FolderSplit):
         return StreamBatches(
@@ -124,9 +133,11 @@ def make_train_batches(
 
 
 def make_eval_batches(
-    prepared: Prepared, split: Split, *, batch_size: int, placement: Placement = CPU
+    prepared: Prepared, split: AnySplit, *, batch_size: int, placement: Placement = CPU
 ) -> EvalSource:
     """Batches of a split of `prepared`, in order and without augmentation."""
+    if isinstance(split, QuestionSplit):
+        return QuestionEval(split, batch_size=batch_size, placement=placement)
     transform = prepared.transform
     if isinstance(split, FolderSplit):
         return StreamEval(split, transform, batch_size=batch_size, placement=placement)

@@ -13,6 +13,7 @@ from pipeline.data.datasets import load_raw
 from pipeline.data.files import DataError, replaced_folder
 from pipeline.data.raw import RawData
 from pipeline.data.splits import FolderSplit, Split, TensorSplit, class_counts, stratified
+from pipeline.data.squad_prepared import prepare_squad
 from pipeline.files import file_sha256, write_json
 
 CARD = "card.json"
@@ -142,6 +143,9 @@ def prepare(config: DataConfig, out: Path) -> None:
         DataError: see `load_raw`, `draw_splits`.
         ValueError: statistics that do not fit the number of channels.
     """
+    if config.squad is not None:
+        prepare_squad(config, out)
+        return
     raw = load_raw(config)
     splits: dict[str, Split] = {
         name: split if isinstance(split, FolderSplit) else _fitted(config, name, split)

@@ -15,9 +15,11 @@ from pipeline.data.files import DataError
 from pipeline.data.info import DatasetInfo
 from pipeline.data.prepare import CARD
 from pipeline.data.splits import FolderSplit, Split, TensorSplit
+from pipeline.data.squad_prepared import QUESTIONS, QuestionSplit, read_split
 from pipeline.files import DamagedFileError, file_sha256, read_json
 
 _REMEDY = "run `dvc repro prepare-data`"
+AnySplit = Split | QuestionSplit
 _AUGMENT: TypeAdapter[tuple[Augmentation, ...]] = TypeAdapter(tuple[Augmentation, ...])
 
 
@@ -27,37 +29,38 @@ class Prepared:
     Attributes:
         card: the content of card.json.
         info: what a model builder may know.
-        mean, std: per channel, in use for normalisation.
+        mean, std: of images: per channel, in use for normalisation.
         transform: how images become the network's input, training augmentation included.
     """
 
     def __init__(self, folder: Path, card: Mapping[str, Any]) -> None:
         self._folder = folder
         self.card = card
-        channels, height, width = card["input_shape"]
-        self.info = DatasetInfo(card["name"], (channels, height, width), card["num_classes"])
+        self.info = DatasetInfo(card["name"], tuple(card["input_shape"]), card["num_classes"])
+        if "squad" in card:
+            return  # no images
+        _, height, width = card["input_shape"]
         self.mean, self.std = tuple(card["mean"]), tuple(card["std"])
         augment = _AUGMENT.validate_python(card["augment"])
         self.transform = Transform(augment, (height, width), self.mean, self.std)
 
-    def train(self) -> Split:
+    def train(self) -> AnySplit:
         """The training split."""
         return self._split("train")
 
-    def validation(self) -> Split | None:
+    def validation(self) -> AnySplit | None:
         """The validation split, None when `data.val_size` asked for none."""
         return self._split("validation") if "validation" in self.card["files"] else None
 
-    def test(self) -> Split:
+    def test(self) -> AnySplit:
         """The test split: for the stages `evaluate` and `sweep` only."""
         return self._split("test")
 
-    def _split(self, name: str) -> Split:
-        entry = self.card["files"][name]
-        path = self._folder / entry["file"]
-        check_size(path, entry["bytes"])
-        if file_sha256(path) != entry["sha256"]:
-            raise DataError(f"{path}: content differs from its checksum in {CARD}; {_REMEDY}")
+    def _split(self, name: str) -> AnySplit:
+        path = self._checked(name)
+        if "squad" in self.card:
+            answered = name + QUESTIONS in self.card["files"]
+            return read_split(path, self._checked(name + QUESTIONS) if answered else None)
         if path.suffix == ".json":
             index = read_json(path)
             labels = torch.tensor(index["labels"], dtype=torch.int64)
@@ -66,6 +69,14 @@ class Prepared:
 
         tensors = load_file(path)
         return TensorSplit(tensors["images"], tensors["labels"])
+
+    def _checked(self, name: str) -> Path:
+        entry = self.card["files"][name]
+        path = self._folder / entry["file"]
+        check_size(path, entry["bytes"])
+        if file_sha256(path) != entry["sha256"]:
+            raise DataError(f"{path}: content differs from its checksum in {CARD}; {_REMEDY}")
+        return path
 
 
 def check_size(path: Path, size: int) -> None:

@@ -38,6 +38,8 @@ DEFAULTS: Mapping[str, Block] = {
     "svhn": {"augment": (), "normalise": SVHN},
     "tiny_imagenet": {"augment": CROP_FLIP, "normalise": TINY_IMAGENET},
     "imagefolder": {"augment": RESIZED_CROP_FLIP, "normalise": IMAGENET, "size": 224},
+    "squad": {"augment": (), "normalise": "computed"},
+    "squad_reconstructed": {"augment": (), "normalise": "computed"},
 }
 """The data sets there are, and what "auto" means for each."""
 

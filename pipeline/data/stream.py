@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.augment import Transform, crop_boxes, draw, seeded
-from pipeline.data.batches import CPU, Batch, EpochPlan, Finish, Placement, check_start, steps
+from pipeline.data.batches import (
+    CPU,
+    WHOLE,
+    Batch,
+    EpochPlan,
+    Finish,
+    Part,
+    Placement,
+    check_start,
+    share,
+    steps,
+)
 from pipeline.data.config import RandomResizedCrop
 from pipeline.data.folders import decode
 from pipeline.data.splits import FolderSplit
@@ -65,11 +76,13 @@ class _Decoder(Dataset[tuple[Tensor, int]]):
         return pixels, int(self._labels[index])
 
 
-def _keys(order: Tensor, batch_size: int, start: int, key: tuple[int, ...]) -> Iterator[list[Key]]:
-    """Keys of the batches from position `start` of `order` on."""
-    for first in range(start, len(order), batch_size):
-        chosen = order[first : first + batch_size].tolist()
-        yield [(index, (*key, position)) for position, index in enumerate(chosen, first)]
+Span = tuple[int, int]  # first and end position in the epoch
+
+
+def _keys(order: Tensor, spans: Iterable[Span], key: tuple[int, ...]) -> Iterator[list[Key]]:
+    """Keys of the batches at `spans` of `order`."""
+    for first, end in spans:
+        yield [(index, (*key, at)) for at, index in enumerate(order[first:end].tolist(), first)]
 
 
 def _loader(
@@ -115,8 +128,8 @@ class StreamBatches:
     def __len__(self) -> int:
         return steps(self._n, self._batch_size)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of `epoch` from `start_step` on.
+    def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
+        """Batches of `epoch` from `start_step` on, of each its `part`.
 
         Raises:
             ValueError: `start_step` is beyond the epoch.
@@ -124,14 +137,22 @@ class StreamBatches:
         """
         check_start(start_step, len(self))
         device = torch.device(self._placement.device)
-        key, first = (self._seed, epoch), start_step * self._batch_size
+        key = (self._seed, epoch)
         plan = EpochPlan(self._n, key, self._on_device, device)
-        return self._batches(plan, _keys(plan.order, self._batch_size, first, key), first)
+        numbers = range(start_step, len(self))
+        return self._batches(
+            plan, [share(s, self._batch_size, self._n, part) for s in numbers], key
+        )
 
-    def _batches(self, plan: EpochPlan, keys: Iterator[list[Key]], first: int) -> Iterator[Batch]:
-        for images, labels in _loader(self._decoder, keys, self._placement):
+    def _batches(self, plan: EpochPlan, spans: list[Span], key: tuple[int, ...]) -> Iterator[Batch]:
+        filled = [(first, end) for first, end in spans if first < end]
+        loader = _loader(self._decoder, _keys(plan.order, filled, key), self._placement)
+        for (first, _), (images, labels) in zip(filled, loader, strict=True):
             yield self._finish(plan.augment(images, first, self._size)), labels
-            first += len(labels)
+        for _ in spans[len(filled) :]:  # the last batch is too small to be shared by all
+            device = self._placement.device
+            nothing = torch.empty(0, 3, *self._size, dtype=torch.uint8, device=device)
+            yield self._finish(nothing), torch.empty(0, dtype=torch.int64, device=device)
 
 
 class StreamEval:
@@ -153,6 +174,7 @@ class StreamEval:
         return steps(self._n, self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        keys = _keys(torch.arange(self._n), self._batch_size, 0, ())
+        spans = [share(step, self._batch_size, self._n, WHOLE) for step in range(len(self))]
+        keys = _keys(torch.arange(self._n), spans, ())
         for images, labels in _loader(self._decoder, keys, self._placement):
             yield self._finish(images), labels

@@ -2,7 +2,8 @@
 
 artifacts/train/<training>/      spec.json, <state>/model.safetensors, <state>/saliency.safetensors
 artifacts/prune/<pruning>/       spec.json, plan.safetensors, model.safetensors
-artifacts/finetune/<pruning>/    the same, retrained: what is delivered
+artifacts/finetune/<pruning>/    the same, retrained: what is delivered; and delivered/, a folder
+                                 in the form of the network's own world, where it has one
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from pipeline.data.info import DatasetInfo
 from pipeline.files import load_tree, read_json, save_tree, tensors_sha256, write_json
 from pipeline.study import registry
 from pipeline.study.schema import ModelChoice
+from pipeline.units.count import Counts, count
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
+
+DELIVERED = "delivered"
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,16 @@ class NetworkSpec:
         """The dense network, with initial weights from torch's current RNG state."""
         return registry.build_model(self.family, self.name, self.info, self.args)
 
-    def example(self) -> Tensor:
-        """One random example, shape (1, C, H, W); draws nothing from the global RNG."""
+    def example(self, batch: int = 1) -> Tensor:
+        """Inputs, noise for images, (batch, C, H, W); draws nothing from the global RNG."""
+        if self.registered.example is not None:
+            return self.registered.example(self.info, batch)
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(1, *self.info.input_shape, generator=generator)
+        return torch.randn(batch, *self.info.input_shape, generator=generator)
+
+    def count(self, model: nn.Module) -> Counts:
+        """Parameters and MACs of `model`, dense or pruned, on one example."""
+        return count(model, self.example()).without(self.registered.uncounted)
 
     def units(self, model: nn.Module) -> Units:
         """What of `model`, as built (not shrunk), may be pruned."""

@@ -18,9 +18,18 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 from pipeline.study import registry
-from pipeline.study.schema import File, FinetuneDefaults, PruningParams, TrainingParams
+from pipeline.study.schema import (
+    File,
+    FinetuneDefaults,
+    MatchCost,
+    Pair,
+    PruningParams,
+    TrainingParams,
+)
+from pipeline.training.method import Method
 from pipeline.training.recipe import Recipe, Strict
 from pipeline.units.groups import Granularity
+from pipeline.units.saliency import KNOWN
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -60,8 +69,12 @@ class Params:
         return self.recipes[key]
 
     def method_config(self, key: str) -> Strict:
-        """The validated config of the method of training `key`."""
-        return self.methods[self.training(key).method]
+        """The method's block with the settings of training `key`."""
+        training = self.training(key)
+        block = merge(self.file.methods[training.method], training.settings)
+        kind = registry.method_spec(training.method).config
+        config: Strict = _validated(self.path, f"trainings.{key}.settings", kind, block)
+        return config
 
     def retraining(self, key: str) -> FinetuneDefaults:
         """The `finetune` block in force for pruning `key`."""
@@ -168,7 +181,8 @@ def _method_config(path: Path, name: str, raw: Mapping[str, Any]) -> Strict:
 
 def _check_references(params: Params) -> None:
     file, path = params.file, params.path
-    for block, items in (("trainings", file.trainings), ("prunings", file.prunings)):
+    named = {"trainings": file.trainings, "prunings": file.prunings}
+    for block, items in (*named.items(), ("connect.pairs", file.connect.pairs)):
         for key in items:
             if not NAME.fullmatch(key):
                 raise ParamsError(
@@ -179,13 +193,23 @@ def _check_references(params: Params) -> None:
         _check_training(params, key, training)
     for key, pruning in file.prunings.items():
         _check_pruning(params, key, pruning)
+    for key, pair in file.connect.pairs.items():
+        _check_pair(params, f"{path}: connect.pairs.{key}", pair)
+    for key in file.deliver:
+        _named(path, "prunings", file.prunings, key)
+    _check_sweep(path, file)
+
+
+def _check_sweep(path: Path, file: File) -> None:
     for key in file.sweep.trainings:
         if key not in file.trainings:
             raise ParamsError(
                 f"{path}: sweep.trainings: {key!r} is no training (known: {_list(file.trainings)})"
             )
-    if len(set(file.sweep.sparsities)) != len(file.sweep.sparsities):
-        raise ParamsError(f"{path}: sweep.sparsities: a value is there twice")
+    for name in ("trainings", "sparsities", "ranked", "scopes"):
+        values = getattr(file.sweep, name)
+        if len(set(values)) != len(values):
+            raise ParamsError(f"{path}: sweep.{name}: a value is there twice")
 
 
 def _check_training(params: Params, key: str, training: TrainingParams) -> None:
@@ -197,6 +221,7 @@ def _check_training(params: Params, key: str, training: TrainingParams) -> None:
             f"{where}.method: {training.method!r} has no block under `methods` "
             f"(known methods: {known}) {hint}".rstrip()
         )
+    params.method_config(key)
     try:
         spec = registry.model_spec(training.model.family, training.model.name)
     except KeyError as error:
@@ -214,19 +239,52 @@ def _builder_arguments(build: registry.Builder) -> type[BaseModel]:
 
 def _check_pruning(params: Params, key: str, pruning: PruningParams) -> None:
     where = f"{params.path}: prunings.{key}"
-    if pruning.training not in params.file.trainings:
-        known = _list(params.file.trainings)
-        raise ParamsError(f"{where}.training: {pruning.training!r} is no training (known: {known})")
-    training = params.training(pruning.training)
-    method = registry.method_spec(training.method).build(params.method_config(pruning.training))
-    phases = method.phases(params.recipe(pruning.training))
-    states = ["final", "init", "rewind", *(p.name for p in phases if p.keep)]
-    if pruning.at not in states:
-        raise ParamsError(f"{where}.at: {pruning.at!r} is no state of it (known: {_list(states)})")
+    method = _check_state(params, where, pruning.training, pruning.at)
     granularity = pruning.granularity or method.granularity
+    if pruning.saliency not in ("method", *KNOWN[granularity]):
+        raise ParamsError(
+            f"{where}.saliency: {pruning.saliency!r} does not rank {granularity.value} units "
+            f"(known: method, {', '.join(KNOWN[granularity])})"
+        )
     if pruning.target.rule in ("macs", "params") and granularity is Granularity.UNSTRUCTURED:
         raise ParamsError(
             f"{where}.target.rule: {pruning.target.rule!r} counts what surgery removes and needs "
             "granularity: structured (this pruning masks single weights: use rule: fraction)"
         )
+    if pruning.reference is not None:
+        if pruning.target.rule not in ("macs", "params"):
+            raise ParamsError(f"{where}.reference: only the rules macs and params have a cost")
+        model = params.training(pruning.training).model
+        arguments = _builder_arguments(registry.model_spec(model.family, model.name).build)
+        _validated(params.path, f"prunings.{key}.reference", arguments, pruning.reference)
     params.retraining_recipe(key)
+    epochs = params.retraining(key).epochs
+    if isinstance(epochs, MatchCost) and epochs.match == "target" and pruning.target.rule != "macs":
+        raise ParamsError(
+            f"{where}.finetune.epochs.match: 'target' needs target.rule: macs "
+            f"(it is {pruning.target.rule}); 'macs' goes by what was counted"
+        )
+
+
+def _check_state(params: Params, where: str, key: str, at: str) -> Method:
+    """Raises ParamsError unless training `key` leaves a state `at`; returns its method."""
+    if key not in params.file.trainings:
+        known = _list(params.file.trainings)
+        raise ParamsError(f"{where}.training: {key!r} is no training (known: {known})")
+    training = params.training(key)
+    method = registry.method_spec(training.method).build(params.method_config(key))
+    phases = method.phases(params.recipe(key))
+    states = ["final", "init", "rewind", *(p.name for p in phases if p.keep)]
+    if at not in states:
+        raise ParamsError(f"{where}.at: {at!r} is no state of it (known: {_list(states)})")
+    return method
+
+
+def _check_pair(params: Params, where: str, pair: Pair) -> None:
+    for name, state in (("one", pair.one), ("other", pair.other)):
+        _check_state(params, f"{where}.{name}", state.training, state.at)
+    one, other = (params.training(s.training).model for s in (pair.one, pair.other))
+    if one != other:
+        raise ParamsError(f"{where}: two networks, {one} and {other}: a line needs one network")
+    if pair.one == pair.other:
+        raise ParamsError(f"{where}: one and other are the same state")

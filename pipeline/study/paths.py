@@ -36,5 +36,5 @@ def events(stage: str, key: str) -> Path:
 
 
 def record(kind: str, key: str) -> Path:
-    """Deterministic record, tracked by git. Kinds: train, evaluate, sweep."""
+    """Deterministic record, tracked by git. Kinds: train, evaluate, sweep, connect."""
     return RECORDS / kind / f"{key}.json"

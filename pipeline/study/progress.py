@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Any
 
+from pipeline.data.batches import WHOLE, Part
 from pipeline.study.runtime import log
+from pipeline.study.stopping import StopRequest
 from pipeline.training.job import Observer, TrainBatches
 
 SHOWN = ("train/loss", "validation/loss", "validation/top1", "lr")
@@ -33,14 +35,22 @@ class Progress:
         total = epochs * len(batches)
         self._bar = tqdm(total=total, unit="step", disable=not self._terminal, leave=False)
         self._began, self._first = monotonic(), -1
+        self._stop, self._saved = StopRequest(), True
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
-        """The batches of the epoch, each moving the bar."""
+    def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Any]:
+        """The batches of the epoch, each moving the bar.
+
+        Raises:
+            SystemExit: somebody asked to stop, and a checkpoint holds everything until here.
+        """
         self._bar.n = epoch * len(self) + start_step
-        for batch in self._batches.epoch(epoch, start_step):
+        for batch in self._batches.epoch(epoch, start_step, part):
+            if self._saved:
+                self._stop.obey()
+            self._saved = False
             yield batch
             self._bar.update()
 
@@ -57,6 +67,8 @@ class Progress:
         log.info("epoch %d/%d  %s  %.0f s left", epoch + 1, self._epochs, text, left)
 
     def offset(self) -> int:
+        """Where the event file stands: asked for when a checkpoint is written."""
+        self._saved = True
         return self._inner.offset()
 
     def begin(self, offset: int = 0) -> None:
@@ -65,5 +77,6 @@ class Progress:
         self._inner.begin(offset)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the bar; SIGTERM ends the process at once again."""
         self._bar.close()
+        self._stop.close()

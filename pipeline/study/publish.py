@@ -8,14 +8,23 @@ tables, which read MLflow only (`runs_for`, `curves_for`), come out byte-identic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.study.connect_record import ConnectRecord
+from pipeline.study.connect_view import connect_view
 from pipeline.study.events import Event, read_events
 from pipeline.study.facts import is_dead, owner
-from pipeline.study.records import EvalRecord, SweepRecord, TrainRecord, read_record, sha
+from pipeline.study.records import (
+    EvalRecord,
+    SweepRecord,
+    TrainRecord,
+    from_json,
+    read_record,
+    sha,
+)
 from pipeline.study.runs import (
     RunView,
     evaluate_view,
@@ -52,18 +61,20 @@ class Entry:
 class Study:
     """What params.yaml asks for, in its order; `name` is the MLflow experiment.
 
-    `prunings` and `sweeps` whose record is absent were not run; so were trainings.
+    `prunings`, `sweeps` and `pairs` whose record is absent were not run; so were trainings.
     """
 
     name: str
     trainings: Sequence[Entry]
     prunings: Sequence[Entry] = ()
     sweeps: Sequence[Entry] = ()
+    pairs: Sequence[Entry] = ()
 
     @cached_property
     def views(self) -> dict[str, tuple[RunView, ...]]:
-        """The runs of this study by "train/<key>", "evaluate/<key>", "sweep/<key>"; parents first,
-        a sweep with its points behind it. Entries without a record are left out.
+        """The runs of this study by "train/<key>", "evaluate/<key>", "sweep/<key>",
+        "connect/<key>"; parents first, a sweep with its points behind it. Entries without a record
+        are left out.
 
         Raises:
             ValueError: a record is damaged, or cites another training record than the one there.
@@ -82,6 +93,13 @@ class Study:
             top = _full(sweep_view(sweep, parent), entry)
             points = [point_view(leaf, parent, top.sha) for leaf in sweep.leaves()]
             views[f"sweep/{entry.key}"] = (top, *points)
+        for entry in _done(self.pairs):
+            pair = read_record(ConnectRecord, entry.record)
+            one, other = (
+                _parent(trainings, replace(entry, training=end.training), end.training_sha)
+                for end in (pair.one, pair.other)
+            )
+            views[f"connect/{entry.key}"] = (_full(connect_view(pair, one, other), entry),)
         return views
 
 
@@ -145,6 +163,43 @@ def curves_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
                 for p in points
             ]
     return pd.DataFrame(rows, columns=["training", "epoch", "step", "metric", "value"])
+
+
+def sweeps_for(experiment: str, shas: Sequence[str]) -> list[SweepRecord]:
+    """The records of these sweeps as MLflow holds them: their weight distributions are too many
+    numbers for metrics."""
+    store = Store(experiment)
+    found = _sealed(store)
+    documents = [store.document(found[record_sha].info.run_id) for record_sha in shas]
+    return [from_json(SweepRecord, text, "record.json") for text in documents]
+
+
+def show_in_runs(experiment: str, figures: Mapping[str, Path]) -> None:
+    """Put figures into the runs of these records: record hash -> file."""
+    store = Store(experiment)
+    found = _sealed(store)
+    for record_sha, path in figures.items():
+        store.attach_figure(found[record_sha].info.run_id, path)
+
+
+def lines_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
+    """Long table of the scores along linear paths: pair, alpha, metric, value."""
+    import pandas as pd
+
+    store = Store(experiment)
+    found = _sealed(store)
+    rows = []
+    for record_sha in shas:
+        run = found[record_sha]
+        names = sorted(n for n in run.data.metrics if n.startswith("line/"))
+        history = {n: store.history(run.info.run_id, n) for n in names}
+        alphas = {p.step: p.value for p in history.pop("line/alpha")}
+        rows += [
+            (run.data.tags["pair"], alphas[p.step], name[5:], p.value)
+            for name, points in history.items()
+            for p in points
+        ]
+    return pd.DataFrame(rows, columns=["pair", "alpha", "metric", "value"])
 
 
 def _publish(store: Store, study: Study) -> dict[str, str]:

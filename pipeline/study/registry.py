@@ -11,9 +11,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.info import DatasetInfo
 from pipeline.training.method import Method
@@ -34,6 +35,14 @@ class MethodSpec:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """A folder form of a network, pruned or not, that the tools of its world know."""
+
+    save: Callable[[nn.Module, Path], None]
+    load: Callable[[Path], nn.Module]
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A registered network.
 
@@ -43,6 +52,10 @@ class ModelSpec:
             params.yaml may set under `model:`.
         never_prune: module names whose outputs stay whole (the classifier).
         units: overrides tracing for a network it cannot see through.
+        example: `example(info, batch)`: inputs for a network that does not take images.
+        uncounted: layers with one of these words in their name are outside all parameter counts
+            (the embeddings of an encoder, which no method prunes).
+        delivery: how the delivered network is written beside ours.
     """
 
     family: str
@@ -51,6 +64,9 @@ class ModelSpec:
     task: str = "classification"
     never_prune: tuple[str, ...] = ()
     units: Callable[[nn.Module], Units] | None = None
+    example: Callable[[DatasetInfo, int], Tensor] | None = None
+    uncounted: tuple[str, ...] = ()
+    delivery: Delivery | None = None
 
 
 _methods: dict[str, MethodSpec] = {}

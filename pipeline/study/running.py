@@ -50,23 +50,31 @@ def train_network(
     """Run `fit` on the training split of `prepared`, validating on its validation split.
 
     The model ends on the CPU, trained; named states are in `folder.snapshots()`.
+
+    Raises:
+        ValueError: the processes of `place` cannot share this training.
     """
     a, recipe = assignment, assignment.recipe
+    _check_team(recipe, place)
     placement = Placement(device=place.device, channels_last=recipe.channels_last)
     validation = prepared.validation()
     form = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    if recipe.sync_batchnorm and not place.team.alone:
+        nn.SyncBatchNorm.convert_sync_batchnorm(a.model)  # its layers, in place; same state
     a.model.to(place.device, memory_format=form)
+    seed = a.seed if recipe.data_seed is None else recipe.data_seed
     batches = make_train_batches(
-        prepared, batch_size=recipe.batch_size, seed=a.seed, placement=placement
+        prepared, batch_size=recipe.batch_size, seed=seed, placement=placement
     )
-    progress = Progress(observer, batches, sum(p.epochs for p in a.method.phases(recipe)))
+    epochs = sum(p.epochs for p in a.method.phases(recipe.placed(len(batches))))
+    progress = Progress(observer, batches, epochs) if place.team.first else None
     job = Job(
         model=a.model,
         units=a.units,
         method=a.method,
         task=task_of(a.network, recipe.label_smoothing),
         recipe=recipe,
-        train=progress,
+        train=batches if progress is None else progress,
         validation=None
         if validation is None
         else make_eval_batches(prepared, validation, batch_size=512, placement=placement),
@@ -74,13 +82,35 @@ def train_network(
         device=place.device,
         fresh=lambda: fresh_state(a.network, a.seed + FRESH_STREAM),
         keep=a.keep,
+        team=place.team,
     )
     try:
-        curve = fit(job, folder, progress)
+        curve = fit(job, folder, observer if progress is None else progress)
     finally:
-        progress.close()
+        if progress is not None:
+            progress.close()
     a.model.to("cpu", memory_format=torch.contiguous_format)
     return tuple(curve_point(row) for row in curve)
+
+
+def _check_team(recipe: Recipe, place: Workplace) -> None:
+    """
+    Raises:
+        ValueError: several processes cannot train like this; says what can.
+    """
+    if place.team.alone:
+        return
+    if recipe.batch_size < 2 * place.team.size:
+        raise ValueError(
+            f"params.yaml: batch_size: {recipe.batch_size} is less than two examples for each of "
+            f"the {place.team.size} processes of compute.processes (it is the size of the whole "
+            "batch)"
+        )
+    if recipe.sync_batchnorm and place.device.type == "cpu":
+        raise ValueError(
+            "params.yaml: sync_batchnorm: true works on GPUs only; set it to false or "
+            "compute.processes: 1"
+        )
 
 
 def task_of(network: NetworkSpec, label_smoothing: float = 0.0) -> Task:

@@ -1,17 +1,20 @@
 """What MLflow shows of a record: name, flat params, metrics in named groups, tags.
 
-Metric groups: dense/ pruned/ final/ (test scores), size/ (integers), sparsity/, exact/, curve/
-(numbers of an epoch), latency/ and time/ (from the event file only). Numbers one ranks by (seed,
-sparsity) are metrics too, since MLflow params are strings.
+Metric groups: dense/ pruned/ final/ (test scores), size/ (integers), sparsity/, exact/, cost/
+(MACs spent), weights/ (how many exceed a magnitude), curve/ (numbers of an epoch), latency/ and
+time/ (from the event file only). Numbers one ranks by (seed, sparsity) are metrics too, since
+MLflow params are strings.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pipeline.study.cost import costs
 from pipeline.study.events import Event
 from pipeline.study.records import (
     CurvePoint,
@@ -113,6 +116,7 @@ def evaluate_view(record: EvalRecord, training: TrainRecord) -> RunView:
         **{f"size/{k}": float(v) for k, v in asdict(record.counts).items()},
         "sparsity/weight": record.weight_sparsity,
         **_exactness(record.exactness),
+        **costs(record, training),
     }
     if record.group_sparsity is not None:
         metrics["sparsity/group"] = record.group_sparsity
@@ -135,14 +139,14 @@ def evaluate_view(record: EvalRecord, training: TrainRecord) -> RunView:
 
 
 def sweep_view(record: SweepRecord, training: TrainRecord) -> RunView:
-    """The run of a sweep: parent of its points."""
-    metrics = {"seed": float(record.seed), **_scores(dense=record.dense)}
+    """The run of a sweep: parent of its points, and what tells how large the weights are."""
+    metrics = {"seed": float(record.seed), **_scores(dense=record.dense), **_sizes(record)}
     return RunView(
         stage="sweep",
         key=record.training,
         name=f"sweep/{record.training}",
         sha=sha(record),
-        params=train_params(training) | {"granularity": record.granularity},
+        params=train_params(training),
         points=_points(metrics),
         tags=_train_tags(training) | {"stage": "sweep"},
         document=to_json(record),
@@ -155,16 +159,19 @@ def point_view(leaf: SweepRecord, training: TrainRecord, parent: str) -> RunView
     """The run of one point of a sweep; `leaf` is one of `SweepRecord.leaves()`."""
     (point,) = leaf.points
     view = sweep_view(leaf, training)
-    how = {"sparsity": point.sparsity, "scope": point.scope, "recalibrated": point.recalibrated}
+    how = {k: getattr(point, k) for k in ("ranked", "scope", "sparsity", "recalibrated")}
+    counts = ("params_kept", "params_nonzero", "macs_kept", "macs_nonzero", "units", "units_kept")
     metrics = {
         **_scores(final=point.scores),
         "size/params_dense": float(leaf.params_dense),
-        "size/params_nonzero": float(point.params_nonzero),
         "size/macs_dense": float(leaf.macs_dense),
-        "size/macs_nonzero": float(point.macs_nonzero),
+        **{f"size/{name}": float(getattr(point, name)) for name in counts},
         "sparsity/target": point.sparsity,
+        **costs(leaf, training),
     }
-    marks = ("" if point.scope == "global" else f"-{point.scope}") + "-bn" * point.recalibrated
+    usual = ("weights", "global")
+    marks = "".join(f"-{m}" for m in (point.ranked, point.scope) if m not in usual)
+    marks += "-bn" * point.recalibrated
     return replace(
         view,
         stage="sweep-point",
@@ -259,6 +266,17 @@ def _data(record: TrainRecord) -> tuple[str, str]:
 
 def _points(metrics: Mapping[str, float]) -> tuple[Point, ...]:
     return tuple(Point(name, value) for name, value in metrics.items())
+
+
+def _sizes(record: SweepRecord) -> dict[str, float]:
+    """How many parameters exceed 10, 1, ..., 1e-10: weights/above_1e1, weights/above_1e0, ..."""
+    if record.weights is None:
+        return {}
+    pairs = zip(record.weights.thresholds, record.weights.above, strict=True)
+    above = {f"weights/above_1e{round(math.log10(t))}": float(count) for t, count in pairs}
+    overall = record.weights.layers["all"]
+    nonzero = sum(overall.counts)
+    return {"weights/total": float(nonzero + overall.zeros), "weights/nonzero": nonzero, **above}
 
 
 def _scores(**groups: Mapping[str, float]) -> dict[str, float]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +15,20 @@ import torch
 
 from pipeline.files import file_sha256
 from pipeline.study import paths
+from pipeline.study.launch import die_with_parent, joined
+from pipeline.training.distributed import ALONE, Team
 
-PR_SET_PDEATHSIG = 1
 log = logging.getLogger("espalier")
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a stage instance works: its device, and its folder outside every DVC output."""
+    """Where a stage instance works: its device, its folder outside every DVC output, and the other
+    processes on the same instance."""
 
     device: torch.device
     folder: Path
+    team: Team = ALONE
 
 
 class BusyError(RuntimeError):
@@ -36,23 +37,35 @@ class BusyError(RuntimeError):
 
 @contextmanager
 def stage_process(stage: str, key: str) -> Iterator[Workplace]:
-    """Around the work of a stage instance: lock it, die with DVC, log to stderr.
+    """Around the work of a stage instance: lock it, die with DVC, log to stderr; join the other
+    processes that were launched for it (the first one holds the lock and speaks).
 
     Raises:
         BusyError: the same instance runs already in this folder.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    _die_with_parent()
+    die_with_parent()
+    with joined(choose_device()) as (team, device):
+        level = logging.INFO if team.first else logging.WARNING
+        logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
+        if threads := os.environ.get("ESPALIER_THREADS"):
+            torch.set_num_threads(int(threads))
+        with _locked(stage, key) if team.first else nullcontext():
+            yield Workplace(device, paths.checkpoints(stage, key), team)
+
+
+@contextmanager
+def _locked(stage: str, key: str) -> Iterator[None]:
     lock = Path(".checkpoints") / f"{stage}@{key}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BusyError(f"{stage}@{key} is running already in {Path.cwd()}") from error
-        if threads := os.environ.get("ESPALIER_THREADS"):
-            torch.set_num_threads(int(threads))
-        yield Workplace(choose_device(), paths.checkpoints(stage, key))
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")  # whom a campaign asks to stop
+        file.flush()
+        yield
 
 
 def code_digest(root: Path, *files: str) -> dict[str, str]:
@@ -73,9 +86,3 @@ def choose_device() -> torch.device:
     if wanted != "auto":
         return torch.device(wanted)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _die_with_parent() -> None:
-    """Killing `dvc repro` must not leave a training behind that a second one would write over."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

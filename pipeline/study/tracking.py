@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "DO_NOT_TRACK": "true",
 }
 
@@ -245,6 +247,16 @@ class Store:
             run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", view.stage)])]
         )
 
+    def document(self, run_id: str) -> str:
+        """The canonical JSON that `attach` stored."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = self._client.download_artifacts(run_id, "record.json", folder)
+            return Path(found).read_text(encoding="utf-8")
+
+    def attach_figure(self, run_id: str, path: Path) -> None:
+        """A figure of the report, in the run's folder "figures"."""
+        self._client.log_artifact(run_id, str(path), "figures")
+
     def seal(self, run_id: str, view: RunView, ended: float | None = None) -> None:
         """Cite the record, then FINISHED: last of all, so half a run is never taken for one."""
         self._client.set_tag(run_id, "record_sha", view.sha)
@@ -258,6 +270,40 @@ class Store:
     def reopen(self, run_id: str) -> None:
         """RUNNING again, for a resumed training."""
         self._client.update_run(run_id, "RUNNING")
+
+    def log_network(
+        self, run_id: str, name: str, model: Any, example: Any, tags: Mapping[str, str]
+    ) -> str:
+        """An MLflow model of this run, and the next version of the registered model `name`: an
+        exported graph (no pickle) with a signature, for any batch size; returns its URI.
+
+        Args:
+            model: a torch module in evaluation mode.
+            example: float32 numpy input, batch of two or more (one would be taken for a constant).
+        """
+        import mlflow.pytorch
+        import torch
+        from mlflow.models import Model, infer_signature
+
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_experiment(experiment_id=self._id)
+        with torch.no_grad():
+            answer = model(torch.from_numpy(example)).numpy()
+        logged = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pytorch,
+            name=name,
+            run_id=run_id,
+            registered_model_name=name,
+            pytorch_model=model,
+            signature=infer_signature(example, answer),
+            input_example=example,
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            serialization_format="pt2",
+            tags=dict(tags),
+        )
+        self.describe(run_id, {}, {"model_uri": logged.model_uri})
+        return str(logged.model_uri)
 
     def delete(self, run_id: str) -> None:
         """Move a run to MLflow's bin."""

@@ -61,11 +61,14 @@ class CheckpointFolder:
     Args:
         folder: where to keep it.
         fingerprint: of everything that decides the result.
+        writes: False in all processes of a training but the first: they read only.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, writes: bool = True) -> None:
         self.folder = Path(folder)
-        self.fingerprint = fingerprint
+        self.fingerprint, self.writes = fingerprint, writes
+        if not writes:
+            return
         mark = self.folder / "fingerprint"
         if self.folder.exists() and (not mark.exists() or mark.read_text() != fingerprint):
             shutil.rmtree(self.folder)
@@ -83,6 +86,8 @@ class CheckpointFolder:
         Raises:
             OSError: it could not be written; names the file and that the last one is intact.
         """
+        if not self.writes:
+            return
         try:
             save_tree(self.last, dict(tree))
         except OSError as error:
@@ -108,7 +113,23 @@ class CheckpointFolder:
 
     def snapshot(self, name: str, tree: Any) -> None:
         """Keep a named state ("init", "rewind", a phase) beside the checkpoint."""
+        if not self.writes:
+            return
         save_tree(self.folder / "snapshots" / f"{name}.safetensors", tree)
+
+    def weights(self, name: str, phase: str) -> State:
+        """The weights of a named state, for `phase` to start from.
+
+        Raises:
+            ValueError: it was not kept (yet); says which setting keeps it.
+        """
+        path = self.snapshots().get(name)
+        if path is None:
+            raise ValueError(
+                f"phase {phase!r} starts from {name!r}, but there is no such snapshot: set "
+                "train.rewind_epoch (or rewind_step) in params.yaml to one before that phase"
+            )
+        return dict(load_tree(path)["model"])
 
     def snapshots(self) -> dict[str, Path]:
         """All named states kept so far."""

@@ -6,10 +6,11 @@
         restore(phase.start_from); enforce(plan)       a rewound model meets its first batch masked
         optimizer, schedule = method.optimizer(...), method.schedule(...)
         for each epoch of the phase:
-            [snapshots["rewind"] after recipe.rewind_epoch epochs of the training]
+            [snapshots["rewind"] after recipe.rewind_epoch epochs or rewind_step steps]
             for each batch:
                 loss = task.loss + method.penalty
-                backward, method.after_backward, clip, optimizer.step, method.after_step, enforce
+                backward, [mean over processes], method.after_backward, clip,
+                optimizer.step, method.after_step, enforce
             validate, stop = method.end_epoch, schedule.step, checkpoint
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
@@ -17,7 +18,8 @@
 
 Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
 same bits, on one device, as one that was never stopped: order and augmentation of the data depend
-on (seed, epoch, step) alone, everything else is in the checkpoint.
+on (seed, epoch, step) alone, everything else is in the checkpoint. Each process of a `Team` runs
+this loop on its part of every batch; all hold the same weights throughout.
 """
 
 from __future__ import annotations
@@ -28,19 +30,20 @@ from time import perf_counter
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline.files import load_tree
 from pipeline.training.checkpoint import (
     CheckpointFolder,
     restore_rng,
     rng_state,
     seed_everything,
 )
-from pipeline.training.job import Job, Observer, TrainBatches
+from pipeline.training.distributed import MeanGradients
+from pipeline.training.job import FirstEpoch, Job, Observer
 from pipeline.training.method import EpochStats, Phase, StepContext
 from pipeline.training.schedules import Schedule
+from pipeline.training.tasks import parts
 from pipeline.training.totals import Totals
 from pipeline.units.enforce import Enforcer
 from pipeline.units.plan import PruningPlan
@@ -74,27 +77,31 @@ class _Loop:
 
     def __init__(self, job: Job, folder: CheckpointFolder, observer: Observer) -> None:
         self.job, self.folder, self.observer = job, folder, observer
-        self.model, self.method, self.recipe = job.model, job.method, job.recipe
+        self.model, self.method, self.team = job.model, job.method, job.team
+        self.recipe = job.recipe.placed(len(job.train))
         self.phases = list(self.method.phases(self.recipe))
         self.phase_index = self.phase_epoch = self.epoch = self.step_in_epoch = self.step = 0
-        self.phase_step = 0
+        self.phase_step = self.examples = 0
         self.stop = False
         self.curve: list[dict[str, Any]] = []
         self.enforced: tuple[PruningPlan | None, Enforcer | None] = (None, None)
         self.optimizer: Optimizer
         self.schedule: Schedule
+        self.gradients: MeanGradients
         self.totals = Totals.on(job.device)
         self.forward: nn.Module = self.model
 
     def run(self) -> list[dict[str, Any]]:
         seed_everything(self.job.seed)
+        self.team.wait()  # the first process may have had to empty the folder
         saved = self.folder.load()
+        self.team.wait()
         if saved is None:
             self.observer.begin()
             self._snapshot("init")
-            if self.recipe.rewind_epoch == 0:
+            if not (self.recipe.rewind_step or self.recipe.rewind_epoch):
                 self._snapshot("rewind")
-        self.method.prepare(self.model, self.job.units, _FirstEpoch(self.job.train))
+        self.method.prepare(self.model, self.job.units, FirstEpoch(self.job.train))
         if self.recipe.compile:
             self.forward = torch.compile(self.model)
         for index, phase in enumerate(self.phases):
@@ -112,13 +119,17 @@ class _Loop:
             self.model.load_state_dict(saved["model"])
         else:
             self._restore(phase)
-            self.phase_epoch = self.phase_step = 0
+            self.phase_epoch = self.phase_step = self.step_in_epoch = 0
+            if phase.start_from == "rewind":
+                self.step_in_epoch = (self.recipe.rewind_step or 0) % len(self.job.train)
             self.stop = False
         self.optimizer = self.method.optimizer(self.model, phase, self.recipe)
         self.schedule = self.method.schedule(self.optimizer, phase, self.recipe)
+        self.gradients = MeanGradients(self.team, self.model, self.optimizer)
         if saved is not None:
             self._resume(saved)
         self._enforce()
+        self._agree(f"at the start of phase {phase.name!r}")
 
     def _run_phase(self, phase: Phase) -> None:
         while self.phase_epoch < phase.epochs and not self.stop:
@@ -130,52 +141,87 @@ class _Loop:
     def _run_epoch(self, phase: Phase) -> None:
         began = perf_counter()
         self.model.train()
-        for batch in self.job.train.epoch(self.epoch, self.step_in_epoch):
+        for batch in self._batches():
             self._train_step(batch, phase)
             every = self.recipe.checkpoint_steps
             if every and self.step_in_epoch % every == 0:
                 self._check_finite()
                 self._checkpoint()
         self._check_finite()
-        stats = EpochStats(self.epoch, self.phase_epoch, self.totals.means(), self._validate())
+        self.team.average_buffers(self.model)
+        totals = self.totals.over(self.team)
+        self.examples += totals.count
+        stats = EpochStats(self.epoch, self.phase_epoch, totals.means(), self._validate())
         self.stop = self.method.end_epoch(self.model, stats)
+        self._agree(f"after epoch {self.epoch}")
         self._log(stats, perf_counter() - began)
         self.schedule.step(stats)
         self.epoch += 1
         self.phase_epoch += 1
         self.step_in_epoch = 0
         self.totals = Totals.on(self.job.device)
-        if self.epoch == self.recipe.rewind_epoch:
+        if self.recipe.rewind_step is None and self.epoch == self.recipe.rewind_epoch:
             self._snapshot("rewind")
         self._checkpoint()
 
+    def _batches(self) -> Iterator[Any]:
+        if self.team.alone:
+            return self.job.train.epoch(self.epoch, self.step_in_epoch)
+        return self.job.train.epoch(self.epoch, self.step_in_epoch, self.team.part)
+
     def _train_step(self, batch: Any, phase: Phase) -> None:
         at = StepContext(phase, self.step, self.phase_step, len(self.job.train))
+        self.schedule.within(self.step_in_epoch / len(self.job.train))
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            loss, sums = self.job.task.loss(self.forward, batch)
-        penalty = self.method.penalty(self.model)
-        (loss if penalty is None else loss + penalty).backward()
+        self._backward(batch)
         self.method.after_backward(self.model, at)
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.method.after_step(self.model, at)
         self._enforce()
-        self.totals.add(loss, sums, self.job.task.size(batch), self.step_in_epoch)
         self.step += 1
         self.phase_step += 1
         self.step_in_epoch += 1
+        if self.step == self.recipe.rewind_step:
+            self._snapshot("rewind")
         if self.step_in_epoch % CHECK_STEPS == 0:
             self._check_finite()
+
+    def _backward(self, batch: Any) -> None:
+        """The gradients of the whole batch, of which this process sees a part, possibly none."""
+        size = self.job.task.size(batch)
+        self.totals.last_count = size
+        if size:
+            with self.team.own_randomness(self.job.device, self.job.seed, self.step):
+                loss, sums = self._backward_parts(parts(batch, self.recipe.accumulation), size)
+            self.totals.add(loss, sums, size, self.step_in_epoch)
+        self.gradients.apply(size)
+
+    def _backward_parts(self, pieces: list[Any], size: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add up the gradients of the pieces, the penalty with the first; the batch's loss and
+        sums."""
+        total, sums = torch.zeros((), device=self.job.device), dict[str, Tensor]()
+        for number, piece in enumerate(pieces):
+            with self._autocast():
+                loss, found = self.job.task.loss(self.forward, piece)
+            loss = loss * (self.job.task.size(piece) / size)
+            penalty = None if number else self.method.penalty(self.model)
+            (loss if penalty is None else loss + penalty).backward()
+            total = total + loss.detach()
+            sums = {k: sums[k] + v if number else v for k, v in found.items()}
+        return total, sums
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.precision == "bf16":
             return torch.autocast(self.job.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
+    def _plan(self) -> PruningPlan | None:
+        return self.method.plan() or self.job.keep
+
     def _enforce(self) -> None:
-        plan = self.method.plan() or self.job.keep
+        plan = self._plan()
         if plan is not self.enforced[0]:
             enforcer = None if plan is None else Enforcer(plan, self.model, self.job.units)
             self.enforced = (plan, enforcer)
@@ -183,13 +229,28 @@ class _Loop:
             self.enforced[1].apply()
 
     def _validate(self) -> dict[str, float]:
+        """Scores on the validation split; the first process measures, the others wait."""
         if self.job.validation is None:
             return {}
+        if not self.team.first:
+            return self.team.tell({})
         with self._autocast():
-            return self.job.task.scores(self.forward, self.job.validation)
+            scores = self.job.task.scores(self.forward, self.job.validation)
+        return self.team.tell(scores)
+
+    def _agree(self, when: str) -> None:
+        """
+        Raises:
+            TeamError: the processes have come to different plans or weights.
+        """
+        if self.team.alone:
+            return
+        plan = self._plan()
+        same = {"plan": "none" if plan is None else plan.digest()}
+        self.team.check_same(same | {"weights": self.gradients.digest()}, when)
 
     def _check_finite(self) -> None:
-        bad = int(self.totals.bad_step)
+        bad = self.totals.first_bad_step(self.team)
         if bad >= 0:
             self._diverged("loss", bad)
 
@@ -202,18 +263,19 @@ class _Loop:
         )
 
     def _log(self, stats: EpochStats, seconds: float) -> None:
-        row = {f"train/{k}": v for k, v in stats.train.items() if k != "last_loss"}
-        row |= {f"validation/{k}": v for k, v in stats.validation.items()}
-        row |= {k if "/" in k else f"method/{k}": float(v) for k, v in stats.logged.items()}
+        row = stats.values()
         row["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        row["examples"] = float(self.examples)
         phase = self.phases[self.phase_index].name
         self.curve.append({"epoch": self.epoch, "step": self.step, "phase": phase, "values": row})
         timed = {**row, "system/epoch_seconds": seconds}
         self.observer.metrics(timed, epoch=self.epoch, step=self.step)
 
     def _snapshot(self, name: str) -> None:
+        self.team.average_buffers(self.model)
         tree = {"model": self.model.state_dict(), "method": self.method.state_dict()}
         self.folder.snapshot(name, tree)
+        self.team.wait()
 
     def _restore(self, phase: Phase) -> None:
         if phase.start_from == "current":
@@ -221,15 +283,12 @@ class _Loop:
         if phase.start_from == "random":
             self.model.load_state_dict(self.job.fresh())
             return
-        path = self.folder.snapshots().get(phase.start_from)
-        if path is None:
-            raise ValueError(
-                f"phase {phase.name!r} starts from {phase.start_from!r}, but there is no such "
-                "snapshot: set train.rewind_epoch in params.yaml to an epoch before that phase"
-            )
-        self.model.load_state_dict(load_tree(path)["model"])
+        self.model.load_state_dict(self.folder.weights(phase.start_from, phase.name))
 
     def _checkpoint(self) -> None:
+        self.team.average_buffers(self.model)
+        together = self.totals.over(self.team)  # goes on in the first process, here as on resume
+        self.totals = together if self.team.first else Totals.on(self.job.device)
         largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()])
         if not bool(torch.isfinite(largest).all()):  # a finite loss may precede poisoned weights
             self._diverged("largest weight", self.step_in_epoch)
@@ -254,19 +313,11 @@ class _Loop:
         for key, value in saved["counters"].items():
             setattr(self, key, value)
         self.curve = list(saved["curve"])
-        self.totals = Totals.restored(saved["totals"], self.job.device)
+        self.totals = Totals.on(self.job.device)
+        if self.team.first:
+            self.totals = Totals.restored(saved["totals"], self.job.device)
         self.observer.begin(saved["observer"])
         restore_rng(saved["rng"])
 
 
-class _FirstEpoch:
-    """The batches of epoch 0, as often as somebody asks."""
-
-    def __init__(self, train: TrainBatches) -> None:
-        self._train = train
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._train.epoch(0)
-
-
-_COUNTERS = ("phase_epoch", "phase_step", "epoch", "step_in_epoch", "step", "stop")
+_COUNTERS = ("phase_epoch", "phase_step", "epoch", "step_in_epoch", "step", "examples", "stop")

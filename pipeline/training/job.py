@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from pipeline.data.batches import WHOLE, Part
 from pipeline.training.checkpoint import State
+from pipeline.training.distributed import ALONE, Team
 from pipeline.training.method import Method
 from pipeline.training.recipe import Recipe
 from pipeline.training.tasks import Task
@@ -18,10 +20,21 @@ from pipeline.units.plan import PruningPlan
 
 
 class TrainBatches(Protocol):
-    """Training batches whose order and augmentation depend on (seed, epoch, step) only."""
+    """Training batches whose order and augmentation depend on (seed, epoch, step) only; `part`
+    says which share of each, for one of several processes."""
 
     def __len__(self) -> int: ...
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]: ...
+    def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Any]: ...
+
+
+class FirstEpoch:
+    """The batches of epoch 0, whole, as often as somebody asks."""
+
+    def __init__(self, train: TrainBatches) -> None:
+        self._train = train
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._train.epoch(0)
 
 
 class Observer(Protocol):
@@ -32,6 +45,19 @@ class Observer(Protocol):
     def begin(self, offset: int = 0) -> None: ...
 
 
+class Silent:
+    """The observer of a process that is not the first: says nothing."""
+
+    def metrics(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
+        pass
+
+    def offset(self) -> int:
+        return 0
+
+    def begin(self, offset: int = 0) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Job:
     """One training: what, on what, how.
@@ -39,6 +65,7 @@ class Job:
     Attributes:
         fresh: a freshly initialised state for phases that start at "random".
         keep: a plan enforced throughout when the method has none (fine-tuning a masked network).
+        team: the processes that share the work; each has a job of its own.
     """
 
     model: nn.Module
@@ -52,3 +79,4 @@ class Job:
     device: torch.device
     fresh: Callable[[], State]
     keep: PruningPlan | None = None
+    team: Team = ALONE

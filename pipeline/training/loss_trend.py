@@ -39,6 +39,9 @@ class LossTrendSchedule:
         for epoch in range(start + 1):
             self._divide(epoch)
 
+    def within(self, progress: float) -> None:
+        """Nothing: it changes between epochs."""
+
     def step(self, stats: EpochStats) -> None:
         self.losses.append(float(stats.train[self.loss]))
         self.epoch += 1

@@ -61,6 +61,12 @@ class EpochStats:
     validation: Mapping[str, float] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
 
+    def values(self) -> dict[str, float]:
+        """All of it by the names it is tracked under."""
+        row = {f"train/{k}": v for k, v in self.train.items() if k != "last_loss"}
+        row |= {f"validation/{k}": v for k, v in self.validation.items()}
+        return row | {k if "/" in k else f"method/{k}": float(v) for k, v in self.logged.items()}
+
 
 @dataclass(frozen=True)
 class StepContext:

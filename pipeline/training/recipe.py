@@ -37,11 +37,12 @@ class ScheduleConfig(Strict):
     `min_lr` at the last epoch); warm_restarts (period `period`, times `period_factor`); cyclic
     (triangular between `min_lr` and lr: `step_up`, `step_down` epochs); plateau (x gamma after
     `patience` epochs without a better validation loss, not below `min_lr`).
-    `lr_warmup` epochs of linear warm-up come first.
+    `lr_warmup` epochs of linear warm-up come first. linear changes at every step: up to lr during
+    `warmup_fraction` of all steps, then down to `min_lr` at the last.
     """
 
     name: Literal[
-        "constant", "step", "multistep", "cosine", "warm_restarts", "cyclic", "plateau"
+        "constant", "step", "multistep", "cosine", "warm_restarts", "cyclic", "plateau", "linear"
     ] = "multistep"
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     gamma: Positive = 0.1
@@ -53,6 +54,7 @@ class ScheduleConfig(Strict):
     step_down: Annotated[int, Field(ge=1)] = 10
     patience: Annotated[int, Field(ge=0)] = 10
     lr_warmup: Annotated[int, Field(ge=0)] = 0
+    warmup_fraction: Fraction = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> ScheduleConfig:
@@ -65,8 +67,15 @@ class Recipe(Strict):
     """How a network is trained.
 
     `precision`: fp32, or bf16 autocast. `clip_norm`: largest gradient norm over all parameters,
-    None = no clipping. `rewind_epoch`: the weights after this many epochs are kept as "rewind".
-    `checkpoint_steps`: also checkpoint every so many steps inside an epoch, 0 = at its end only.
+    None = no clipping. `accumulation`: a batch goes through the network in so many parts, whose
+    gradients add up: the same step in less memory. `rewind_epoch`: the weights after this many
+    epochs are kept as "rewind"; `rewind_step`: after this many optimizer steps, instead. A phase
+    that starts there goes on in the middle of an epoch: its first epoch is the rest of that one, at
+    that epoch's learning rate. `checkpoint_steps`: also checkpoint every so many steps inside an
+    epoch, 0 = at its end only. `sync_batchnorm`: in several processes BatchNorm sees the whole
+    batch, not this process's part of it (GPU only).
+    `data_seed`: order and augmentation of the batches, None = the seed of the training; two
+    trainings of one seed and two data seeds are children of the same initial weights.
     """
 
     epochs: Annotated[int, Field(ge=0)]
@@ -75,8 +84,40 @@ class Recipe(Strict):
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: Fraction = 0.0
     clip_norm: Positive | None = None
+    accumulation: Annotated[int, Field(ge=1)] = 1
     rewind_epoch: Annotated[int, Field(ge=0)] = 0
+    rewind_step: Annotated[int, Field(ge=0)] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
+    data_seed: Annotated[int, Field(ge=0)] | None = None
+    sync_batchnorm: bool = False
+
+    @model_validator(mode="after")
+    def _one_rewind(self) -> Recipe:
+        if self.rewind_step is not None and self.rewind_epoch:
+            raise ValueError(
+                f"rewind_step: {self.rewind_step} and rewind_epoch: {self.rewind_epoch} exclude "
+                "each other; set rewind_epoch: 0"
+            )
+        return self
+
+    def stretched(self, factor: float) -> Recipe:
+        """`factor` times the epochs, the schedule extended with them: milestones and steps move in
+        proportion, so does the horizon of a cosine; the warm-up stays as long as it is."""
+        schedule = self.schedule.model_copy(
+            update={
+                "milestones": tuple(round(factor * m) for m in self.schedule.milestones),
+                "step_size": max(1, round(factor * self.schedule.step_size)),
+            }
+        )
+        epochs = round(factor * self.epochs)
+        return self.model_copy(update={"epochs": epochs, "schedule": schedule})
+
+    def placed(self, steps_per_epoch: int) -> Recipe:
+        """With `rewind_epoch` = the whole epochs before `rewind_step`, for methods, which count
+        epochs: the first epoch after a rewind is then the rest of that one."""
+        if self.rewind_step is None:
+            return self
+        return self.model_copy(update={"rewind_epoch": self.rewind_step // steps_per_epoch})

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 class Schedule(Protocol):
-    """A learning-rate schedule: stepped once at the end of every epoch."""
+    """A learning-rate schedule: stepped once at the end of every epoch, told before every step how
+    much of the epoch is done."""
 
     def step(self, stats: EpochStats) -> None: ...
+    def within(self, progress: float) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
@@ -45,14 +47,22 @@ class EpochSchedule:
         self.base = [float(group["lr"]) for group in optimizer.param_groups]
         self._apply()
 
-    def _apply(self) -> None:
+    def _apply(self, progress: float = 0.0) -> None:
         for base, group in zip(self.base, self.optimizer.param_groups, strict=True):
-            group["lr"] = learning_rate(self.config, base, self.epoch, self.epochs)
+            if self.config.name == "linear":
+                done = (self.epoch + progress) / max(self.epochs, 1)
+                group["lr"] = linear_rate(self.config, base, done)
+            else:
+                group["lr"] = learning_rate(self.config, base, self.epoch, self.epochs)
 
     def step(self, stats: EpochStats) -> None:
         del stats
         self.epoch += 1
         self._apply()
+
+    def within(self, progress: float) -> None:
+        if self.config.name == "linear":
+            self._apply(progress)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "base": self.base}
@@ -89,6 +99,15 @@ def learning_rate(config: ScheduleConfig, base: float, epoch: int, epochs: int) 
     return base
 
 
+def linear_rate(config: ScheduleConfig, base: float, done: float) -> float:
+    """Learning rate when the fraction `done` of all steps is behind."""
+    warmup = config.warmup_fraction
+    if done < warmup:
+        return base * done / warmup
+    left = max(0.0, (1.0 - done) / (1.0 - warmup))
+    return config.min_lr + (base - config.min_lr) * left
+
+
 def _cosine(base: float, floor: float, progress: float) -> float:
     return floor + (base - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -106,6 +125,9 @@ class PlateauSchedule:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             self._inner.step(loss)
+
+    def within(self, progress: float) -> None:
+        """Nothing: it changes between epochs."""
 
     def state_dict(self) -> dict[str, Any]:
         keys = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.training.qa import QuestionAnswering
+
 
 class Task(Protocol):
     """Loss for the loop, scores for the harness. Scores are percent, losses are means."""
@@ -25,6 +27,13 @@ class Task(Protocol):
     def scores(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """Scores of `model` in evaluation mode; restores the mode. Keys: "loss" and the task's."""
         ...
+
+
+def parts(batch: Any, count: int) -> list[Any]:
+    """A batch of tensors in `count` pieces, or as many as it has examples."""
+    if count == 1:
+        return [batch]
+    return list(zip(*(tensor.chunk(count) for tensor in batch), strict=True))
 
 
 @dataclass(frozen=True)
@@ -71,4 +80,7 @@ class Classification:
         return {k: float(v) / count for k, v in totals.items()}
 
 
-TASKS: Mapping[str, Callable[..., Task]] = {"classification": Classification}
+TASKS: Mapping[str, Callable[..., Task]] = {
+    "classification": Classification,
+    "question_answering": QuestionAnswering,
+}

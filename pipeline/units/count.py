@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pipeline.units.constant import folded
 from pipeline.units.cuts import removals
-from pipeline.units.groups import Granularity, Units
+from pipeline.units.groups import Granularity, Share, Units
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
-from pipeline.units.trace.forward import Forward
+from pipeline.units.trace.calls import PRODUCTS, operator_name
+from pipeline.units.trace.forward import Forward, module_stack
 
 FLOPS_PER_MAC = 2
 
@@ -49,13 +51,22 @@ class Counts:
     macs_nonzero: int
     layers: tuple[LayerCount, ...]
 
+    def without(self, words: tuple[str, ...]) -> Counts:
+        """The same, but for the parameters of layers with one of these words in their name."""
+        out = [x for x in self.layers if any(word in x.name for word in words)]
+        return replace(
+            self,
+            params=self.params - sum(x.params for x in out),
+            params_nonzero=self.params_nonzero - sum(x.params_nonzero for x in out),
+        )
+
 
 def count(model: nn.Module, example: Any) -> Counts:
     """Parameters and MACs of `model`; shapes only, no arithmetic, where the network allows it.
 
     Parameters shared by several layers are counted once, with the first.
     """
-    own = _own_macs(model, example)
+    own = _counted(model, example).own
     seen: set[int] = set()
     layers = []
     for path, layer in model.named_modules():
@@ -82,32 +93,54 @@ def _nonzero_macs(layer: nn.Module, macs: int) -> int:
     return macs * int(torch.count_nonzero(weight)) // weight.numel()
 
 
-def _own_macs(model: nn.Module, example: Any) -> dict[str, int]:
-    """Module path -> MACs of its own operators."""
-    totals = _flops(model, example)
-    root = type(model).__name__
-    flops = {
-        path: sum(totals.get(f"{root}.{path}" if path else "Global", {}).values())
-        for path, _ in model.named_modules()
-    }
-    own = {}
-    for path, layer in model.named_modules():
-        prefix = f"{path}." if path else ""
-        children = sum(flops.get(prefix + name, 0) for name, _ in layer.named_children())
-        own[path] = (flops[path] - children) // FLOPS_PER_MAC
-    return own
+class _Counter(TorchDispatchMode):
+    """Adds up torch's own formulas, operator by operator, under the module that runs.
+
+    Attributes:
+        own: module path -> MACs of its own operators.
+        products: the same for every matrix product, in order: (module path, MACs).
+    """
+
+    def __init__(self, stack: list[str]) -> None:
+        super().__init__()
+        self.stack = stack
+        self.own: dict[str, int] = {}
+        self.products: list[tuple[str, int]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler at the first call
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            path = self.stack[-1] if self.stack else ""
+            macs = int(formula(*args, **kwargs, out_val=out)) // FLOPS_PER_MAC
+            self.own[path] = self.own.get(path, 0) + macs
+            if operator_name(func) in PRODUCTS:
+                self.products.append((path, macs))
+        return out
 
 
-def _flops(model: nn.Module, example: Any) -> dict[str, dict[Any, int]]:
+def _counted(model: nn.Module, example: Any) -> _Counter:
     forward = Forward(model, example)
-    try:
-        counter = FlopCounterMode(display=False)
-        forward.run(forward.tensors(), counter)
-    except Exception:  # code that reads values cannot run on shapes alone
-        forward.meta = False
-        counter = FlopCounterMode(display=False)
-        forward.run(forward.tensors(), counter)
-    return counter.get_flop_counts()
+    for meta in (True, False):  # code that reads values cannot run on shapes alone
+        forward.meta = meta
+        with module_stack(model) as stack:
+            counter = _Counter(stack)
+            try:
+                forward.run(forward.tensors(), counter)
+            except Exception:
+                if not meta:
+                    raise
+            else:
+                break
+    return counter
 
 
 @dataclass(frozen=True)
@@ -139,7 +172,13 @@ class MacsModel:
                 if s.tensor in self.shapes:
                     dims = self.cuts.setdefault(s.tensor, {})
                     dims.setdefault(s.dim, []).append((group.name, s.index.shape[1]))
-        own = _own_macs(model, example)
+        counted = _counted(model, example)
+        own = dict(counted.own)
+        self.products: list[tuple[int, tuple[Share, ...]]] = []
+        for number, shares in units.products.items():
+            path, macs = counted.products[number]
+            own[path] -= macs
+            self.products.append((macs, shares))
         self.layers = [
             _layer(module, {k: first[id(p)] for k, p in _local(module)}, own.get(path, 0), units)
             for path, module in model.named_modules()
@@ -154,6 +193,7 @@ class MacsModel:
         return self._cost(plan)[0]
 
     def _cost(self, plan: PruningPlan) -> tuple[int, int]:
+        left: dict[str, int] = {}
         if plan.granularity is Granularity.UNSTRUCTURED:
             kept = {name: int(mask.sum()) for name, mask in plan.keep.items()}
             removed = {}
@@ -165,7 +205,12 @@ class MacsModel:
             left = {name: n - (name in dead) for name, n in removed.items()}
             kept = {name: self._numel(name, left) for name in self.cuts}
             removed = removed if dead else {}
-        return self._sum(kept, removed)
+        params, macs = self._sum(kept, removed)
+        for whole, shares in self.products:
+            macs += (
+                whole * math.prod(s.left(left) for s in shares) // math.prod(s.size for s in shares)
+            )
+        return params, macs
 
     def _numel(self, tensor: str, removed: dict[str, int]) -> int:
         return math.prod(self._kept_shape(tensor, removed))
@@ -220,8 +265,17 @@ def _layer(module: nn.Module, names: dict[str, str], macs: int, units: Units) ->
 
 
 def structured_cost(
-    model: nn.Module, example: Any, units: Units, rule: Literal["macs", "params"]
+    model: nn.Module,
+    example: Any,
+    units: Units,
+    rule: Literal["macs", "params"],
+    uncounted: tuple[str, ...] = (),
 ) -> Callable[[PruningPlan], float]:
-    """The cost function that `select` needs for a `macs` or `params` target."""
+    """The cost function that `select` needs for a `macs` or `params` target. `uncounted`: see
+    `Counts.without`; nothing of these layers can be pruned."""
     costs = MacsModel(model, example, units)
-    return costs.macs if rule == "macs" else costs.params
+    if rule == "macs":
+        return costs.macs
+    whole = count(model, example) if uncounted else None
+    outside = whole.params - whole.without(uncounted).params if whole else 0
+    return lambda plan: costs.params(plan) - outside

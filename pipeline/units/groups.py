@@ -6,7 +6,7 @@ Plain data. Tensors are named by their `state_dict` key, so a group survives dee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -79,6 +79,32 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many positions of one dimension belong to every unit of some groups.
+
+    Attributes:
+        size: positions of the dimension in the dense model.
+        per_unit: group name -> positions of one of its units.
+    """
+
+    size: int
+    per_unit: Mapping[str, int]
+
+    def left(self, removed: Mapping[str, int]) -> int:
+        """Positions that stay when that many units of every group go."""
+        return self.size - sum(removed.get(group, 0) * k for group, k in self.per_unit.items())
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """A number in a module's own code that follows the units (number of heads, split size)."""
+
+    module: str
+    name: str
+    share: Share
+
+
+@dataclass(frozen=True)
 class Units:
     """Everything of one model that a method may prune.
 
@@ -86,10 +112,15 @@ class Units:
         weights: names of the weights of convolution and linear layers, in `state_dict` order: the
             unstructured units are their entries.
         groups: channel groups, in forward order, the unprunable ones included.
+        attributes: numbers that surgery must change together with the tensors.
+        products: number of a matrix product in the forward -> the dimensions that shrink, where
+            both factors are activations (attention).
     """
 
     weights: tuple[str, ...]
     groups: tuple[ChannelGroup, ...]
+    attributes: tuple[SizeAttribute, ...] = ()
+    products: Mapping[int, tuple[Share, ...]] = field(default_factory=dict)
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -1,41 +1,93 @@
-"""Saliency of units from the weights alone: pure functions, higher = keep, 0 = already removed."""
+"""Saliency of units: pure functions, higher = keep, 0 = already removed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.units.criteria import (
+    Batch,
+    Loss,
+    classification_loss,
+    fpgm,
+    snip,
+    taylor,
+    taylor_groups,
+)
 from pipeline.units.groups import ChannelGroup, Granularity, Units
 
 Parts = Literal["zig", "producer"]
-NAMES = ("magnitude", "l1_norm", "l2_norm", "bn_scale", "random")
+KNOWN: Mapping[Granularity, tuple[str, ...]] = {
+    Granularity.UNSTRUCTURED: ("magnitude", "random", "taylor", "snip"),
+    Granularity.STRUCTURED: (
+        "magnitude",
+        "l1_norm",
+        "l2_norm",
+        "bn_scale",
+        "fpgm",
+        "random",
+        "taylor",
+    ),
+}
+NAMES = tuple(dict.fromkeys(name for names in KNOWN.values() for name in names))
+FROM_DATA = ("taylor", "snip")
+"""These look at training batches."""
 
 
 def compute(
-    name: str, granularity: Granularity, model: nn.Module, units: Units, seed: int = 0
+    name: str,
+    granularity: Granularity,
+    model: nn.Module,
+    units: Units,
+    seed: int = 0,
+    data: tuple[Sequence[Batch], Loss] = ((), classification_loss()),
 ) -> dict[str, Tensor]:
     """The saliency called `name`: "magnitude" is |w| per weight and the 2-norm per channel.
 
+    Args:
+        data: training batches and the loss on one, for the names in `FROM_DATA`.
+
     Raises:
-        ValueError: unknown, or not defined for this granularity.
+        ValueError: unknown, not defined for this granularity, or without the batches it needs.
     """
     structured = granularity is Granularity.STRUCTURED
+    if name not in KNOWN[granularity]:
+        raise ValueError(
+            f"no saliency {name!r} for {granularity.value} units "
+            f"(known: {', '.join(KNOWN[granularity])})"
+        )
+    if name in FROM_DATA:
+        return _from_data(name, structured, model, units, data)
     if name == "random":
         generator = torch.Generator().manual_seed(seed)
         return random(model, units, granularity, generator)
-    if name == "magnitude" and not structured:
+    if not structured:
         return magnitude(model, units)
-    if structured and name in ("magnitude", "l2_norm", "l1_norm"):
-        return group_norm(model, units, p=1 if name == "l1_norm" else 2)
-    if structured and name == "bn_scale":
+    if name == "bn_scale":
         return bn_scale(model, units)
-    raise ValueError(
-        f"no saliency {name!r} for {granularity.value} units (known: {', '.join(NAMES)}; "
-        "unstructured: magnitude, random)"
-    )
+    if name == "fpgm":
+        return fpgm(model, units.prunable)
+    return group_norm(model, units, p=1 if name == "l1_norm" else 2)
+
+
+def _from_data(
+    name: str,
+    structured: bool,
+    model: nn.Module,
+    units: Units,
+    data: tuple[Sequence[Batch], Loss],
+) -> dict[str, Tensor]:
+    batches, loss = data
+    if not batches:
+        raise ValueError(f"saliency {name!r} needs training batches (saliency_batches)")
+    if structured:
+        return taylor_groups(model, units.prunable, batches, loss)
+    criterion = snip if name == "snip" else taylor
+    return criterion(model, units.weights, batches, loss)
 
 
 @torch.no_grad()

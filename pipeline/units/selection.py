@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from pipeline.units.criteria import erdos_renyi
 from pipeline.units.groups import Granularity
 from pipeline.units.masks import count_of
 from pipeline.units.plan import PruningPlan
@@ -26,9 +27,12 @@ class Target(BaseModel):
         rule: none; zeros: what training brought to zero, no more and no less; fraction: `value` is
             the fraction of units removed; macs, params: the fraction of the dense cost removed.
         value: in [0, 1).
-        scope: rank all units together, or remove the same fraction in every layer.
+        scope: rank all units together, remove the same fraction in every layer, or leave layers
+            their Erdos-Renyi-kernel densities (weights only).
         round_to: structured: the channels kept per group are rounded up to a multiple.
         min_units: structured: channels kept per group at least.
+        closest: macs, params: the plan closest to the budget, even if it costs a little more;
+            without it the budget is never exceeded.
 
     `zeros` ignores `round_to` and `min_units`.
     """
@@ -37,13 +41,18 @@ class Target(BaseModel):
 
     rule: Literal["none", "zeros", "fraction", "macs", "params"]
     value: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    scope: Literal["global", "layer"] = "global"
+    scope: Literal["global", "layer", "erk"] = "global"
     round_to: Annotated[int, Field(ge=1)] = 1
     min_units: Annotated[int, Field(ge=0)] = 1
+    closest: bool = False
 
 
 def select(
-    saliency: Saliency, granularity: Granularity, target: Target, cost: Cost | None = None
+    saliency: Saliency,
+    granularity: Granularity,
+    target: Target,
+    cost: Cost | None = None,
+    reference: float | None = None,
 ) -> PruningPlan:
     """Remove the least salient units until the target is met.
 
@@ -52,6 +61,7 @@ def select(
     Args:
         cost: what a plan costs, in MACs or parameters; needed by the rules of that name. Removing
             more must never cost more.
+        reference: the cost that `target.value` is a fraction of; None: that of the whole network.
 
     Raises:
         ValueError: a saliency is negative or not finite, or the target cannot be met.
@@ -67,7 +77,7 @@ def select(
         return ranking.fraction(target.value)
     if cost is None:
         raise ValueError(f"target.rule: {target.rule} needs a cost function")
-    return _cut_to_budget(ranking, target, cost)
+    return _cut_to_budget(ranking, target, cost, reference)
 
 
 def _check(saliency: Saliency) -> None:
@@ -88,6 +98,8 @@ class _Ranking:
         self.granularity = granularity
         self.target = target
         self.structured = granularity is Granularity.STRUCTURED
+        if target.scope == "erk" and (self.structured or target.rule != "fraction"):
+            raise ValueError("target.scope: erk needs rule: fraction and unstructured units")
         self.saliency = {name: s.detach() for name, s in saliency.items()}
         if len({s.dtype for s in saliency.values()}) > 1:
             self.saliency = {name: s.double() for name, s in self.saliency.items()}
@@ -116,6 +128,8 @@ class _Ranking:
         """
         if self.target.scope == "layer":
             return self._layers({n: count_of(fraction, s.numel()) for n, s in self.scores.items()})
+        if self.target.scope == "erk":
+            return self._layers(self._erk_shares(fraction))
         count = count_of(fraction, self.total)
         if count > self.most:
             raise ValueError(
@@ -130,6 +144,15 @@ class _Ranking:
             return self._finish(keep_all_but(self.scores, count))
         shares = {name: s.numel() * count // self.total for name, s in self.scores.items()}
         return self._layers(shares)
+
+    def _erk_shares(self, fraction: float) -> dict[str, int]:
+        """Weights to remove per layer; what rounding leaves over goes with the largest layer."""
+        shapes = {name: tuple(s.shape) for name, s in self.scores.items()}
+        densities = erdos_renyi(shapes, 1.0 - fraction)
+        shares = {n: count_of(1.0 - densities[n], s.numel()) for n, s in self.scores.items()}
+        largest = max(shares, key=lambda name: shares[name])
+        shares[largest] += count_of(fraction, self.total) - sum(shares.values())
+        return shares
 
     def _layers(self, shares: Mapping[str, int]) -> PruningPlan:
         keep: dict[str, Tensor] = {}
@@ -154,10 +177,13 @@ class _Ranking:
         return result
 
 
-def _cut_to_budget(ranking: _Ranking, target: Target, cost: Cost) -> PruningPlan:
-    """The plan that removes the fewest units and costs no more than the budget."""
+def _cut_to_budget(
+    ranking: _Ranking, target: Target, cost: Cost, reference: float | None
+) -> PruningPlan:
+    """The plan that removes the fewest units and costs no more than the budget, or the one with a
+    unit more if that is closer and `target.closest`."""
     dense = cost(ranking.plan(0))
-    budget = (1.0 - target.value) * dense
+    budget = (1.0 - target.value) * (dense if reference is None else reference)
     low, high = 0, ranking.total if target.scope == "layer" else ranking.most
     best = ranking.plan(high)
     if (least := cost(best)) > budget:
@@ -173,4 +199,8 @@ def _cut_to_budget(ranking: _Ranking, target: Target, cost: Cost) -> PruningPlan
             high, best = middle, plan
         else:
             low = middle + 1
+    if target.closest and low > 0:
+        above = ranking.plan(low - 1)
+        if cost(above) - budget < budget - cost(best):
+            return above
     return best

@@ -45,6 +45,10 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
     enforce(PruningPlan(plan.granularity, {g.name: masks[g.name] for g in dead}), model, units)
     alive = alive_positions(units, with_one_left(masks), shapes)
     _replace_tensors(model, alive)
+    left = {name: int((~mask).sum()) for name, mask in with_one_left(masks).items()}
+    for attribute in units.attributes:
+        module = model.get_submodule(attribute.module)
+        setattr(module, attribute.name, attribute.share.left(left))
     if dead:
         _fold(model, alive_positions(units, masks, shapes))
 

@@ -85,6 +85,8 @@ def keep_all_but(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
             break
         tied = (scores[name] == threshold).flatten().nonzero().flatten()
         back = tied[-min(surplus, tied.numel()) :] if tied.numel() else tied
-        keep[name].view(-1)[back] = True
+        kept = keep[name].flatten()  # a copy where the memory is not in logical order
+        kept[back] = True
+        keep[name] = kept.view_as(scores[name])
         surplus -= back.numel()
     return keep

@@ -299,3 +299,16 @@ def test_networks_of_the_original_have_its_macs_and_parameters(name: str) -> Non
     first = [m for n, m in model.named_modules() if n.endswith("bn1") or n == "bn"]
     selected = sum(m.num_features for m in first) if family == "preact" else 0
     assert counted.params == row["params_original_counter"] - selected
+
+
+def test_logs_the_whole_matrix_of_distances() -> None:
+    sequence = TRACE["sequences"][1]
+    method, net = search(EarlyBirdConfig(stop=False), sequence["bn_sizes"], 20)
+    rows = []
+    for epoch in range(9):
+        logged = trained_epoch(method, net, gammas(sequence, epoch), epoch).logged
+        rows.append([logged[f"mask_distance/0.3/{lag}"] for lag in range(epoch + 1)])
+        assert f"mask_distance/0.3/{epoch + 1}" not in logged
+    matrix = pairwise_distances(method.masks["0.3"]).tolist()
+    assert rows == [row[i::-1] if i else row[:1] for i, row in enumerate(matrix)]
+    assert rows[8][1] == recent_distances(method.masks["0.3"], "history", 5)[0]

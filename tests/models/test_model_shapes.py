@@ -21,7 +21,12 @@ from pipeline.study.registry import (
     model_spec,
 )
 
-NETWORKS = [s for family in family_names() for s in family_models(family).values()]
+NETWORKS = [
+    spec
+    for family in family_names()
+    for spec in family_models(family).values()
+    if spec.task == "classification"
+]
 SMALLEST = {
     "vgg16": 32,
     "vgg16_bn": 32,

@@ -19,13 +19,16 @@ from pipeline.study.records import (
     Difference,
     EvalRecord,
     Exactness,
+    Histogram,
     SweepPoint,
     SweepRecord,
     TrainRecord,
+    WeightDistribution,
     sha,
     write_record,
 )
 from pipeline.study.runs import RunView
+from pipeline.study.schema import Ranked
 from pipeline.study.tracking import Store
 
 DATA_SHA = "d" * 64
@@ -94,18 +97,42 @@ def eval_record(training: TrainRecord, fraction: float = 0.5) -> EvalRecord:
     )
 
 
-def sweep_record(training: TrainRecord, sparsities: Sequence[float] = (0.5, 0.9)) -> SweepRecord:
+def sizes() -> WeightDistribution:
+    """1000 parameters, 3 of them zero, in four bins of two layers."""
+    return WeightDistribution(
+        thresholds=(1.0, 0.1, 0.01),
+        above=(0, 400, 950),
+        edges=(0.01, 0.1, 1.0),
+        layers={
+            "all": Histogram(3, 0, (47, 550, 400)),
+            "conv.weight": Histogram(0, 1, (500, 400)),
+            "conv.bias": Histogram(3, 0, (47, 50)),
+        },
+    )
+
+
+def sweep_record(
+    training: TrainRecord,
+    sparsities: Sequence[float] = (0.5, 0.9),
+    ranked_by: Sequence[Ranked] = ("weights", "channels"),
+) -> SweepRecord:
     """One-shot points, with and without recalibration."""
     points = [
         SweepPoint(
-            sparsity=s,
+            ranked=ranked,
             scope="global",
+            sparsity=s,
             recalibrated=recalibrated,
             scores={"loss": s, "top1": 97.0 - 60 * s * s + 5 * recalibrated},
+            units=800,
+            units_kept=round(800 * (1 - s)),
+            params_kept=1000 if ranked == "weights" else round(1000 * (1 - s)),
             params_nonzero=round(1000 * (1 - s)),
+            macs_kept=20_000 if ranked == "weights" else round(20_000 * (1 - s)),
             macs_nonzero=round(20_000 * (1 - s)),
             plan_digest="f" * 64,
         )
+        for ranked in ranked_by
         for s in sparsities
         for recalibrated in (False, True)
     ]
@@ -116,11 +143,11 @@ def sweep_record(training: TrainRecord, sparsities: Sequence[float] = (0.5, 0.9)
         method=training.method,
         data=training.data,
         seed=training.seed,
-        granularity="unstructured",
         params_dense=1000,
         macs_dense=20_000,
         input_shape=(1, 8, 8),
         dense={"loss": 0.1, "top1": 97.0},
+        weights=sizes(),
         points=tuple(points),
     )
 

@@ -10,14 +10,16 @@ import pytest
 
 from pipeline.study.publish import Entry
 from pipeline.study.runs import evaluate_view
-from reports.figures import sweep_data, write_figures
+from reports.figures import line_of, sweep_data, write_figures
 from reports.render import cells, csv, latex, markdown, provenance, write_tables
-from reports.tables import NOT_RUN, main_table, sweep_table
+from reports.tables import NOT_RUN, main_table, sweep_table, weights_table
+from reports.weights import histogram_data, write_weights
 from tests.reports.samples import (
     check_golden,
     eval_record,
     frame,
     frames,
+    sweep_record,
     train_record,
     write_study,
 )
@@ -27,10 +29,15 @@ from tests.reports.samples import (
 def tables(tmp_path):
     study = write_study(tmp_path)
     prunings, points = frames(study)
-    return main_table(prunings, study.prunings), sweep_table(points, study.sweeps)
+    swept = frame([study.views[f"sweep/{e.key}"][0] for e in study.sweeps])
+    return (
+        main_table(prunings, study.prunings),
+        sweep_table(points, study.sweeps),
+        weights_table(swept, study.sweeps),
+    )
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_goldens(tables, number):
     table = tables[number]
     for suffix, render in (("md", markdown), ("csv", csv), ("tex", latex)):
@@ -113,7 +120,7 @@ def test_every_cell_is_traceable(tables):
 def test_files_are_written_twice_alike(tables, tmp_path):
     for folder in ("a", "b"):
         write_tables(tables, tmp_path / folder)
-    names = {f"{t}.{s}" for t in ("main", "sweep") for s in ("md", "csv", "tex")}
+    names = {f"{t}.{s}" for t in ("main", "sweep", "weights") for s in ("md", "csv", "tex")}
     assert {p.name for p in (tmp_path / "a").iterdir()} == names | {"provenance.json"}
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -131,8 +138,8 @@ def test_figures_are_the_same_bytes_twice(tmp_path):
     for folder in ("a", "b"):
         write_figures(prunings, points, curves, tmp_path / folder)
     found = sorted(p.name for p in (tmp_path / "a").iterdir())
-    pictures = [f"{n}.{s}" for n in ("accuracy_macs", "accuracy_sparsity", "curves")
-                for s in ("png", "svg")]  # fmt: skip
+    names = ["accuracy_macs", "accuracy_sparsity-channels", "accuracy_sparsity-weights", "curves"]
+    pictures = [f"{n}.{s}" for n in names for s in ("png", "svg")]
     assert found == sorted([*pictures, "curves.csv", "sweep.csv"])
     for name in found:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -141,8 +148,45 @@ def test_figures_are_the_same_bytes_twice(tmp_path):
 
 def test_sweep_data_are_fractions(tmp_path):
     data = sweep_data(frames(write_study(tmp_path))[1])
-    assert list(data["params_nonzero"]) == pytest.approx([0.5, 0.5, 0.1, 0.1])
-    assert list(data["sparsity"]) == [0.5, 0.5, 0.9, 0.9]
+    assert list(data["ranked"]) == ["weights"] * 4 + ["channels"] * 4
+    assert list(data["params_nonzero"]) == pytest.approx(2 * [0.5, 0.5, 0.1, 0.1])
+    assert list(data["params_kept"]) == pytest.approx(4 * [1.0] + [0.5, 0.5, 0.1, 0.1])
+    assert list(data["sparsity"]) == 2 * [0.5, 0.5, 0.9, 0.9]
+    assert set(data["line"]) == {"resnet8-dense"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "net-sfw-k01"),
+        ({"params.seed": "11"}, "net-sfw-k01-s1"),
+        ({"params.scope": "layer"}, "net-sfw-k01, per layer"),
+    ],
+)
+def test_a_line_joins_the_seeds_of_one_variant(changes, line):
+    run = {"params.training": "net-sfw-k01-s1", "params.seed": "1", "params.scope": "global"}
+    assert line_of(run | changes) == line
+
+
+def test_histograms_of_every_layer(tmp_path):
+    data = histogram_data([sweep_record(train_record("dense"))])
+    assert list(data["count"]) == [47, 550, 400, 500, 400, 47, 50]
+    assert list(data["low"]) == [0.0, 0.01, 0.1, 0.01, 0.1, 0.0, 0.01]
+    assert list(data["high"]) == [0.01, 0.1, 1.0, 0.1, 1.0, 0.01, 0.1]
+    overall = data[data["layer"] == "all"]
+    assert list(overall["magnitude"]) == pytest.approx([10**-2.5, 10**-1.5, 10**-0.5])
+    assert overall["share"].sum() == pytest.approx(0.997)  # 3 of 1000 are zero
+
+
+def test_weight_figures_are_the_same_bytes_twice(tmp_path):
+    record = sweep_record(train_record("dense"))
+    for folder in ("a", "b"):
+        drawn = write_weights([record], tmp_path / folder)
+        assert drawn == {record.training: tmp_path / folder / f"weights/{record.training}.png"}
+    found = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(found) == 6
+    for name in found:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_no_data_no_figures(tmp_path):

@@ -4,35 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from pipeline.units.groups import Units
+from pipeline.units.groups import SizeAttribute, Units
+from pipeline.units.trace.attributes import Attributes, share
 from pipeline.units.trace.book import Book
+from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.forward import Forward
 from pipeline.units.trace.grouping import Grouping, make_groups
-from pipeline.units.trace.probe import probe
+from pipeline.units.trace.probe import Failure, blame, probe
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
-from pipeline.units.trace.tracer import INPUT, Tracer, tensors_in
+from pipeline.units.trace.tracer import INPUT, Attention, Tracer
 
 __all__ = ["trace_units"]
 
-MAX_PROBES = 40
+MAX_PROBES = 200
+MAX_CANDIDATES = 16
 
 
-def trace_units(model: nn.Module, example_inputs: Any, never_prune: tuple[str, ...] = ()) -> Units:
+def trace_units(
+    model: nn.Module,
+    example_inputs: Any,
+    never_prune: tuple[str, ...] = (),
+    attention: Attention = "heads",
+) -> Units:
     """Channel groups of `model`, found by following one forward pass in evaluation mode.
 
     What can be pruned is proved by the rules of the operators and by a second, smaller forward;
     what is not understood is reported unprunable, with the reason. The model is not changed.
 
+    What the evaluation mode never runs (the auxiliary heads of GoogLeNet) is not seen, and not cut.
+
     Args:
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         never_prune: names of modules whose outputs stay whole.
+        attention: the unit of attention: "heads" (query, key, value and output of one head, with
+            grouped queries one key-value head and its queries), "head_dim" (one feature of all
+            heads: of query and key, and of value and output, apart where the code allows it), or
+            "none". The scale of the scores stays that of the dense network.
 
     Raises:
         ValueError: `never_prune` names no module.
@@ -43,20 +58,24 @@ def trace_units(model: nn.Module, example_inputs: Any, never_prune: tuple[str, .
         raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     forward = Forward(model, example_inputs)
     try:
-        tracer = _trace(forward, never_prune)
+        tracer = _trace(forward, never_prune, attention)
     except Exception:  # the network's own code may fail without values: it then gets some
         forward.meta = False
-        tracer = _trace(forward, never_prune)
-    grouping = _probed(forward, tracer)
-    return Units(_weights(model, tracer), grouping.groups)
+        tracer = _trace(forward, never_prune, attention)
+    grouping, attributes = _probed(forward, tracer)
+    products = {
+        number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
+        for number, parts in tracer.products.items()
+    }
+    return Units(_weights(model, tracer), grouping.groups, attributes, products)
 
 
-def _trace(forward: Forward, never_prune: tuple[str, ...]) -> Tracer:
+def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention) -> Tracer:
     tensors = forward.tensors()
     first_name = {id(x): name for name, x in reversed(tensors.items())}
     trained = frozenset(first_name[id(tensors[n])] for n, _ in forward.model.named_parameters())
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    tracer = Tracer(Book(shapes, trained), RULES, generic)
+    tracer = Tracer(Book(shapes, trained), RULES, generic, attention)
     tracer.norm_groups = {
         f"{path}.weight" if path else "weight": m.num_groups
         for path, m in forward.model.named_modules()
@@ -72,6 +91,7 @@ def _trace(forward: Forward, never_prune: tuple[str, ...]) -> Tracer:
     with _watched(forward.model, never_prune, tracer):
         outputs = forward.run(tensors, tracer, seen)
     _pin(tracer, outputs, "it reaches the network's output")
+    tracer.book.settle()
     return tracer
 
 
@@ -105,13 +125,41 @@ def _pin(tracer: Tracer, outputs: Any, reason: str) -> None:
             tracer.lock(value, reason)
 
 
-def _probed(forward: Forward, tracer: Tracer) -> Grouping:
+def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttribute, ...]]:
+    """Groups that a smaller forward has confirmed, with the attributes it needs."""
+    book, found = tracer.book, Attributes(forward.model, tracer.steps)
     for _ in range(MAX_PROBES):
-        grouping = make_groups(tracer.book)
-        if probe(forward, grouping, tracer.steps, tracer.book):
-            return grouping
-    tracer.book.pin(np.arange(tracer.book.count), "the smaller network could not be run")
-    return make_groups(tracer.book)
+        grouping = make_groups(book)
+        values = found.values(grouping)
+        probes = (
+            probe(forward, grouping, tracer.steps, values, chosen)
+            for chosen in found.checks(grouping)
+        )
+        failure = next((f for f in probes if f is not None), None)
+        if failure is None:
+            return grouping, values
+        if not _adapted(forward, found, book, (grouping, failure)):
+            blame(failure, tracer.steps, book)
+    book.pin(np.arange(book.count), "the smaller network could not be run")
+    return make_groups(book), ()
+
+
+def _adapted(
+    forward: Forward, found: Attributes, book: Book, stopped: tuple[Grouping, Failure]
+) -> bool:
+    """Did an attribute help the smaller forward past the failure? It is then kept."""
+    grouping, failure = stopped
+    for candidate in islice(found.candidates(failure, grouping), MAX_CANDIDATES):
+        before, edges, pins = dict(found.bound), len(book.edges), len(book.pins)
+        found.bind(candidate, book)
+        trial = make_groups(book)
+        again = probe(forward, trial, found.steps, found.values(trial), failure.chosen)
+        if again is None or again.at > failure.at:
+            found.proven.add(candidate.kind)
+            return True
+        found.bound = before
+        del book.edges[edges:], book.pins[pins:]
+    return False
 
 
 def _weights(model: nn.Module, tracer: Tracer) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class Book:
         self.locks: dict[str, int] = {}
         self.uses: dict[tuple[str, int], Use] = {}
         self.reasons = [""]
+        self.splits: list[Ids] = []
         self._codes: dict[str, int] = {}
 
     def code(self, reason: str) -> int:
@@ -101,6 +102,26 @@ class Book:
         if PRIORITY[role] > PRIORITY[use.role]:
             use.role = role
         return use
+
+    def split(self, ids: Ids) -> None:
+        """One dimension became several (channels of every head, halves of a shuffle).
+
+        What is left of them must be a box again: only one of the dimensions may lose positions.
+        Which one, operators downstream may decide; `settle` decides in the end.
+        """
+        self.splits.append(ids)
+
+    def settle(self) -> None:
+        """Where nothing else decided it, outer sizes stay and the innermost dimension shrinks."""
+        labels = self.components() if self.splits else None
+        for ids in self.splits:
+            found = labels[ids]  # type: ignore[index]
+            varying = [d for d in range(ids.ndim) if (found != found.take([0], d)).any()]
+            for d in varying[:-1]:
+                reason = "a split of its dimension joins it with channels that must stay"
+                self.union(ids, ids.take([0], d), reason)
+            if len(varying) > 1:
+                labels = self.components()
 
     def components(self) -> Ids:
         """Class of every id: the smallest id it is joined with."""

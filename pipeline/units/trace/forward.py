@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pipeline.units.modules import tensors_of
 
@@ -25,6 +27,41 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def _decomposed() -> Iterator[None]:
+    """Attention as products and a softmax on every device, not as one fused operator."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def module_stack(model: nn.Module) -> Iterator[list[str]]:
+    """Paths of the modules whose forward runs now, outermost first.
+
+    After an exception the list says where it was raised.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    stack: list[str] = []
+
+    def push(module: nn.Module, _inputs: Any) -> None:
+        stack.append(paths.get(id(module), stack[-1] if stack else ""))
+
+    def pop(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        stack.pop()
+
+    handles = [register_module_forward_pre_hook(push), register_module_forward_hook(pop)]
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
@@ -69,7 +106,7 @@ class Forward:
         if seen is not None:
             seen(inputs)
         args, kwargs = _arguments(inputs)
-        with torch.no_grad(), evaluating(self.model), mode:
+        with torch.no_grad(), evaluating(self.model), _decomposed(), mode:
             if not self.meta and all(
                 tensors[name] is x for name, x in tensors_of(self.model).items()
             ):

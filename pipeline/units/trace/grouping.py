@@ -30,11 +30,15 @@ class _Cut:
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Groups in forward order, the classes of their channels, and the class of every id."""
+    """Groups in forward order, the classes of their channels, the class of every id.
+
+    `owner` is the number of the group of every class, -1 for none.
+    """
 
     groups: tuple[ChannelGroup, ...]
     classes: tuple[Ids, ...]
     labels: Ids
+    owner: Ids
 
 
 def make_groups(book: Book) -> Grouping:
@@ -46,9 +50,12 @@ def make_groups(book: Book) -> Grouping:
         if positions.size:
             cuts.append(_Cut(tensor, dim, use.role, positions, labels[use.ids[positions]]))
     reasons = _reasons(book, cuts, labels)
-    first = _first_seen(cuts, book.count, reasons)
+    first = _first_seen(cuts, book.count)
     members = _partition(cuts, first, reasons)
-    return Grouping(_build(cuts, members, reasons, book), tuple(members), labels)
+    owner = np.full(book.count, -1)
+    for g, classes in enumerate(members):
+        owner[classes] = g
+    return Grouping(_build(cuts, members, reasons, book), tuple(members), labels, owner)
 
 
 def _reasons(book: Book, cuts: list[_Cut], labels: Ids) -> dict[int, list[int]]:
@@ -71,9 +78,8 @@ def _reasons(book: Book, cuts: list[_Cut], labels: Ids) -> dict[int, list[int]]:
     return found
 
 
-def _first_seen(cuts: list[_Cut], count: int, reasons: dict[int, list[int]]) -> Ids:
+def _first_seen(cuts: list[_Cut], count: int) -> Ids:
     """Per class: where it first is produced (where it first occurs, if nowhere), as a sort key."""
-    del reasons
     span = 1 + max((int(c.positions.max()) for c in cuts), default=0)
     late = len(cuts) * span
     first = np.full(count, 2 * late)

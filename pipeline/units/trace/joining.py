@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.units.trace.calls import Call
 from pipeline.units.trace.layout import first, value_of
-from pipeline.units.trace.shadow import FIXED, Axis, ParamView, Shadow, Value, along, uniform
-from pipeline.units.trace.tracer import Call, Outcome, Tracer
+from pipeline.units.trace.shadow import FIXED, Axis, ParamView, Shadow, Value, uniform
+from pipeline.units.trace.tracer import Outcome, Tracer
 
 
 def _cut(t: Tracer, call: Call, dim: int, index: slice) -> Value:
@@ -16,6 +17,8 @@ def _cut(t: Tracer, call: Call, dim: int, index: slice) -> Value:
         axis = value.axes[dim]
         cut = None if axis is None else Axis(axis.dim, axis.positions[index])
         return ParamView(value.name, (*value.axes[:dim], cut, *value.axes[dim + 1 :]))
+    if len(value.varying) > 1:
+        value = t.tied(value, (dim,), call.name)
     if value.ids.shape[dim] == 1 or index.indices(size) == (0, size, 1):
         return value
     t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
@@ -48,7 +51,7 @@ def split(t: Tracer, call: Call) -> Outcome:
     if isinstance(value, ParamView) or value.ids.shape[dim] == 1 or len(sizes) == 1:
         cuts = zip(starts[:-1], starts[1:], strict=True)
         return [_cut(t, call, dim, slice(int(a), int(b))) for a, b in cuts]
-    if len(set(sizes)) > 1 or value.varying != (dim,) or call.name != "split":
+    if len(set(sizes)) > 1 or call.name != "split":
         t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
         full = value.spread(x.shape, (dim,))
         lead = (slice(None),) * dim
@@ -56,9 +59,10 @@ def split(t: Tracer, call: Call) -> Outcome:
             full.at((*lead, slice(int(a), int(b))))
             for a, b in zip(starts, starts[1:], strict=False)
         ]
-    parts = value.shaped((len(sizes), -1))
-    t.book.union(parts.ids, parts.ids[:1], "split joins it with channels that must stay")
-    return [along(parts.ids[0], nonzero, x.ndim, dim) for nonzero in parts.nonzero]
+    parts = [value.at((slice(None),) * dim + (slice(a, a + sizes[0]),)) for a in starts[:-1]]
+    for part in parts:
+        t.book.union(part.ids, parts[0].ids, "split joins it with channels that must stay")
+    return [Shadow(parts[0].ids, part.nonzero).narrow() for part in parts]
 
 
 def unbind(t: Tracer, call: Call) -> Outcome:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from pipeline.units.trace.attention import contraction, with_offset
+from pipeline.units.trace.calls import Call
 from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView, Shadow, along, uniform
-from pipeline.units.trace.tracer import Call, Outcome, Tracer
+from pipeline.units.trace.tracer import Outcome, Tracer
 
 
 def convolution(t: Tracer, call: Call) -> Outcome:
@@ -68,6 +70,13 @@ def _after_scale(t: Tracer, ids: Ids, residue: Ids | int) -> Ids:
     return np.where(ids == FIXED, fixed, residue)
 
 
+def baddbmm(t: Tracer, call: Call) -> Outcome:
+    """self + batch1 @ batch2."""
+    if t.param(call["batch1"]) is not None or t.param(call["batch2"]) is not None:
+        return None
+    return with_offset(t, call, contraction(t, call["batch1"], call["batch2"]))
+
+
 def addmm(t: Tracer, call: Call) -> Outcome:
     """bias + a @ b."""
     return _product(t, call, call["mat1"], call["mat2"], call["self"])
@@ -86,6 +95,8 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
     left = t.param(b) is None
     data, weight = (b, a) if left else (a, b)
     view = t.param(weight)
+    if view is None and bias is None:
+        return contraction(t, a, b)
     if view is None or t.param(data) is not None or (left and bias is not None):
         return None
     contracted, made = view.axes[-2:][::-1] if left else view.axes[-2:]
@@ -164,7 +175,10 @@ def layer_norm(t: Tracer, call: Call) -> Outcome:
     """Its mean runs over the channels, so they must stay."""
     x, shape = call["input"], call["normalized_shape"]
     shadow = t.shadow(x)
-    inside = [d for d in shadow.varying if d >= x.ndim - len(shape)]
+    normed = range(x.ndim - len(shape), x.ndim)
+    if not set(shadow.varying) <= set(normed):
+        shadow = t.tied(shadow, normed, "layer norm")
+    inside = [d for d in shadow.varying if d in normed]
     if inside:
         t.book.pin(shadow.ids, "layer norm takes the mean over its channels")
     if inside == [x.ndim - 1] and len(shape) == 1:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
+from pipeline.units.trace.calls import Call
 from pipeline.units.trace.shadow import (
     ParamView,
     Shadow,
@@ -16,7 +16,7 @@ from pipeline.units.trace.shadow import (
     blocks,
     uniform,
 )
-from pipeline.units.trace.tracer import Call, Outcome, Tracer
+from pipeline.units.trace.tracer import Outcome, Tracer
 
 
 def first(call: Call) -> Tensor:
@@ -77,8 +77,7 @@ def permute(t: Tracer, call: Call) -> Outcome:
 def view(t: Tracer, call: Call) -> Outcome:
     """view, reshape, squeeze, unsqueeze, flatten: anything that keeps the order of elements.
 
-    A channel dimension that is split, as in a channel shuffle, keeps its outer sizes: positions
-    that differ only there are one unit.
+    A channel dimension that is split loses positions of only one of its parts: see `Book.split`.
     """
     old, new = tuple(first(call).shape), tuple(call.outs[0].shape)
     if math.prod(old) == 0 or math.prod(new) != math.prod(old):
@@ -94,21 +93,10 @@ def view(t: Tracer, call: Call) -> Outcome:
         sizes[b] = new[b]
     shadow = grown.shaped(sizes)
     for a, b in varying:
-        shadow = _keep_outer(t, shadow, old[a], b)
+        wide = [n for n in sizes[b] if n > 1]
+        if len(wide) > 1 and wide != [n for n in old[a] if n > 1]:
+            t.book.split(shadow.ids)
     return shadow.narrow()
-
-
-def _keep_outer(t: Tracer, shadow: Shadow, old: Sequence[int], into: slice) -> Shadow:
-    """Tie a dimension that was split across all of its parts but the innermost."""
-    wide = [d for d in range(into.start, into.stop) if shadow.ids.shape[d] > 1]
-    if len(wide) < 2 or [n for n in old if n > 1] == [shadow.ids.shape[d] for d in wide]:
-        return shadow
-    for d in wide[:-1]:
-        first = shadow.at((slice(None),) * d + (slice(0, 1),))
-        reason = "a split of its dimension joins it with channels that must stay"
-        joined = t.book.union(shadow.ids, first.ids, reason)
-        shadow = Shadow(np.broadcast_to(first.ids, joined.shape), shadow.nonzero)
-    return shadow
 
 
 def _view_param(t: Tracer, value: ParamView, old: tuple[int, ...], new: tuple[int, ...]) -> Outcome:

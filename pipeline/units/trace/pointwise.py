@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.units.trace.calls import Call
 from pipeline.units.trace.shadow import FIXED, Ids, Shadow
-from pipeline.units.trace.tracer import Call, Outcome, Tracer
+from pipeline.units.trace.tracer import Outcome, Tracer
 
 SAMPLES = 24
 KNOWN = frozenset({"hardswish", "_prelu_kernel", "hardsigmoid", "dropout", "masked_fill", "mish"})
@@ -49,22 +50,41 @@ def _operands(t: Tracer, tensors: list[Tensor], shape: tuple[int, ...]) -> list[
     }
     shadows = []
     for x, offset in zip(tensors, lead, strict=True):
-        dims = [d - offset for d in varying] if varying else None
+        dims: list[int] | None = [d - offset for d in varying] if varying else None
+        own = t.param(x)
+        if own is not None and not varying and own.name not in t.book.trained:
+            dims = []  # a table on its own: positions, frequencies, anchors
+        if t.attention == "heads" and own is not None and _spread(x, varying, offset):
+            dims = []  # one parameter for all heads keeps its shape
         shadow = t.shadow(x, dims)
         shadows.append(shadow.shaped((1,) * offset + shadow.ids.shape))
     return shadows
 
 
+def _spread(tensor: Tensor, varying: set[int], offset: int) -> bool:
+    """Does it serve several units along one dimension and meet them along another?"""
+    sizes = [1 if d < offset else tensor.shape[d - offset] for d in varying]
+    return 1 in sizes and max(sizes) > 1
+
+
 def _join(
     t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]
 ) -> tuple[Ids, list[Shadow]]:
-    """Ids of the result and the operands as its positions see them."""
+    """Ids of the result and the operands as its positions see them.
+
+    What is spread along one dimension of units and has a size of its own along another keeps that
+    size: positions there are joined.
+    """
     full = np.broadcast_shapes(*(s.ids.shape for s in operands))
     ids = np.full(full, FIXED)
     joined, started = [], False
+    rigid: set[int] = set()
     for tensor, shadow in zip(call.tensors, operands, strict=True):
         sizes = (1,) * (len(shape) - tensor.ndim) + tuple(tensor.shape)
-        if any(n > 1 and size == 1 for n, size in zip(full, sizes, strict=True)):
+        met = {d for d, n in enumerate(full) if n > 1 and sizes[d] > 1}
+        alone = any(n > 1 and size == 1 for n, size in zip(full, sizes, strict=True))
+        if alone and (not met or (shadow.ids == FIXED).all()):
+            rigid |= met
             t.book.pin(shadow.ids, f"one channel is spread over many by {call.name}")
             code = t.book.code(f"{call.name} spreads one channel over many")
             joined.append(Shadow(np.full(full, FIXED), np.full(full, code)))
@@ -74,7 +94,8 @@ def _join(
         ids = t.book.union(ids, spread, reason) if started else spread
         started = True
         joined.append(Shadow(spread, np.broadcast_to(shadow.nonzero, full)))
-    return ids, joined
+    tied = t.tied(Shadow(ids, np.zeros_like(ids)), rigid, call.name)
+    return np.broadcast_to(tied.ids, full), joined
 
 
 def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]) -> Ids:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.cuts import alive_positions, cut
-from pipeline.units.groups import Units
+from pipeline.units.groups import SizeAttribute, Units
 from pipeline.units.modules import own_shapes, sizes
 from pipeline.units.trace.book import Book
-from pipeline.units.trace.forward import Forward
+from pipeline.units.trace.calls import COPIES, bind, numbers_of, operator_name, run, tensors_in
+from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
-from pipeline.units.trace.tracer import COPIES, Step, bind, operator_name, run, tensors_in
+from pipeline.units.trace.tracer import Step
 
 Keep = NDArray[np.bool_]
+Chosen = frozenset[str] | None
+"""Names of the groups that the smaller forward cuts; None for all."""
+
+
+LAYOUT = frozenset({"view", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze"})
+"""Operators that torch puts in or leaves out by what is contiguous."""
 
 
 class Mismatch(Exception):  # noqa: N818  (a signal, not an error)
@@ -43,29 +51,36 @@ class _Checker(TorchDispatchMode):
         self.keep = keep
         self.at = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler at the first call
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
         if operator_name(func) in COPIES:
             return func(*args, **(kwargs or {}))
+        out = run(func, args, kwargs or {})
+        if operator_name(func) in LAYOUT and self._next() != operator_name(func):
+            return out
+        while self._next() in LAYOUT and self._next() != operator_name(func):
+            self.at += 1
         if self.at >= len(self.steps):
             raise Mismatch("the smaller network runs other operators")
         step = self.steps[self.at]
-        out = run(func, args, kwargs or {})
         if operator_name(func) != step.name:
             raise Mismatch(f"the smaller network runs {operator_name(func)}, not {step.name}")
         for tensor, shape, shadow in zip(tensors_in(out), step.shapes, step.shadows, strict=False):
             if shadow is not None and tuple(tensor.shape) != kept_shape(shape, shadow, self.keep):
                 raise Mismatch(f"{step.name} has a size written in the code")
-        if step.scalars and step.scalars != _floats(func, args, kwargs):
+        if step.scalars != numbers_of(func, bind(func, args, kwargs or {})):
             raise Mismatch(f"{step.name} uses a number that depends on the width")
         self.at += 1
         return out
 
-
-def _floats(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[float, ...]:
-    return tuple(v for v in bind(func, args, kwargs or {}).values() if isinstance(v, float))
+    def _next(self) -> str:
+        return self.steps[self.at].name if self.at < len(self.steps) else ""
 
 
 def kept_shape(shape: Sequence[int], shadow: Shadow, keep: Keep) -> tuple[int, ...]:
@@ -78,13 +93,16 @@ def kept_shape(shape: Sequence[int], shadow: Shadow, keep: Keep) -> tuple[int, .
     return tuple(result)
 
 
-def _half(grouping: Grouping, count: int) -> tuple[dict[str, Tensor], Keep]:
-    """Masks that keep a different part of every prunable group, and the same per class."""
+def _half(grouping: Grouping, count: int, chosen: Chosen) -> tuple[dict[str, Tensor], Keep]:
+    """Masks that keep a different part of every prunable group, and the same per class.
+
+    Two channels stay where there are three: with a size of 1 torch takes other paths.
+    """
     masks, keep = {}, np.ones(count, dtype=bool)
     for number, (group, classes) in enumerate(zip(grouping.groups, grouping.classes, strict=True)):
-        if group.prunable and group.size > 1:
+        if group.prunable and group.size > 1 and (chosen is None or group.name in chosen):
             part = 0.3 + 0.4 * ((number * 0.618) % 1.0)
-            kept = min(group.size - 1, max(1, round(part * group.size)))
+            kept = min(group.size - 1, max(2, round(part * group.size)))
             keep[classes[kept:]] = False
             masks[group.name] = torch.arange(group.size) < kept
     return masks, keep
@@ -101,41 +119,73 @@ def _smaller(
     return {name: made.get(first[id(x)], x) for name, x in tensors.items()}
 
 
-@contextmanager
-def _resized(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Layers say the sizes of the stand-ins (groups of a depthwise convolution) for a while."""
-    before: list[tuple[nn.Module, dict[str, Any]]] = []
+Changes = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def _new_values(model: nn.Module, tensors: dict[str, Tensor]) -> Changes:
+    """Layers say the sizes of the stand-ins (groups of a depthwise convolution)."""
+    changes = []
     for path, layer in model.named_modules():
         prefix = f"{path}." if path else ""
         shapes = {n: tuple(tensors[prefix + n].shape) for n in own_shapes(layer)}
-        new = sizes(layer, shapes)
+        changes.append((layer, sizes(layer, shapes)))
+    return changes
+
+
+@contextmanager
+def _resized(changes: Changes) -> Iterator[None]:
+    """New attributes for a while."""
+    before: Changes = []
+    for layer, new in changes:
         before.append((layer, {k: getattr(layer, k) for k in new}))
         for key, value in new.items():
             setattr(layer, key, value)
     try:
         yield
     finally:
-        for layer, old in before:
+        for layer, old in reversed(before):
             for key, value in old.items():
                 setattr(layer, key, value)
 
 
-def probe(forward: Forward, grouping: Grouping, steps: Sequence[Step], book: Book) -> bool:
-    """True when the smaller network runs as foreseen; else pins the units in the way."""
-    masks, keep = _half(grouping, book.count)
+@dataclass(frozen=True)
+class Failure:
+    """Where the smaller forward left the foreseen path, and which ids it kept."""
+
+    at: int
+    stack: tuple[str, ...]
+    reason: str
+    keep: Keep
+    chosen: Chosen
+
+
+def probe(
+    forward: Forward,
+    grouping: Grouping,
+    steps: Sequence[Step],
+    attributes: tuple[SizeAttribute, ...] = (),
+    chosen: Chosen = None,
+) -> Failure | None:
+    """None when the smaller network runs as foreseen."""
+    masks, keep = _half(grouping, grouping.labels.size, chosen)
     if not masks:
-        return True
+        return None
     tensors = _smaller(forward.tensors(), grouping, masks)
     keep_id = keep[grouping.labels]
     checker = _Checker(steps, keep_id)
-    with _resized(forward.model, tensors), warnings.catch_warnings():
+    removed = {name: int((~mask).sum()) for name, mask in masks.items()}
+    changed = _new_values(forward.model, tensors)
+    for attribute in attributes:
+        module = forward.model.get_submodule(attribute.module)
+        changed.append((module, {attribute.name: attribute.share.left(removed)}))
+    with _resized(changed), module_stack(forward.model) as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             forward.run(tensors, checker)
         except Exception as error:  # whatever the network's code raises at other sizes
-            _blame(checker, book, keep_id, _words(error, steps, checker.at))
-            return False
-    return True
+            reason = _words(error, steps, checker.at)
+            return Failure(checker.at, tuple(stack), reason, keep_id, chosen)
+    return None
 
 
 def _words(error: Exception, steps: Sequence[Step], at: int) -> str:
@@ -146,12 +196,12 @@ def _words(error: Exception, steps: Sequence[Step], at: int) -> str:
     return f"the smaller network fails at {where}: {first[0] if first else type(error).__name__}"
 
 
-def _blame(checker: _Checker, book: Book, keep: Keep, reason: str) -> None:
-    """Pin what enters or leaves the failing call; if nothing there was cut, everything."""
+def blame(failure: Failure, steps: Sequence[Step], book: Book) -> None:
+    """Pin what enters or leaves the failing call; if nothing there was cut, all that was."""
     near: list[Ids] = []
-    if checker.at < len(checker.steps):
-        step = checker.steps[checker.at]
+    if failure.at < len(steps):
+        step = steps[failure.at]
         near = [s.ids for s in [*step.inputs, *step.shadows] if s is not None]
-    touched = [ids for ids in near if not keep[ids].all()]
-    for ids in touched or [np.arange(book.count)]:
-        book.pin(ids, reason)
+    touched = [ids for ids in near if not failure.keep[ids].all()]
+    for ids in touched or [np.flatnonzero(~failure.keep)]:
+        book.pin(ids, failure.reason)

@@ -9,7 +9,8 @@ from pipeline.units.trace.tracer import Rule
 generic: Rule = pointwise
 
 
-def _table() -> dict[str, Rule]:
+def _families() -> dict[str, Rule]:
+    """Operators that come in many names for one rule."""
     same: list[str] = "clone contiguous _to_copy detach alias lift_fresh".split()  # noqa: SIM905
     views: list[str] = "view squeeze unsqueeze".split()  # noqa: SIM905
     image = (
@@ -36,31 +37,34 @@ def _table() -> dict[str, Rule]:
         "cudnn_batch_norm miopen_batch_norm batch_norm"
     )
     table |= dict.fromkeys(norms.split(), layers.batch_norm)
-    return table | {
-        "<constant>": layout.constant,
-        "zeros_like": layout.zeros_like,
-        "new_zeros": layout.fixed_zeros,
-        "expand": layout.expand,
-        "repeat": layout.repeat,
-        "slice": joining.slice_,
-        "select": joining.select,
-        "unbind": joining.unbind,
-        "cat": joining.cat,
-        "stack": joining.stack,
-        "constant_pad_nd": joining.pad,
-        "channel_shuffle": layout.channel_shuffle,
-        "native_channel_shuffle": layout.channel_shuffle,
-        "pixel_shuffle": layout.pixel_shuffle,
-        "pixel_unshuffle": layout.pixel_unshuffle,
-        "convolution": layers.convolution,
-        "addmm": layers.addmm,
-        "mm": layers.mm,
-        "bmm": layers.mm,
-        "linear": layers.linear,
-        "embedding": layers.embedding,
-        "native_group_norm": layers.group_norm,
-        "native_layer_norm": layers.layer_norm,
-    }
+    return table
 
 
-RULES = _table()
+RULES: dict[str, Rule] = _families() | {
+    "<constant>": layout.constant,
+    "zeros_like": layout.zeros_like,
+    "new_zeros": layout.fixed_zeros,
+    "expand": layout.expand,
+    "repeat": layout.repeat,
+    "flip": summaries.moved,
+    "roll": summaries.moved,
+    "slice": joining.slice_,
+    "select": joining.select,
+    "unbind": joining.unbind,
+    "cat": joining.cat,
+    "stack": joining.stack,
+    "constant_pad_nd": joining.pad,
+    "channel_shuffle": layout.channel_shuffle,
+    "native_channel_shuffle": layout.channel_shuffle,
+    "pixel_shuffle": layout.pixel_shuffle,
+    "pixel_unshuffle": layout.pixel_unshuffle,
+    "convolution": layers.convolution,
+    "addmm": layers.addmm,
+    "mm": layers.mm,
+    "bmm": layers.mm,
+    "baddbmm": layers.baddbmm,
+    "linear": layers.linear,
+    "embedding": layers.embedding,
+    "native_group_norm": layers.group_norm,
+    "native_layer_norm": layers.layer_norm,
+}

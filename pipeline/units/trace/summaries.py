@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.units.trace.calls import Call
 from pipeline.units.trace.layout import first
 from pipeline.units.trace.shadow import Shadow, uniform
-from pipeline.units.trace.tracer import Call, Outcome, Rule, Tracer
+from pipeline.units.trace.tracer import Outcome, Rule, Tracer
 
 
 def spatial(dims: int) -> Rule:
@@ -33,6 +34,8 @@ def reduce(t: Tracer, call: Call) -> Outcome:
     chosen = call.get("dim")
     dims = _dims(chosen, x.ndim)
     shadow = t.shadow(x)
+    if len(shadow.varying) > 1 and not set(shadow.varying) <= set(dims):
+        shadow = t.tied(shadow, dims, call.name)
     if crossed := [d for d in dims if d in shadow.varying]:
         if call.name == "sum" and shadow.varying == tuple(crossed):
             t.consume(shadow.shaped((-1,)))
@@ -49,10 +52,22 @@ def _dims(chosen: int | Sequence[int] | None, ndim: int) -> list[int]:
     return [d % ndim for d in chosen] if chosen else list(range(ndim))
 
 
+def moved(t: Tracer, call: Call) -> Outcome:
+    """flip, roll: positions change places; channels must not."""
+    x = first(call)
+    shadow = t.shadow(x)
+    if set(_dims(call["dims"], x.ndim)) & set(shadow.varying):
+        return None
+    return shadow
+
+
 def softmax(t: Tracer, call: Call) -> Outcome:
     """Nothing stays zero; along the channels it needs them all."""
     x = first(call)
     shadow = t.shadow(x)
-    if call["dim"] % x.ndim in shadow.varying:
+    dim = call["dim"] % x.ndim
+    if len(shadow.varying) > 1:
+        shadow = t.tied(shadow, (dim,), call.name)
+    if dim in shadow.varying:
         t.book.pin(shadow.ids, f"{call.name} runs over its channels")
     return Shadow(shadow.ids, np.full_like(shadow.ids, t.book.code(f"{call.name} is not zero")))

@@ -2,80 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import Role
 from pipeline.units.trace.book import Book
+from pipeline.units.trace.calls import COPIES, PRODUCTS, Call, bind, numbers_of, operator_name, run
 from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, uniform
+
+Attention = Literal["heads", "head_dim", "none"]
 
 INPUT = "the network's input"
 CONSTANT = "a constant"
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """All tensors of nested lists, tuples, mappings and dataclass-like objects."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif hasattr(tree, "values") and callable(tree.values):
-        yield from tensors_in(list(tree.values()))
-    elif hasattr(tree, "__dataclass_fields__"):
-        yield from tensors_in([getattr(tree, f) for f in tree.__dataclass_fields__])
-
-
-COPIES = frozenset({"clone", "alias", "detach", "contiguous"})
-"""Operators that come and go with the memory layout."""
-
-
-def operator_name(func: Any) -> str:
-    """aten.relu_.default is "relu"; all of the kind of view are "view"."""
-    name = str(func.overloadpacket.__name__)
-    if name in ("_unsafe_view", "_reshape_alias", "reshape"):
-        return "view"
-    return name.rstrip("_") if func._schema.is_mutable else name
-
-
-@dataclass(eq=False)
-class Call:
-    """One ATen call: `call["input"]` is the argument of that name in the operator's schema."""
-
-    func: Any
-    args: dict[str, Any]
-    out: Any
-
-    @cached_property
-    def name(self) -> str:
-        """Operator without overload and without the underscore of in-place variants."""
-        return operator_name(self.func)
-
-    @cached_property
-    def mutates(self) -> bool:
-        return bool(self.func._schema.is_mutable)
-
-    @cached_property
-    def tensors(self) -> list[Tensor]:
-        """Tensor arguments in order, lists flattened."""
-        return list(tensors_in(list(self.args.values())))
-
-    @cached_property
-    def outs(self) -> list[Tensor]:
-        return list(tensors_in(self.out))
-
-    def __getitem__(self, key: str) -> Any:
-        return self.args[key]
-
-    def get(self, key: str) -> Any:
-        return self.args.get(key)
 
 
 Outcome = Value | list[Value] | None
@@ -93,44 +36,27 @@ class Step:
     scalars: tuple[Any, ...]
 
 
-_SCHEMAS: dict[Any, tuple[list[str], dict[str, Any]]] = {}
-
-
-def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by their schema name, defaults included."""
-    if func not in _SCHEMAS:
-        arguments = func._schema.arguments
-        defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        _SCHEMAS[func] = ([a.name for a in arguments], defaults)
-    names, defaults = _SCHEMAS[func]
-    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-
-
-def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`func(*args)`, with short cuts on the meta device, where torch finds the shape of some
-    operators by twenty others: that would take longer than all the rest of a trace."""
-    first = args[0] if args else None
-    if isinstance(first, Tensor) and first.is_meta:
-        if func is torch.ops.aten.native_batch_norm.default and not args[5]:
-            return torch.empty_like(first), first.new_empty(0), first.new_empty(0)
-        if func._schema.is_mutable and torch.Tag.pointwise in func.tags:
-            operands = tensors_in([*args, *kwargs.values()])
-            if all(x is first or x.shape == first.shape for x in operands):
-                return first
-    return func(*args, **kwargs)
-
-
 class Tracer(TorchDispatchMode):
     """Applies the rule of every operator to the values of its arguments.
 
     Args:
         book: where units are written.
         rules: operator name -> rule; `generic` is tried for the others.
+        attention: the unit where two activations are multiplied as matrices.
     """
 
-    def __init__(self, book: Book, rules: dict[str, Rule], generic: Rule) -> None:
+    def __init__(
+        self,
+        book: Book,
+        rules: dict[str, Rule],
+        generic: Rule,
+        attention: Attention = "heads",
+    ) -> None:
         super().__init__()
         self.book = book
+        self.attention = attention
+        self.product_number = -1
+        self.products: dict[int, list[tuple[int, Ids]]] = {}
         self.rules = rules
         self.generic = generic
         self.values: dict[int, Value] = {}
@@ -190,15 +116,27 @@ class Tracer(TorchDispatchMode):
     def channels(self, tensor: Tensor, dim: int, op: str) -> Shadow:
         """Ids along `dim`, at full size and one-dimensional.
 
-        Units that vary along another dimension must stay.
+        Positions along other dimensions are joined; units that vary only there must stay.
         """
         dim = dim % tensor.ndim
         shadow = self.shadow(tensor)
-        if any(d != dim for d in shadow.varying):
+        if dim in shadow.varying:
+            shadow = self.tied(shadow, [d for d in shadow.varying if d != dim], op)
+        elif shadow.varying:
             self.book.pin(shadow.ids, f"{op} mixes its channels with another dimension")
             first = tuple(slice(None) if d == dim else slice(0, 1) for d in range(shadow.ndim))
             shadow = shadow.at(first)
         return shadow.spread(tensor.shape, (dim,)).shaped((-1,))
+
+    def tied(self, shadow: Shadow, dims: Iterable[int], op: str) -> Shadow:
+        """Positions along these dimensions become one unit; size 1 there."""
+        for d in dims:
+            if shadow.ids.shape[d] > 1:
+                head = shadow.ids.take([0], d)
+                reason = f"{op} joins it with channels that must stay"
+                self.book.union(shadow.ids, head, reason)
+                shadow = Shadow(head, shadow.nonzero.max(axis=d, keepdims=True))
+        return shadow
 
     def consume(self, flat: Shadow) -> None:
         """An operator sums over these channels: exact without a channel only if it is zero."""
@@ -218,10 +156,15 @@ class Tracer(TorchDispatchMode):
 
     # -- the forward --------------------------------------------------------------------------
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler at the first call
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
+        self.product_number += operator_name(func) in PRODUCTS
         bound = bind(func, args, kwargs or {})
         out = run(func, args, kwargs or {})
         call = Call(func, bound, out)
@@ -296,11 +239,10 @@ class Tracer(TorchDispatchMode):
             self.values.get(id(t)) if m else None for t, m in zip(call.outs, main, strict=False)
         ]
         shadows = [v if isinstance(v, Shadow) else None for v in values]
-        pointwise = torch.Tag.pointwise in call.func.tags
-        numbers = [v for v in call.args.values() if isinstance(v, float)] if pointwise else []
+        numbers = numbers_of(call.func, call.args)
         shapes = [tuple(t.shape) for t in call.outs]
         if call.name not in COPIES:
-            self.steps.append(Step(call.name, shapes, shadows, inputs, tuple(numbers)))
+            self.steps.append(Step(call.name, shapes, shadows, inputs, numbers))
 
 
 def same(a: Shadow, b: Shadow) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pipeline.data.config import DataConfig, Flip, PadCrop, RandomResizedCrop, Statistics
+from pipeline.data.config import SQUAD, DataConfig, Flip, PadCrop, RandomResizedCrop, Statistics
 from pipeline.data.datasets import DATASETS
 from pipeline.data.presets import DEFAULTS, PRESETS
 
 
 def test_every_registered_data_set_has_defaults() -> None:
-    assert set(DATASETS) == set(DEFAULTS)
+    assert {*DATASETS, *SQUAD} == set(DEFAULTS)
 
 
 @pytest.mark.parametrize(("preset", "name"), [(p, n) for p in PRESETS for n in PRESETS[p]])

@@ -68,6 +68,12 @@ BAD = [
     ("value: 0.5", "value: -0.1", r"prunings\.a-p50\.target.*value"),
     ("[0.5, 0.9]", "[0.5, 1.7]", r"sweep\.sparsities\.1.*less than 1"),
     ("[0.5, 0.9]", "[0.5, 0.50]", r"sweep\.sparsities: a value is there twice"),
+    ("0.9]}", "0.9], ranked: [biases]}", r"sweep\.ranked\.0: .*'weights', 'all' or 'channels'"),
+    ("0.9]}", "0.9], ranked: []}", r"sweep\.ranked: .*at least 1"),
+    ("0.9]}", "0.9], ranked: [all, all]}", r"sweep\.ranked: a value is there twice"),
+    ("0.9]}", "0.9], scopes: [network]}", r"sweep\.scopes\.0: .*'global' or 'layer'"),
+    ("0.9]}", "0.9], scope: global}", r"sweep\.scope: unknown key \(known: .*scopes"),
+    ("trainings: [a]", "trainings: [a, a]", r"sweep\.trainings: a value is there twice"),
     ("trainings: [a]", "trainings: [z]", r"sweep\.trainings: 'z' is no training \(known: a, b\)"),
     ("method: dense}", "method: densee}", r"trainings\.a\.method: 'densee'.*known methods:.*dense"),
     (

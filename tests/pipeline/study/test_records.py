@@ -44,7 +44,7 @@ def test_hashes_are_golden():
     assert [sha(r) for r in RECORDS] == [
         "41e9aa6277069ff77566d8a97ebff6fe2cd6e9c3e4858c527206fc128d284bd1",
         "30680132634cc12cb6dfe4398d2c594134f071806cdad67aa5140f2d07588cb1",
-        "03f82cb57f55c3ab473f491ed83f5a7fe9f8d1fc00a3edc616009a37927a9c52",
+        "2ec54e1d1dc64ee937c6d26dccba4aae9040af1159d03001d5a6a20531554e66",
     ]
 
 
@@ -147,6 +147,30 @@ def test_contradictions_are_refused_when_made():
         replace(point, sparsity=1.0)
     with pytest.raises(ValueError, match="macs"):
         Counts(10, 5, 5, 10, 5, 6)
+
+
+def test_a_leaf_leaves_the_weight_distribution_out():
+    record = sweep_record(TRAINING)
+    assert record.weights is not None
+    assert from_json(SweepRecord, to_json(record)).weights == record.weights
+    assert {leaf.weights for leaf in record.leaves()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda v: v["points"][0].update(ranked="biases"), r"points\.0\.ranked"),
+        (lambda v: v["points"][0].update(scope="network"), r"points\.0\.scope"),
+        (lambda v: v["points"][0].update(units_kept=801), r"units_kept is 801, not in \[0, 800\]"),
+        (lambda v: v["points"].append(v["points"][0]), "same protocol, sparsity and recal"),
+        (lambda v: v["weights"]["above"].reverse(), "above: one count per threshold"),
+        (lambda v: v["weights"]["above"].append(951), "above: one count per threshold"),
+    ],
+)
+def test_a_damaged_sweep_names_what_is_wrong(tmp_path, edit, said):
+    path = _edited(sweep_record(TRAINING), tmp_path / "sweep.json", edit)
+    with pytest.raises(ValueError, match=said):
+        read_record(SweepRecord, path)
 
 
 def test_kinds_do_not_read_as_each_other(tmp_path):

@@ -133,11 +133,13 @@ def test_rewind_snapshot_is_the_state_after_that_epoch(tmp_path: Path) -> None:
     assert all(torch.equal(kept[k], v) for k, v in one.model.state_dict().items())
 
 
-@pytest.mark.parametrize("method", [MethodBase, Rounds])
-@pytest.mark.parametrize("steps", [0, 1, 3, 5, 6, 7, 11])
-def test_resume_is_bit_exact(tmp_path: Path, method: type[MethodBase], steps: int) -> None:
-    undisturbed, wanted, curve = train(tmp_path / "a", job(method()))
-    recipe = RECIPE.model_copy(update={"checkpoint_steps": 2})
+@pytest.mark.parametrize("rewind", [{}, {"rewind_epoch": 0, "rewind_step": 4}])
+@pytest.mark.parametrize("method", [MethodBase, Rounds, lambda: Rounds("rewind")])
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 6, 7, 9, 10])
+def test_resume_is_bit_exact(tmp_path: Path, method: Any, steps: int, rewind: Any) -> None:
+    recipe = RECIPE.model_copy(update=rewind)
+    undisturbed, wanted, curve = train(tmp_path / "a", job(method(), recipe))
+    recipe = recipe.model_copy(update={"checkpoint_steps": 2})
     with pytest.raises(Killed):
         train(tmp_path / "b", job(method(), recipe, train=KillAt(steps)))
     model, seen, resumed = train(tmp_path / "b", job(method(), recipe))
@@ -173,9 +175,7 @@ class Diverges(MethodBase):
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_a_loss_that_is_not_finite_stops_and_names_the_way_back(
-    tmp_path: Path, every: int
-) -> None:
+def test_a_loss_that_is_not_finite_stops_and_names_the_way_back(tmp_path: Path, every: int) -> None:
     recipe = RECIPE.model_copy(update={"checkpoint_steps": every})
     with pytest.raises(DivergedError, match=r"epoch 1, step 1.*last good checkpoint: .*last\.safe"):
         train(tmp_path, job(Diverges(), recipe))

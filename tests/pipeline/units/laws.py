@@ -21,7 +21,7 @@ def randomise_bn(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Random statistics, scales and shifts of every normalisation; random biases."""
     for layer in model.modules():
         for name, x in [*layer._parameters.items(), *layer._buffers.items()]:
-            if x is None or not x.is_floating_point():
+            if x is None or not x.is_floating_point() or name in layer._non_persistent_buffers_set:
                 continue
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x)
             if name == "running_var" or (x.ndim == 1 and name == "weight"):

@@ -90,8 +90,7 @@ def test_counting_changes_nothing_and_needs_no_meta() -> None:
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.prunable])
 def test_cost_model_equals_the_shrunk_network(name: str, fraction: float) -> None:
     case = CASES[name]
-    model = case.build()
-    units = trace_units(model, case.example)
+    model, units = case.build(), case.units()
     if fraction == 1.0:
         masks = {g.name: torch.zeros(g.size, dtype=torch.bool) for g in units.prunable[::2]}
         plan = PruningPlan(Granularity.STRUCTURED, masks)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.units import criteria
 from pipeline.units.groups import Granularity, Units
-from pipeline.units.saliency import bn_scale, compute, group_norm, magnitude, random
+from pipeline.units.saliency import KNOWN, bn_scale, compute, group_norm, magnitude, random
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import randomise_bn
 from tests.pipeline.units.nets import CASES
@@ -80,7 +81,45 @@ def test_compute_by_name() -> None:
     l1 = compute("l1_norm", S, model, units)["a"]
     assert torch.equal(l1, group_norm(model, units, 1)["a"])
     assert set(compute("bn_scale", S, model, units)) == {"stem", "a"}
-    with pytest.raises(ValueError, match="no saliency 'taylor' for structured units"):
-        compute("taylor", S, model, units)
+    with pytest.raises(ValueError, match="no saliency 'snip' for structured units"):
+        compute("snip", S, model, units)
     with pytest.raises(ValueError, match="no saliency 'bn_scale' for unstructured units"):
         compute("bn_scale", U, model, units)
+
+
+def test_from_data_are_the_criteria_of_the_batches() -> None:
+    model, units = traced("residual")
+    generator = torch.Generator().manual_seed(2)
+    shape = CASES["residual"].example.shape[1:]
+    batches = [(torch.randn(6, *shape, generator=generator), torch.arange(6) % 4) for _ in range(2)]
+    loss = criteria.classification_loss()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    want = {
+        ("taylor", S): criteria.taylor_groups(model, units.prunable, batches, loss),
+        ("taylor", U): criteria.taylor(model, units.weights, batches, loss),
+        ("snip", U): criteria.snip(model, units.weights, batches, loss),
+        ("fpgm", S): criteria.fpgm(model, units.prunable),
+    }
+    for (name, granularity), scores in want.items():
+        found = compute(name, granularity, model, units, data=(batches, loss))
+        assert found.keys() == scores.keys()
+        assert all(torch.equal(found[k], scores[k]) for k in scores)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match="'taylor' needs training batches"):
+        compute("taylor", S, model, units)
+
+
+@pytest.mark.parametrize("granularity", Granularity)
+def test_every_known_name_scores_every_unit(granularity: Granularity) -> None:
+    model, units = traced("residual")
+    shape = CASES["residual"].example.shape[1:]
+    data = [
+        (torch.randn(6, *shape, generator=torch.Generator().manual_seed(2)), torch.arange(6) % 4)
+    ]
+    names = [g.name for g in units.prunable] if granularity is S else list(units.weights)
+    for name in KNOWN[granularity]:
+        scores = compute(
+            name, granularity, model, units, data=(data, criteria.classification_loss())
+        )
+        assert list(scores) == names, name
+        assert all((s >= 0).all() and s.isfinite().all() for s in scores.values()), name

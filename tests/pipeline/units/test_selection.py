@@ -95,6 +95,31 @@ def test_budget_is_met_with_the_fewest_removed(
         assert removed(plan) == 0
     largest = max(prices.values()) * (step if scope == "global" else step * len(rows))
     assert cost(plan) >= (1 - value) * dense - largest - 1e-6
+    budget = (1 - value) * dense
+    near = select(saliency, S, target.model_copy(update={"closest": True}), cost)
+    assert abs(cost(near) - budget) <= abs(cost(plan) - budget)
+    assert set(removed_units(near)) <= set(removed_units(plan))
+
+
+def removed_units(plan: PruningPlan) -> list[tuple[str, int]]:
+    return [(n, int(i)) for n, m in plan.keep.items() for i in (~m).nonzero()]
+
+
+def test_closest_may_exceed_the_budget_by_less() -> None:
+    saliency = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    cost = lambda plan: 10.0 * plan.kept  # noqa: E731
+    below = Target(rule="macs", value=0.35)  # budget 26: 20 is 6 below, 30 is 4 above
+    assert select(saliency, S, below, cost).kept == 2
+    assert select(saliency, S, below.model_copy(update={"closest": True}), cost).kept == 3
+
+
+def test_a_budget_may_refer_to_another_network() -> None:
+    saliency = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    cost = lambda plan: 10.0 * plan.kept  # noqa: E731
+    half = Target(rule="macs", value=0.5)
+    assert select(saliency, S, half, cost).kept == 2
+    assert select(saliency, S, half, cost, reference=60.0).kept == 3
+    assert select(saliency, S, half, cost, reference=400.0).sparsity == 0.0
 
 
 def test_zeros_removes_exactly_the_zeros() -> None:

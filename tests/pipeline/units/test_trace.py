@@ -16,7 +16,7 @@ from tests.pipeline.units.nets import CASES, Net, conv, image
 
 
 def units_of(name: str) -> Units:
-    return trace_units(CASES[name].build(), CASES[name].example)
+    return CASES[name].units()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -63,7 +63,7 @@ def test_everything_dead(name: str) -> None:
         return Net(lambda n, *x: (n.net(*x), torch.ones(1)), net=build())
 
     moved = {f"net.{k}": v for k, v in keep.items()}
-    traced = trace_units(with_an_offset(), example)
+    traced = trace_units(with_an_offset(), example, attention=CASES[name].attention)
     assert {g.name for g in traced.prunable} == set(moved)
     plan = PruningPlan(Granularity.STRUCTURED, moved)
     assert_laws(with_an_offset, example, traced, plan)

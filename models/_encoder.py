@@ -1,0 +1,36 @@
+"""An encoder of `transformers` with a head that says where a span begins and ends."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import Tensor, nn
+
+OUTPUTS = 2  # start and end
+
+
+class EncoderQA(nn.Module):
+    """An encoder under the name its own checkpoints use, and a linear layer `qa_outputs`.
+
+    Inputs [B, 3, T]: token ids, attention mask, token types; outputs [B, 2, T].
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.prefix: str = encoder.base_model_prefix
+        self.add_module(self.prefix, encoder)
+        self.qa_outputs = nn.Linear(encoder.config.hidden_size, OUTPUTS)
+        self._typed = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        nn.init.normal_(self.qa_outputs.weight, std=encoder.config.initializer_range)
+        nn.init.zeros_(self.qa_outputs.bias)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.get_submodule(self.prefix)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        ids, mask, types = inputs.unbind(1)
+        more = {"token_type_ids": types} if self._typed else {}
+        states = self.encoder(input_ids=ids, attention_mask=mask, **more).last_hidden_state
+        logits: Tensor = self.qa_outputs(states).transpose(1, 2)
+        return logits

@@ -1,0 +1,109 @@
+"""Encoders with a span head for question answering (Devlin et al., BERT, NAACL 2019).
+
+- `encoder_qa`: BERT of any size, bert-base by default.
+- `auto_qa`: any encoder of `transformers`, from the config.json of a folder or a hub name.
+
+Keys are those of `transformers`' own `...ForQuestionAnswering`. Weights somebody already has come
+through the training's `weights:` block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models._encoder import EncoderQA
+from models._slim import DELIVERY
+from pipeline.data.info import DatasetInfo
+from pipeline.study.registry import register_model
+
+FAMILY = "bert"
+
+
+def example(info: DatasetInfo, batch: int) -> Tensor:
+    """`batch` full windows, all tokens of id 0."""
+    inputs = torch.zeros(batch, *info.input_shape, dtype=torch.int64)
+    inputs[:, 1] = 1
+    return inputs
+
+
+def finished(encoder: nn.Module, info: DatasetInfo, freeze_embeddings: bool) -> EncoderQA:
+    """The encoder with its head.
+
+    Raises:
+        ValueError: the data's windows are longer than the encoder's positions.
+    """
+    positions, length = encoder.config.max_position_embeddings, info.input_shape[-1]
+    if length > positions:
+        raise ValueError(
+            f"model: windows of {length} tokens (data.squad.max_length), {positions} positions"
+        )
+    encoder.embeddings.requires_grad_(not freeze_embeddings)
+    return EncoderQA(encoder)
+
+
+_SPEC: dict[str, Any] = {
+    "task": "question_answering",
+    "never_prune": ("qa_outputs",),
+    "example": example,
+    "uncounted": ("embeddings",),
+    "delivery": DELIVERY,
+}
+
+
+@register_model(FAMILY, "encoder_qa", **_SPEC)
+def encoder_qa(
+    info: DatasetInfo,
+    *,
+    layers: int = 12,
+    hidden: int = 768,
+    heads: int = 12,
+    intermediate: int = 3072,
+    vocab: int = 30522,
+    positions: int = 512,
+    dropout: float = 0.1,
+    pooler: bool = False,
+    freeze_embeddings: bool = False,
+) -> nn.Module:
+    """`pooler`: also hold the layer that this task does not use, as the OTO authors' BERT does:
+    it counts among the parameters."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=positions,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    return finished(BertModel(config, add_pooling_layer=pooler), info, freeze_embeddings)
+
+
+@register_model(FAMILY, "auto_qa", **_SPEC)
+def auto_qa(
+    info: DatasetInfo,
+    *,
+    config: str = "bert-base-uncased",
+    layers: int | None = None,
+    freeze_embeddings: bool = False,
+) -> nn.Module:
+    """The architecture that `config` (a folder or a hub name) describes; `layers`: only its first.
+
+    Raises:
+        ValueError: no config.json there, or no encoder of this kind.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        found = AutoConfig.from_pretrained(config)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.config: {config!r} cannot be read: {error}") from error
+    if layers is not None:
+        found.num_hidden_layers = min(layers, found.num_hidden_layers)
+    more = {"add_pooling_layer": False} if found.model_type in ("bert", "roberta") else {}
+    return finished(AutoModel.from_config(found, **more), info, freeze_embeddings)

@@ -1,0 +1,77 @@
+"""A tar file that knows what is in it: a manifest of SHA-256 hashes, checked before any use.
+
+The hashes find damage, mix-ups and edits of single files; they are no signature.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.files import DamagedFileError, file_sha256, replacing
+
+MANIFEST = "bundle.json"
+
+
+def below(folder: Path, base: Path) -> dict[str, Path]:
+    """Every file below `folder` by its name relative to `base`; compiled Python left out."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {p.relative_to(base).as_posix(): p for p in found}
+
+
+def pack(
+    out: Path, manifest: Mapping[str, Any], files: Mapping[str, Path], texts: Mapping[str, str]
+) -> None:
+    """Write a tar.gz with the manifest first; `files` and `texts` by their names inside."""
+    hashes = {name: file_sha256(path) for name, path in files.items()}
+    data = {name: text.encode() for name, text in texts.items()}
+    full = {**manifest, "files": hashes}
+    data[MANIFEST] = (json.dumps(full, indent=2, sort_keys=True) + "\n").encode()
+    with (
+        replacing(out) as temporary,
+        tarfile.open(temporary, "w:gz", compresslevel=1) as tar,
+    ):
+        for name in sorted(data, key=lambda n: n != MANIFEST):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data[name])
+            tar.addfile(entry, io.BytesIO(data[name]))
+        for name, path in sorted(files.items()):
+            tar.add(path.resolve(), name, recursive=False)
+
+
+def unpack(archive: Path, folder: Path, allowed: Iterable[str]) -> dict[str, Any]:
+    """Extract into an empty `folder`, check every byte; returns the manifest.
+
+    Args:
+        allowed: beginnings of the names that may be there.
+
+    Raises:
+        DamagedFileError: not such an archive, a file is missing, altered, not in the manifest, or
+            somewhere it has no business; names it.
+    """
+    beginnings = tuple(allowed)
+    try:
+        with tarfile.open(archive) as tar:
+            names = {m.name for m in tar.getmembers()}
+            for member in tar.getmembers():
+                if not member.isfile() or ".." in PurePosixPath(member.name).parts:
+                    raise DamagedFileError(f"{archive}: {member.name}: not a plain file")
+            tar.extractall(folder, filter="data")
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        hashes = dict(manifest["files"])
+    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(f"{archive}: not a whole bundle ({error})") from error
+    for name in sorted(names - {MANIFEST} | set(hashes)):
+        if not name.startswith(beginnings):
+            raise DamagedFileError(f"{archive}: {name}: does not belong there")
+        if name not in names or name not in hashes:
+            raise DamagedFileError(f"{archive}: {name}: missing, or not in the manifest")
+        if file_sha256(folder / name) != hashes[name]:
+            raise DamagedFileError(f"{archive}: {name}: altered, its hash is another")
+    return manifest

@@ -1,0 +1,176 @@
+"""Several processes on one training: who is who, what they exchange, how they are held together.
+
+Every process holds the whole network and steps the same optimizer; each sees its part of every
+global batch. What crosses between them: gradients, once per step; running statistics and the sums
+of the epoch, once per epoch and checkpoint; what the first process alone measures (validation).
+Why not DistributedDataParallel: docs/adr/0009.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.data.batches import Part
+from pipeline.files import tensors_sha256
+
+T = TypeVar("T")
+
+
+class TeamError(RuntimeError):
+    """The processes of a training do not agree, or one of them is gone."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one training. Alone (one process) every exchange is the identity.
+
+    With more, a torch.distributed process group must stand, and every method is a collective: all
+    processes call it, in the same order. Properties are not.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes, tracks and validates."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one process only."""
+        return self.size == 1
+
+    @property
+    def part(self) -> Part:
+        """This process's share of every global batch."""
+        return Part(self.rank, self.size)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if not self.alone:
+            dist.barrier()
+
+    def tell(self, value: T) -> T:
+        """The first process's `value`, everywhere."""
+        if self.alone:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's `value`, by rank."""
+        if self.alone:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def check_same(self, what: Mapping[str, str], when: str) -> None:
+        """
+        Raises:
+            TeamError: a value of `what` is not the same in all processes; names it.
+        """
+        everybody = self.gather(dict(what))
+        for name in what:
+            if len({other.get(name) for other in everybody}) > 1:
+                raise TeamError(
+                    f"the {self.size} processes do not have the same {name} {when}: something in "
+                    "the method or the network differs between them (its own random numbers, or "
+                    "data it looks at). Set compute.processes: 1 in params.yaml"
+                )
+
+    @contextmanager
+    def own_randomness(self, device: torch.device, *key: int) -> Iterator[None]:
+        """Random numbers of this process alone, a function of (key, rank): dropout differs between
+        the parts of a batch. The global generators, equal everywhere, stay as they are."""
+        if self.alone:
+            yield
+            return
+        text = "/".join(map(str, (*key, self.rank)))
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    @torch.no_grad()
+    def average_buffers(self, model: nn.Module) -> None:
+        """Make BatchNorm's running statistics, each process's own, their mean."""
+        buffers = [b for b in model.buffers() if b.is_floating_point()]
+        if self.alone or not buffers:
+            return
+        flat = torch.cat([b.reshape(-1) for b in buffers])
+        dist.all_reduce(flat)
+        flat.div_(self.size)
+        _copy_back(flat, buffers)
+
+
+ALONE = Team()
+
+
+class MeanGradients:
+    """Gradients become their mean over the examples of all processes, the same bits everywhere.
+
+    They are those of the optimizer's parameters (a gate is no parameter of the model) and of the
+    model's. One tensor travels per step: gradients times the number of examples they are the mean
+    of, and that number; so parts of unequal size, even empty ones, count as they should.
+    """
+
+    def __init__(self, team: Team, model: nn.Module, optimizer: Optimizer) -> None:
+        self._team = team
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        found = {id(p): p for p in (*stepped, *model.parameters())}
+        self._every = list(found.values())
+        self._live: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def apply(self, examples: int) -> None:
+        """
+        Raises:
+            TeamError: a parameter has a gradient that had none in the first step.
+        """
+        if self._team.alone:
+            return
+        if self._live is None:
+            self._live = self._with_gradients()
+        for p in self._live:
+            if p.grad is None:  # an empty part, or a branch this part did not take
+                p.grad = torch.zeros_like(p)
+        if sum(p.grad is not None for p in self._every) != len(self._live):
+            raise TeamError(
+                "a parameter got its first gradient in the middle of a phase, which several "
+                "processes cannot average. Set compute.processes: 1 in params.yaml"
+            )
+        gradients = [p.grad for p in self._live if p.grad is not None]
+        parts = [g.reshape(-1) for g in gradients]
+        flat = torch.cat([*parts, parts[0].new_full((1,), float(examples))])
+        flat[:-1].mul_(examples)
+        dist.all_reduce(flat)
+        flat[:-1].div_(flat[-1])
+        _copy_back(flat[:-1], gradients)
+
+    def _with_gradients(self) -> list[Tensor]:
+        """Parameters that have a gradient in any process; this one's part may be empty."""
+        everybody = self._team.gather([p.grad is not None for p in self._every])
+        anywhere = [any(column) for column in zip(*everybody, strict=True)]
+        return [p for p, live in zip(self._every, anywhere, strict=True) if live]
+
+    def digest(self) -> str:
+        """Of all values it speaks of."""
+        return tensors_sha256({str(i): p.detach().cpu() for i, p in enumerate(self._every)})
+
+
+def _copy_back(flat: Tensor, tensors: list[Tensor]) -> None:
+    pieces = flat.split([t.numel() for t in tensors])
+    for tensor, piece in zip(tensors, pieces, strict=True):
+        tensor.copy_(piece.view(tensor.shape))

@@ -1,0 +1,233 @@
+"""The comparison page: self-contained and the same bytes everywhere; works in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reports.candidates import AXES, candidates, latency_axes
+from reports.page import WEB, page, write_comparison
+from reports.significance import sign_flip
+from tests import browser
+from tests.reports import contest
+
+KEY = {"right": "\ue014", "enter": "\ue007", "escape": "\ue00c", "tab": "\ue004"}
+
+
+def made(latency: bool = False) -> str:
+    runs = contest.runs(latency=latency)
+    axes = (*AXES, *latency_axes(runs))
+    return page("contest", candidates(runs, pd.DataFrame(), axes), axes, ["top1"])
+
+
+def test_one_file_that_needs_nothing_else() -> None:
+    text = made(latency=True)
+    assert len(text.encode()) < 400_000
+    assert not re.search(r"""(?:src|href)=["']|https?://|@import|url\(|fetch\(|import\(""", text)
+    assert "{{" not in text.replace("${{", "")
+
+
+def test_the_data_cannot_end_the_script() -> None:
+    runs = contest.runs(1)
+    runs["params.data"] = "</script><b>"
+    text = page("</title>", candidates(runs, pd.DataFrame()), AXES, ["top1"])
+    assert text.count("</script>") == 2
+    assert text.count("</title>") == 1
+    found = re.search(r'type="application/json">(.*?)</script>', text)
+    assert found is not None
+    assert json.loads(found.group(1))["rows"][0]["data"] == "</script><b>"
+
+
+def test_every_element_the_script_asks_for_is_there() -> None:
+    script, html = (WEB / "compare.js").read_text(), (WEB / "compare.html").read_text()
+    asked = set(re.findall(r"""(?:\$|getElementById)\("([\w-]+)"\)""", script))
+    assert len(asked) > 10
+    assert asked <= set(re.findall(r'id="([\w-]+)"', html))
+
+
+def test_tracked_files_hold_no_latency_and_local_ones_do(tmp_path: Path) -> None:
+    for name, latency in (("with", True), ("without", False)):
+        write_comparison("contest", contest.runs(latency=latency), pd.DataFrame(), tmp_path / name)
+    for name in ("tables/compare.html", "plots/compare.svg", "plots/compare.png"):
+        one, other = (tmp_path / n / name for n in ("with", "without"))
+        assert one.read_bytes() == other.read_bytes()
+    assert "latency1" in (tmp_path / "with/local/compare.html").read_text()
+
+
+def node(script: str) -> str:
+    """What a script prints that has the pure functions of the page."""
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("needs node, to run the page's script without a browser")
+    names = "mean, deviation, spots, paretoFront, signFlip, paired, ticks, pretty, spread, csv"
+    head = f"const {{ {names} }} = require({json.dumps(str(WEB / 'compare.js'))});"
+    done = subprocess.run(
+        [program, "-e", head + script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_page_tests_as_the_tables_do() -> None:
+    cases = [[1.0], [0.5, -0.2, 0.1], [1.0, 1.0, 1.0], [0.1, 0.2, 0.3, 0.15, -0.3, 0.9], [0.0] * 4]
+    printed = node(f"console.log(JSON.stringify({json.dumps(cases)}.map(signFlip)))")
+    assert json.loads(printed) == pytest.approx([sign_flip(c) for c in cases])
+
+
+def test_the_front_of_the_page() -> None:
+    front = "(up) => paretoFront([[1,5],[2,6],[2,7],[3,7],[4,9],[5,1]].map(([x,y]) => ({x,y})), up)"
+    printed = node(f"const f = {front}; console.log(JSON.stringify([f(true), f(false)]))")
+    best, least = json.loads(printed)
+    assert [(p["x"], p["y"]) for p in best] == [(1, 5), (2, 7), (4, 9)]
+    assert [(p["x"], p["y"]) for p in least] == [(1, 5), (5, 1)]
+
+
+def test_numbers_of_the_page() -> None:
+    printed = node(
+        "console.log(pretty(8.87e14), pretty(93.216), spread([1, 2]), spread(undefined),"
+        "JSON.stringify(ticks(0, 100, 5)), JSON.stringify(ticks(0.9, 30, 5, true)),"
+        """csv(["a"], [['x,"y']]).trim())"""
+    )
+    assert printed.strip() == (
+        '887 T 93.22 1.50 ± 0.71 – [0,20,40,60,80,100] [1,2,5,10,20] a\n"x,""y"'
+    )
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    if browser.CHROMIUM is None or browser.DRIVER is None:
+        pytest.skip(browser.MISSING)
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "page.html").write_text(made(latency=True))
+    with browser.chromium(folder) as b:
+        b.open((folder / "page.html").as_uri())
+        yield b
+
+
+@pytest.fixture
+def shown(chromium: browser.Browser) -> browser.Browser:
+    """The page as it opens."""
+    chromium.run("location.hash = ''; location.reload()")
+    chromium.wait("return document.querySelectorAll('.point').length === 19")
+    return chromium
+
+
+def points(b: browser.Browser) -> int:
+    return int(b.run("return document.querySelectorAll('.point').length"))
+
+
+def names(b: browser.Browser) -> list[str]:
+    cells = "[...document.querySelectorAll('#table tbody td:nth-child(2)')]"
+    return [str(t) for t in b.run(f"return {cells}.map((td) => td.textContent.trim())")]
+
+
+def text(b: browser.Browser, css: str) -> str:
+    return str(b.run("return document.querySelector(arguments[0]).textContent", css))
+
+
+@pytest.mark.browser
+def test_it_opens_without_a_complaint(shown: browser.Browser) -> None:
+    assert shown.errors() == []
+    assert len(names(shown)) == 19
+    assert "6 methods, 2 networks" in text(shown, "#summary")
+    assert shown.run("return document.querySelectorAll('.front').length") == 1
+
+
+@pytest.mark.browser
+def test_hovering_tells_about_a_point(shown: browser.Browser) -> None:
+    shown.hover('.point[aria-label^="resnet20-imp-p90"] .mark')
+    shown.wait("return !document.getElementById('tip').hidden")
+    assert "resnet20-imp-p90" in text(shown, "#tip")
+    assert "prune_per_round 0.2" in text(shown, "#tip")
+    assert "resnet20-imp-p90" in text(shown, "tr.hot")
+
+
+@pytest.mark.browser
+def test_filters_change_plot_and_table_alike(shown: browser.Browser) -> None:
+    shown.click("#methods label:nth-of-type(2)")
+    assert points(shown) == len(names(shown)) == 16
+    assert not any("hspg" in name for name in names(shown))
+    shown.type("#find", "p90 unstructured")
+    assert names(shown) == [f"resnet20-{m}-p90" for m in ("dense", "sfw", "imp")]
+    assert points(shown) == 3
+    assert "off=hspg" in shown.run("return location.hash")
+
+
+@pytest.mark.browser
+def test_headings_sort(shown: browser.Browser) -> None:
+    shown.click('th button[data-key="top1"]')
+    first = names(shown)
+    assert first[0] == "resnet20-dense"
+    assert first[-1] == "resnet20-dense-p90"
+    shown.click('th button[data-key="top1"]')
+    assert names(shown)[0] == "resnet20-dense-p90"
+    sort = "return document.querySelector('[data-key=top1]').parentNode.ariaSort"
+    assert shown.run(sort) == "ascending"
+
+
+@pytest.mark.browser
+def test_keys_alone_reach_a_test_of_two_methods(shown: browser.Browser) -> None:
+    shown.run("document.querySelector('.point[tabindex=\"0\"]').focus()")
+    before = shown.run("return document.activeElement.getAttribute('aria-label')")
+    shown.keys(KEY["right"])
+    after = shown.run("return document.activeElement.getAttribute('aria-label')")
+    assert before != after
+    shown.keys(KEY["enter"])
+    name = after.split(",")[0]
+    assert name in text(shown, "#detail h2")
+    assert "0.063" in text(shown, "#detail table")
+    assert name in text(shown, "tr.picked")
+    shown.keys(KEY["escape"])
+    assert shown.run("return document.querySelectorAll('.picked').length") == 0
+
+
+@pytest.mark.browser
+def test_every_network_and_quantity_can_be_drawn(shown: browser.Browser) -> None:
+    options = "return [...document.getElementById(arguments[0]).options].map((o) => o.value)"
+    assert shown.run(options, "x")[-1] == "latency1"
+    choose = (
+        "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+        "s.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    for network in shown.run(options, "network"):
+        shown.run(choose, "network", network)
+        for y in shown.run(options, "y"):
+            shown.run(choose, "y", y)
+            for x in shown.run(options, "x"):
+                shown.run(choose, "x", x)
+                for box in ("log", "each"):
+                    shown.click(f"#{box}")
+                    assert points(shown) == (18 if x == "latency1" else 19)
+                    assert not shown.run("return /NaN|Infinity/.test(chart.innerHTML)")
+    assert shown.errors() == []
+
+
+@pytest.mark.browser
+def test_light_and_dark_are_readable(shown: browser.Browser) -> None:
+    """WCAG contrast of text, quiet text and every mark against its ground."""
+    contrast = """
+      const root = getComputedStyle(document.documentElement);
+      const light = (name) => {
+        const hex = root.getPropertyValue(name).trim();
+        const full = hex.length === 4 ? hex.replace(/[0-9a-f]/gi, "$&$&") : hex;
+        const [r, g, b] = [1, 3, 5].map((i) => parseInt(full.slice(i, i + 2), 16) / 255)
+          .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+      };
+      const [a, b] = [light(arguments[0]), light(arguments[1])];
+      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    """
+    for _ in range(2):
+        for ground in ("--ground", "--panel"):
+            assert shown.run(contrast, "--text", ground) > 7
+            assert shown.run(contrast, "--quiet", ground) > 4.5
+            for i in range(10):
+                assert shown.run(contrast, f"--m{i}", ground) > 3, i
+        shown.click("#theme")
