@@ -20,7 +20,8 @@ class EncoderQA(nn.Module):
         self.prefix: str = encoder.base_model_prefix
         self.add_module(self.prefix, encoder)
         self.qa_outputs = nn.Linear(encoder.config.hidden_size, OUTPUTS)
-        self._typed = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        takes = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self._typed = takes and encoder.config.type_vocab_size > 1
         nn.init.normal_(self.qa_outputs.weight, std=encoder.config.initializer_range)
         nn.init.zeros_(self.qa_outputs.bias)
 

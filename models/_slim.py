@@ -19,7 +19,6 @@ from pipeline.study.registry import Delivery
 from pipeline.units.constant import Constant
 
 CONFIG, WEIGHTS, OURS = "config.json", "model.safetensors", "espalier"
-_NUMBERS = ("num_attention_heads", "attention_head_size", "all_head_size", "scaling")
 
 
 def save_slim(model: nn.Module, folder: Path) -> None:
@@ -28,12 +27,15 @@ def save_slim(model: nn.Module, folder: Path) -> None:
 
     assert isinstance(model, EncoderQA)
     config = model.encoder.config.to_dict()
+    pooler = getattr(model.encoder, "pooler", None) is not None
+    with torch.device("meta"):
+        dense = _build(config, pooler)
     stem = type(model.encoder).__name__.removesuffix("Model")
     config["architectures"] = [f"{stem}ForQuestionAnswering"]
     config[OURS] = {
-        "pooler": getattr(model.encoder, "pooler", None) is not None,
+        "pooler": pooler,
         "layers": _sizes(model),
-        "attributes": _attributes(model),
+        "attributes": _attributes(model, dense),
         "constants": {n: m.channels for n, m in model.named_modules() if isinstance(m, Constant)},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,13 +51,32 @@ def _sizes(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(layer.weight.shape) for name, layer in layers.items()}
 
 
-def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Attention module -> its numbers."""
+def _build(config: Mapping[str, Any], pooler: bool) -> EncoderQA:
+    from transformers import AutoConfig, AutoModel
+
+    more = {} if pooler else {"add_pooling_layer": False}
+    try:
+        return EncoderQA(AutoModel.from_config(AutoConfig.for_model(**config), **more))
+    except TypeError:  # an architecture that never has a pooler
+        return EncoderQA(AutoModel.from_config(AutoConfig.for_model(**config)))
+
+
+def _numbers(module: nn.Module) -> dict[str, int | float]:
+    if isinstance(module, nn.Linear):
+        return {}
+    return {k: v for k, v in vars(module).items() if type(v) in (int, float)}
+
+
+def _attributes(model: nn.Module, dense: nn.Module) -> dict[str, dict[str, int | float]]:
+    """Module -> the numbers in its own code that pruning changed (heads, the size of one)."""
     found = {}
-    for name, module in model.named_modules():
-        own = {k: vars(module)[k] for k in _NUMBERS if k in vars(module)}
-        if own:
-            found[name] = own
+    for name, before in dense.named_modules():
+        after = model.get_submodule(name)
+        if type(after) is not type(before):
+            continue
+        changed = {k: v for k, v in _numbers(after).items() if _numbers(before).get(k) != v}
+        if changed:
+            found[name] = changed
     return found
 
 
@@ -68,14 +89,11 @@ def load_slim(folder: Path) -> EncoderQA:
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModel
 
     config = read_json(folder / CONFIG)
     try:
         ours = config.pop(OURS)
-        known = AutoConfig.for_model(**config)
-        more = {} if ours["pooler"] else {"add_pooling_layer": False}
-        model = EncoderQA(AutoModel.from_config(known, **more))
+        model = _build(config, ours["pooler"])
         _reshape(model, ours)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

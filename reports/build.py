@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.study.publish import Study, curves_for, publish, runs_for
+from pipeline.study.publish import (
+    Study,
+    curves_for,
+    lines_for,
+    publish,
+    runs_for,
+    show_in_runs,
+    sweeps_for,
+)
+from reports.connect import connect_table, write_lines
 from reports.figures import write_figures
+from reports.mask_distance import write_mask_distances
+from reports.page import write_comparison
 from reports.render import write_tables
-from reports.tables import Table, main_table, sweep_table
+from reports.tables import Table, main_table, sweep_table, weights_table
+from reports.weights import write_weights
 
 
 def build_report(study: Study, out: Path) -> list[Table]:
@@ -24,6 +36,18 @@ def build_report(study: Study, out: Path) -> list[Table]:
     swept = [s for e in study.sweeps for s in shas.get(f"sweep/{e.key}", ())[1:]]
     prunings, points = runs_for(study.name, pruned), runs_for(study.name, swept)
     tables = [main_table(prunings, study.prunings), sweep_table(points, study.sweeps)]
+    curves = curves_for(study.name, trained)
+    tops = {shas[name][0]: e.key for e in study.sweeps if (name := f"sweep/{e.key}") in shas}
+    if study.sweeps:
+        tables.append(weights_table(runs_for(study.name, list(tops)), study.sweeps))
+        drawn = write_weights(sweeps_for(study.name, list(tops)), out / "plots")
+        show_in_runs(study.name, {s: drawn[k] for s, k in tops.items() if k in drawn})
+    if study.pairs:
+        paired = [shas[f"connect/{e.key}"][0] for e in study.pairs if f"connect/{e.key}" in shas]
+        tables.append(connect_table(runs_for(study.name, paired), study.pairs))
+        write_lines(lines_for(study.name, paired), out / "plots")
+    tables += write_comparison(study.name, prunings, points, out)
     write_tables(tables, out / "tables")
-    write_figures(prunings, points, curves_for(study.name, trained), out / "plots")
+    write_figures(prunings, points, curves, out / "plots")
+    write_mask_distances(curves, out / "plots")
     return tables

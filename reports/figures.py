@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import replacing, write_text
-from reports.tables import scores_of
+from reports.tables import dicts, scores_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ _STYLE = {
 }
 _METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}
 _MAX_LEGEND = 16
+_RANKED = {"weights": "weights", "all": "all parameters", "channels": "channels"}
 
 
 def sweep_data(points: pd.DataFrame) -> pd.DataFrame:
@@ -30,36 +32,45 @@ def sweep_data(points: pd.DataFrame) -> pd.DataFrame:
     are fractions, scores as recorded."""
     import pandas as pd
 
+    names = ("training", "model", "method", "seed", "ranked", "scope", "recalibrated")
+    sizes = ("params_kept", "params_nonzero", "macs_kept", "macs_nonzero")
     data = {
-        "training": points.get("params.training"),
-        "model": points.get("params.model"),
-        "method": points.get("params.method"),
-        "seed": points.get("params.seed"),
-        "scope": points.get("params.scope"),
-        "recalibrated": points.get("params.recalibrated"),
+        "line": [line_of(run) for run in dicts(points)],
+        **{name: points.get(f"params.{name}") for name in names},
         "sparsity": points.get("metrics.sparsity/target"),
-        "params_nonzero": _fraction(points, "params_nonzero"),
-        "macs_nonzero": _fraction(points, "macs_nonzero"),
+        **{size: _fraction(points, size) for size in sizes},
     }
-    data |= {score: points.get(f"metrics.final/{score}") for score in scores_of(points)}
+    scores = scores_of(points)
+    data |= {score: points.get(f"metrics.final/{score}") for score in scores}
+    data["score"] = data[scores[0]] if scores else None  # by one name in every study
     return pd.DataFrame(data, index=points.index)
+
+
+def line_of(run: Mapping[str, Any]) -> str:
+    """The name of a curve: the training without its seed, and a protocol that is not the usual."""
+    name = str(run["params.training"]).removesuffix(f"-s{run['params.seed']}")
+    layer = ", per layer" if run.get("params.scope") == "layer" else ""
+    return name + layer
 
 
 def write_figures(
     prunings: pd.DataFrame, points: pd.DataFrame, curves: pd.DataFrame, folder: Path
 ) -> None:
-    """sweep.csv, curves.csv, and those of the three figures that have data."""
+    """sweep.csv, curves.csv, and those of the figures that have data: the scores by sparsity, a
+    figure for each thing that was ranked, the scores by MACs, the training curves."""
     sweep = sweep_data(points)
     write_text(folder / "sweep.csv", sweep.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
     score = next(iter(scores_of(prunings) or scores_of(points)), None)
-    if score and score in sweep and len(sweep):
-        _save(folder / "accuracy_sparsity", lambda ax: _accuracy_sparsity(ax, sweep, score))
+    for ranked, part in sweep.groupby("ranked", sort=False) if score in sweep else ():
+        stem = folder / f"accuracy_sparsity-{ranked}"
+        draw = partial(_accuracy_sparsity, sweep=part, score=str(score), ranked=str(ranked))
+        save_figure(stem, draw)
     if score and (len(prunings) or len(sweep)):
-        _save(folder / "accuracy_macs", lambda ax: _accuracy_macs(ax, prunings, sweep, score))
+        save_figure(folder / "accuracy_macs", lambda ax: _accuracy_macs(ax, prunings, sweep, score))
     shown = _shown_metric(curves)
     if shown:
-        _save(folder / "curves", lambda ax: _curves(ax, curves, shown))
+        save_figure(folder / "curves", lambda ax: _curves(ax, curves, shown))
 
 
 def _fraction(runs: pd.DataFrame, size: str) -> Any:
@@ -69,7 +80,7 @@ def _fraction(runs: pd.DataFrame, size: str) -> Any:
     return runs[f"metrics.size/{size}"] / dense
 
 
-def _accuracy_sparsity(ax: Any, sweep: pd.DataFrame, score: str) -> None:
+def _accuracy_sparsity(ax: Any, sweep: pd.DataFrame, score: str, ranked: str) -> None:
     """Mean over seeds, band = one standard deviation; dashed = BatchNorm recalibrated."""
     for colour, label, part in _lines(sweep):
         for recalibrated, style in (("false", "-"), ("true", "--")):
@@ -81,11 +92,14 @@ def _accuracy_sparsity(ax: Any, sweep: pd.DataFrame, score: str) -> None:
             ax.plot(stats.index, stats["mean"], style, color=colour, marker=".", label=name)
             low, high = stats["mean"] - stats["std"], stats["mean"] + stats["std"]
             ax.fill_between(stats.index, low, high, color=colour, alpha=0.15, linewidth=0)
-    ax.set(xlabel="sparsity (fraction of units removed)", ylabel=f"test {score} (%)")
+    ax.set(xlabel=f"sparsity (fraction of {_RANKED[ranked]} removed)", ylabel=f"test {score} (%)")
 
 
 def _accuracy_macs(ax: Any, prunings: pd.DataFrame, sweep: pd.DataFrame, score: str) -> None:
-    """Lines: sweep points without retraining, mean over seeds; markers: prunings, one per seed."""
+    """Lines: sweep points without retraining, mean over seeds; markers: prunings, one per seed.
+    Where a sweep cut channels, only those are shown: their MACs are really gone."""
+    cut = sweep[sweep["ranked"] == "channels"]
+    sweep = sweep if cut.empty else cut
     if score in sweep:
         for colour, label, part in _lines(sweep):
             best = part[part["recalibrated"] == "true"]  # a network without BatchNorm has none
@@ -96,10 +110,9 @@ def _accuracy_macs(ax: Any, prunings: pd.DataFrame, sweep: pd.DataFrame, score: 
             x = 100.0 * means["macs_nonzero"]
             ax.plot(x, means[score], "-", color=colour, alpha=0.6, label=f"{label}, {mark}")
     if len(prunings):
+        network = prunings["params.model"].str.rpartition("/")[2]
         shown = prunings.assign(
-            model=prunings["params.model"],
-            method=prunings["params.method"],
-            scope="",
+            line=network + " " + prunings["params.method"],
             x=100.0 * _fraction(prunings, "macs_nonzero"),
         )
         for number, (colour, label, part) in enumerate(_lines(shown)):
@@ -122,15 +135,15 @@ def _shown_metric(curves: pd.DataFrame) -> str | None:
 
 
 def _lines(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Colour, label and rows of each (model, method, scope)."""
-    groups = frame.groupby(["model", "method", "scope"], sort=False)
-    for number, ((model, method, scope), part) in enumerate(groups):
-        network = str(model).rpartition("/")[2]
-        names = [network, str(method), *(["layer"] if scope == "layer" else [])]
-        yield f"C{number % 10}", " ".join(names), part
+    """Colour, label and rows of each line."""
+    for number, (label, part) in enumerate(frame.groupby("line", sort=False)):
+        yield f"C{number % 10}", str(label), part
 
 
-def _save(stem: Path, draw: Callable[[Any], None]) -> None:
+def save_figure(
+    stem: Path, draw: Callable[[Any], None], panels: tuple[int, int] | None = None
+) -> None:
+    """Draw on fresh axes; `stem`.svg and `stem`.png, byte for byte the same every time."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -138,10 +151,14 @@ def _save(stem: Path, draw: Callable[[Any], None]) -> None:
     with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
-        ax = figure.add_subplot()
-        draw(ax)
-        if len(ax.get_legend_handles_labels()[1]) <= _MAX_LEGEND:
-            ax.legend()
+        if panels is None:
+            ax = figure.add_subplot()
+            draw(ax)
+            if 0 < len(ax.get_legend_handles_labels()[1]) <= _MAX_LEGEND:
+                ax.legend()
+        else:  # an array of (rows, columns); `draw` makes its own legend
+            figure.set_size_inches(4.2 * panels[1], 3.4 * panels[0])
+            draw(figure.subplots(*panels, squeeze=False))
         for suffix, metadata in _METADATA.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata, dpi=150)

@@ -74,7 +74,7 @@ def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
         _error("exact_dense", "dense vs shrunk", "metrics.exact/dense_max_rel"),
         Column("record", "record", "record_sha"),
     )
-    groups = _by_seed(dicts(runs), skip=_NAMES)
+    groups = by_seed(dicts(runs), skip=_NAMES)
     rows = {g[0]["params.pruning"]: (_row(columns, g), _behind(g)) for g in groups}
     for entry in prunings:
         if not entry.record.exists():
@@ -87,29 +87,67 @@ def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
 
 
 def sweep_table(points: pd.DataFrame, sweeps: Sequence[Entry]) -> Table:
-    """One row per swept training (over seeds) and sparsity: without and with recalibration of
-    BatchNorm statistics."""
+    """One row per swept training (over seeds), protocol and sparsity: without and with
+    recalibration of BatchNorm statistics."""
     columns = (
         Column("model", "model", "params.model"),
         Column("method", "method", "params.method"),
         Column("training", "training", "params.training"),
-        Column("granularity", "granularity", "params.granularity"),
+        Column("ranked", "ranked", "params.ranked"),
         Column("scope", "scope", "params.scope"),
         Column("sparsity", "sparsity", "params.sparsity"),
         Column("seeds", "seeds", "params.seed"),
         *_score_columns(points, {"dense": "dense", "final": "one-shot"}),
         *_score_columns(points, {"final": "one-shot, BN recalibrated"}, suffix=RECALIBRATED),
+        _percent("params_kept", "params kept", "metrics.size/params_kept"),
         _percent("params_nonzero", "params non-zero", "metrics.size/params_nonzero"),
+        _percent("macs_kept", "MACs kept", "metrics.size/macs_kept"),
         _percent("macs_nonzero", "MACs non-zero", "metrics.size/macs_nonzero"),
         Column("record", "record", "record_sha"),
     )
     skip = (*_NAMES, "params.recalibrated")
-    groups = _by_seed(_merged_recalibration(dicts(points)), skip=skip)
+    groups = by_seed(_merged_recalibration(dicts(points)), skip=skip)
     found = [(_row(columns, g), _behind(g)) for g in groups]
     absent = [e for e in sweeps if not e.record.exists()]
     rows = [*found, *((_absent(columns, e, "training"), ()) for e in absent)]
     title = "Sweep: one-shot pruning without retraining, scores on the test set; MACs, not FLOPs"
     return _table("sweep", title, "training", columns, rows)
+
+
+def weights_table(sweeps: pd.DataFrame, entries: Sequence[Entry]) -> Table:
+    """One row per swept training (over seeds): how many of its parameters exceed 10, 1, ...,
+    1e-10, the counts of Miao et al."""
+    counts = {"total": "parameters", "nonzero": "not zero"}
+    counts |= {f"above_1e{exponent}": f"> 1e{exponent}" for exponent in range(1, -11, -1)}
+    columns = (
+        Column("model", "model", "params.model"),
+        Column("method", "method", "params.method"),
+        Column("training", "training", "params.training"),
+        Column("seeds", "seeds", "params.seed"),
+        *(Column(k, head, f"metrics.weights/{k}", "{:.0f}") for k, head in counts.items()),
+        Column("record", "record", "record_sha"),
+    )
+    found = [(_row(columns, g), _behind(g)) for g in by_seed(dicts(sweeps), skip=_NAMES)]
+    absent = [e for e in entries if not e.record.exists()]
+    rows = [*found, *((_absent(columns, e, "training"), ()) for e in absent)]
+    title = "Weights before pruning: how many of the parameters exceed each magnitude"
+    return _table("weights", title, "training", columns, rows)
+
+
+def seeds_table(
+    heading: tuple[str, str, str],
+    columns: tuple[Column, ...],
+    runs: pd.DataFrame,
+    entries: Sequence[Entry],
+    skip: Sequence[str] = (),
+) -> Table:
+    """One row per group of runs that differ in nothing but the seed and the params in `skip`, then
+    the entries that were not run. `heading`: name, title, label of the table."""
+    name, title, label = heading
+    groups = by_seed(dicts(runs), skip=(*_NAMES, *skip))
+    rows: list[_Sourced] = [(_row(columns, g), _behind(g)) for g in groups]
+    rows += [(_absent(columns, e, label), ()) for e in entries if not e.record.exists()]
+    return _table(name, title, label, columns, rows)
 
 
 def dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -142,11 +180,11 @@ def _error(key: str, label: str, source: str) -> Column:
 
 
 def _merged_recalibration(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The two points of one training and sparsity side by side, the recalibrated scores with a
-    suffix. Their plans are the same."""
+    """The two points of one training, protocol and sparsity side by side, the recalibrated scores
+    with a suffix. Their plans are the same."""
     merged: dict[Hashable, dict[str, Any]] = {}
     for point in points:
-        where = tuple(point[f"params.{k}"] for k in ("training", "sparsity", "scope"))
+        where = tuple(point[f"params.{k}"] for k in ("training", "ranked", "scope", "sparsity"))
         row = merged.setdefault(where, {"behind": []})
         row["behind"].append((point["run"], point["record_sha"]))
         recalibrated = point["params.recalibrated"] == "true"
@@ -158,7 +196,7 @@ def _merged_recalibration(points: Iterable[dict[str, Any]]) -> list[dict[str, An
     return list(merged.values())
 
 
-def _by_seed(runs: Iterable[dict[str, Any]], skip: Sequence[str]) -> list[list[dict[str, Any]]]:
+def by_seed(runs: Iterable[dict[str, Any]], skip: Sequence[str]) -> list[list[dict[str, Any]]]:
     """Runs that agree in every param but `skip`; a seed that comes twice opens another group."""
     groups: dict[Hashable, list[dict[str, Any]]] = {}
     seen: dict[Hashable, int] = {}
@@ -166,7 +204,7 @@ def _by_seed(runs: Iterable[dict[str, Any]], skip: Sequence[str]) -> list[list[d
         same = tuple(
             (k, v)
             for k, v in run.items()
-            if k.startswith("params.") and k not in skip and _known(v)
+            if k.startswith("params.") and k not in skip and known(v)
         )
         again = seen[same, run["params.seed"]] = seen.get((same, run["params.seed"]), -1) + 1
         groups.setdefault((same, again), []).append(run)
@@ -176,7 +214,7 @@ def _by_seed(runs: Iterable[dict[str, Any]], skip: Sequence[str]) -> list[list[d
 def _row(columns: Sequence[Column], group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for column in columns:
-        values = [v for run in group if _known(v := _cell(column, run))]
+        values = [v for run in group if known(v := _cell(column, run))]
         if column.source.startswith("metrics.exact/"):
             row[column.key] = max(values) if values else None
         elif column.source.startswith("metrics."):
@@ -196,7 +234,7 @@ def _row(columns: Sequence[Column], group: Sequence[Mapping[str, Any]]) -> dict[
 def _cell(column: Column, run: Mapping[str, Any]) -> Any:
     """Sizes as percent of the dense network, sparsities as percent, the rest as it is."""
     value: Any = run.get(column.source)
-    if not _known(value):
+    if not known(value):
         return None
     if column.source.startswith("metrics.size/"):
         dense = column.source.rpartition("_")[0] + "_dense"
@@ -209,7 +247,7 @@ def _behind(group: Sequence[Mapping[str, Any]]) -> _Behind:
     return tuple(pair for some in pairs for pair in some)
 
 
-def _known(value: Any) -> bool:
+def known(value: Any) -> bool:
     return value is not None and value == value  # a field another run has is NaN here
 
 

@@ -80,7 +80,7 @@ def train_network(
         else make_eval_batches(prepared, validation, batch_size=512, placement=placement),
         seed=a.seed,
         device=place.device,
-        fresh=lambda: fresh_state(a.network, a.seed + FRESH_STREAM),
+        fresh=lambda phase: fresh_state(a.network, a.seed + (phase + 1) * FRESH_STREAM),
         keep=a.keep,
         team=place.team,
     )

@@ -126,7 +126,7 @@ def evaluate_view(record: EvalRecord, training: TrainRecord) -> RunView:
     return RunView(
         stage="evaluate",
         key=record.pruning,
-        name=f"evaluate/{record.pruning}",
+        name=record.pruning,  # a row of a table: the narrow column of names shows what it is
         sha=sha(record),
         params=train_params(training) | flat(own),
         points=(*_points(metrics), *curve_points(record.finetune_curve)),

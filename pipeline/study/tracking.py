@@ -20,10 +20,12 @@ from typing import Any
 
 from pipeline.study.events import EventLog, read_events
 from pipeline.study.facts import machine_facts, owner
+from pipeline.study.guide import views_guide
 from pipeline.study.mirror import Mirror
 from pipeline.study.runs import Point, RunSpec, RunView, with_events
 
 _METRICS_PER_CALL, _TEXTS_PER_CALL = 500, 90  # the REST interface takes 1000 and 100
+_KIND = "custom_model_development"  # else MLflow opens its pages for language models
 _SETTINGS = {
     # One outage costs seconds: with MLflow's own settings one call blocks for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -242,7 +244,7 @@ class Store:
 
         self._client.log_text(run_id, view.document, "record.json")
         name, digest = view.data
-        dataset = Dataset(name, digest[:32] or "none", "local", '{"source": "data/prepared"}')
+        dataset = Dataset(name, digest[:8] or "none", "local", '{"source": "data/prepared"}')
         self._client.log_inputs(
             run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", view.stage)])]
         )
@@ -327,7 +329,8 @@ class Store:
         database = _sqlite_file(self.uri)
         place = None if database is None else (database.parent / "mlartifacts").as_uri()
         try:
-            self._client.create_experiment(name, artifact_location=place)
+            made = self._client.create_experiment(name, place, {"mlflow.experimentKind": _KIND})
+            self._client.set_experiment_tag(made, "mlflow.note.content", views_guide(made))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
                 raise

@@ -100,7 +100,9 @@ class Team:
         text = "/".join(map(str, (*key, self.rank)))
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
             yield
 
     @torch.no_grad()
@@ -122,8 +124,9 @@ class MeanGradients:
     """Gradients become their mean over the examples of all processes, the same bits everywhere.
 
     They are those of the optimizer's parameters (a gate is no parameter of the model) and of the
-    model's. One tensor travels per step: gradients times the number of examples they are the mean
-    of, and that number; so parts of unequal size, even empty ones, count as they should.
+    model's. `weight` makes them sums over the examples of the part; one tensor travels per step:
+    these sums and the number of examples. So parts of unequal size, even empty ones, count as they
+    should, also where backward itself mixes the parts (SyncBatchNorm).
     """
 
     def __init__(self, team: Team, model: nn.Module, optimizer: Optimizer) -> None:
@@ -133,9 +136,14 @@ class MeanGradients:
         self._every = list(found.values())
         self._live: list[Tensor] | None = None
 
+    def weight(self, loss: Tensor, examples: int) -> Tensor | None:
+        """What `loss.backward` is to start from, `loss` being a mean over so many examples."""
+        return None if self._team.alone else torch.full_like(loss, examples)
+
     @torch.no_grad()
     def apply(self, examples: int) -> None:
-        """
+        """From sums over this part's examples to means over all.
+
         Raises:
             TeamError: a parameter has a gradient that had none in the first step.
         """
@@ -154,7 +162,6 @@ class MeanGradients:
         gradients = [p.grad for p in self._live if p.grad is not None]
         parts = [g.reshape(-1) for g in gradients]
         flat = torch.cat([*parts, parts[0].new_full((1,), float(examples))])
-        flat[:-1].mul_(examples)
         dist.all_reduce(flat)
         flat[:-1].div_(flat[-1])
         _copy_back(flat[:-1], gradients)

@@ -39,7 +39,7 @@ from pipeline.training.checkpoint import (
     rng_state,
     seed_everything,
 )
-from pipeline.training.distributed import MeanGradients
+from pipeline.training.distributed import MeanGradients, TeamError
 from pipeline.training.job import FirstEpoch, Job, Observer
 from pipeline.training.method import EpochStats, Phase, StepContext
 from pipeline.training.schedules import Schedule
@@ -196,6 +196,11 @@ class _Loop:
             with self.team.own_randomness(self.job.device, self.job.seed, self.step):
                 loss, sums = self._backward_parts(parts(batch, self.recipe.accumulation), size)
             self.totals.add(loss, sums, size, self.step_in_epoch)
+        elif self.recipe.sync_batchnorm:
+            raise TeamError(
+                f"the last batch of the epoch is too small for {self.team.size} processes with "
+                "sync_batchnorm: true; change batch_size in params.yaml"
+            )
         self.gradients.apply(size)
 
     def _backward_parts(self, pieces: list[Any], size: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -207,7 +212,8 @@ class _Loop:
                 loss, found = self.job.task.loss(self.forward, piece)
             loss = loss * (self.job.task.size(piece) / size)
             penalty = None if number else self.method.penalty(self.model)
-            (loss if penalty is None else loss + penalty).backward()
+            whole = loss if penalty is None else loss + penalty
+            whole.backward(self.gradients.weight(whole, size))
             total = total + loss.detach()
             sums = {k: sums[k] + v if number else v for k, v in found.items()}
         return total, sums
@@ -281,7 +287,7 @@ class _Loop:
         if phase.start_from == "current":
             return
         if phase.start_from == "random":
-            self.model.load_state_dict(self.job.fresh())
+            self.model.load_state_dict(self.job.fresh(self.phase_index))
             return
         self.model.load_state_dict(self.folder.weights(phase.start_from, phase.name))
 

@@ -63,7 +63,8 @@ class Job:
     """One training: what, on what, how.
 
     Attributes:
-        fresh: a freshly initialised state for phases that start at "random".
+        fresh: freshly initialised weights for a phase (its number) that starts at "random"; other
+            ones for every phase, or the second would be rewound to where its mask was found.
         keep: a plan enforced throughout when the method has none (fine-tuning a masked network).
         team: the processes that share the work; each has a job of its own.
     """
@@ -77,6 +78,6 @@ class Job:
     validation: Iterable[Any] | None
     seed: int
     device: torch.device
-    fresh: Callable[[], State]
+    fresh: Callable[[int], State]
     keep: PruningPlan | None = None
     team: Team = ALONE

@@ -20,7 +20,7 @@ from pipeline.units.cuts import removals
 from pipeline.units.groups import Granularity, Share, Units
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
-from pipeline.units.trace.calls import PRODUCTS, operator_name
+from pipeline.units.trace.calls import PRODUCTS, operator_name, run
 from pipeline.units.trace.forward import Forward, module_stack
 
 FLOPS_PER_MAC = 2
@@ -116,7 +116,7 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = run(func, args, kwargs)
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             path = self.stack[-1] if self.stack else ""

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline.units.enforce import enforce
-from pipeline.units.selection import Target, select
-from pipeline.units.surgery import shrink
 from torch import nn
 
 from pipeline.data.info import DatasetInfo
@@ -22,7 +19,10 @@ from pipeline.training.job import Job
 from pipeline.training.method import Method
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
 from pipeline.training.tasks import Classification
+from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity, Units
+from pipeline.units.selection import Target, select
+from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 from tests.pipeline.training.toy import Recorder, same
 
@@ -91,7 +91,7 @@ def make_job(name: str, batches: Batches) -> Job:
         validation=list(Batches().epoch(1000)),
         seed=0,
         device=torch.device("cpu"),
-        fresh=lambda: clone_state(network()[0]),
+        fresh=lambda _: clone_state(network()[0]),
     )
 
 

@@ -7,13 +7,13 @@ import inspect
 import pytest
 import torch
 from torch import nn
-from tests.pipeline.units.laws import assert_laws, random_plan, randomise_bn
 
 from pipeline.data.info import DatasetInfo
 from pipeline.study import registry
 from pipeline.units.count import MacsModel, count
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
+from tests.pipeline.units.laws import assert_laws, random_plan, randomise_bn
 
 SMALL = {"width": 8}
 """Widths are arguments so that a network can be checked without its weight."""

@@ -152,6 +152,16 @@ def test_a_slim_folder_gives_the_same_outputs(tmp_path, plan, pooler):
     assert config["architectures"] == ["BertForQuestionAnswering"]
 
 
+def test_numbers_that_surgery_changed_are_in_the_folder(tmp_path):
+    model = tiny()
+    attention = model.bert.encoder.layer[1].attention.self
+    attention.num_attention_heads, attention.scaling = 3, 0.25
+    save_slim(model, tmp_path)
+    again = load_slim(tmp_path).bert.encoder
+    assert [m.attention.self.num_attention_heads for m in again.layer] == [4, 3]
+    assert [m.attention.self.scaling for m in again.layer] == [0.5, 0.25]
+
+
 def test_transformers_itself_loads_what_was_not_pruned(tmp_path):
     from transformers import AutoModelForQuestionAnswering
 
@@ -241,6 +251,8 @@ def test_any_encoder_by_its_config(tmp_path, kind):
     sizes |= {"intermediate_size": 24, "vocab_size": 60, "max_position_embeddings": 40}
     if kind == "distilbert":
         sizes = {"dim": 16, "n_layers": 3, "n_heads": 4, "hidden_dim": 24, "vocab_size": 60}
+    if kind == "roberta":
+        sizes["type_vocab_size"] = 1  # as roberta-base: its token types are all 0
     if kind == "electra":
         sizes["embedding_size"] = 16
     AutoConfig.for_model(kind, **sizes).save_pretrained(tmp_path)
@@ -249,8 +261,12 @@ def test_any_encoder_by_its_config(tmp_path, kind):
     inputs = windows()
     with torch.no_grad():
         assert model(inputs).shape == (3, 2, 32)
-    inner = [g for g in network.units(model).prunable if g.size == 24]
-    assert len(inner) == 2
+    units = network.units(model)
+    assert len([g for g in units.prunable if g.size == 24]) == 2
+    shrink(half(units), model, units)
+    save_slim(model, tmp_path / "slim")
+    with torch.no_grad():
+        assert torch.equal(load_slim(tmp_path / "slim")(inputs), model(inputs))
 
 
 def test_a_folder_without_config_and_windows_too_long_are_refused(tmp_path):

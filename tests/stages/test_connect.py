@@ -148,6 +148,9 @@ def test_data_seed_orders_the_batches(
     got = next(jobs[0].train.epoch(0))
     want = next(running.make_train_batches(prepared, batch_size=50, seed=seed).epoch(0))
     assert torch.equal(got[0], want[0])
+    stems = [jobs[0].fresh(phase)["conv1.weight"] for phase in (1, 2, 1)]
+    assert torch.equal(stems[0], stems[2])
+    assert not torch.equal(stems[0], stems[1])  # a control draws new weights every round
 
 
 class Silent:

@@ -128,26 +128,31 @@ def _pin(tracer: Tracer, outputs: Any, reason: str) -> None:
 def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttribute, ...]]:
     """Groups that a smaller forward has confirmed, with the attributes it needs."""
     book, found = tracer.book, Attributes(forward.model, tracer.steps)
+    failure = None
     for _ in range(MAX_PROBES):
-        grouping = make_groups(book)
-        values = found.values(grouping)
-        probes = (
-            probe(forward, grouping, tracer.steps, values, chosen)
-            for chosen in found.checks(grouping)
-        )
-        failure = next((f for f in probes if f is not None), None)
         if failure is None:
-            return grouping, values
-        if not _adapted(forward, found, book, (grouping, failure)):
+            grouping = make_groups(book)
+            values = found.values(grouping)
+            for chosen in found.checks(grouping):
+                failure = probe(forward, grouping, tracer.steps, values, chosen)
+                if failure is not None:
+                    break
+            else:
+                return grouping, values
+        adapted = _adapted(forward, found, book, (grouping, failure))
+        if adapted is None:
             blame(failure, tracer.steps, book)
+            failure = None
+        else:
+            grouping, failure = adapted
     book.pin(np.arange(book.count), "the smaller network could not be run")
     return make_groups(book), ()
 
 
 def _adapted(
     forward: Forward, found: Attributes, book: Book, stopped: tuple[Grouping, Failure]
-) -> bool:
-    """Did an attribute help the smaller forward past the failure? It is then kept."""
+) -> tuple[Grouping, Failure | None] | None:
+    """An attribute that helps the smaller forward past the failure is kept: how far is it now?"""
     grouping, failure = stopped
     for candidate in islice(found.candidates(failure, grouping), MAX_CANDIDATES):
         before, edges, pins = dict(found.bound), len(book.edges), len(book.pins)
@@ -156,10 +161,10 @@ def _adapted(
         again = probe(forward, trial, found.steps, found.values(trial), failure.chosen)
         if again is None or again.at > failure.at:
             found.proven.add(candidate.kind)
-            return True
+            return trial, again
         found.bound = before
         del book.edges[edges:], book.pins[pins:]
-    return False
+    return None
 
 
 def _weights(model: nn.Module, tracer: Tracer) -> tuple[str, ...]:

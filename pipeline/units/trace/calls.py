@@ -96,15 +96,33 @@ def numbers_of(func: Any, bound: dict[str, Any]) -> tuple[float, ...]:
     return tuple(v for v in bound.values() if isinstance(v, (int, float)) and v not in (True, 1))
 
 
+_FLOAT = (
+    "relu relu6 hardtanh hardswish hardsigmoid leaky_relu elu celu selu silu gelu mish sigmoid "
+    "tanh softplus log_sigmoid add sub mul div neg exp rsqrt sqrt cos sin clamp dropout"
+)
+FLOAT = frozenset(_FLOAT.split())
+"""Elementwise operators whose result has the type of their operands, where that is a float."""
+
+
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args)`, with short cuts on the meta device, where torch finds the shape of some
-    operators by twenty others: that would take longer than all the rest of a trace."""
+    operators by twenty others, written in Python and with its compiler imported: that would take
+    longer than all the rest of a trace."""
     first = args[0] if args else None
     if isinstance(first, Tensor) and first.is_meta:
         if func is torch.ops.aten.native_batch_norm.default and not args[5]:
             return torch.empty_like(first), first.new_empty(0), first.new_empty(0)
-        if func._schema.is_mutable and torch.Tag.pointwise in func.tags:
-            operands = tensors_in([*args, *kwargs.values()])
-            if all(x is first or x.shape == first.shape for x in operands):
+        if func is torch.ops.aten.mean.dim and not kwargs and first.is_floating_point():
+            return torch.ops.aten.sum.dim_IntList(*args)
+        if func is torch.ops.aten.addmm.default:
+            a, b = args[1], args[2]
+            if a.shape[1] == b.shape[0] and first.shape == b.shape[1:]:
+                return a.new_empty(a.shape[0], b.shape[1])
+        if torch.Tag.pointwise in func.tags or operator_name(func) in FLOAT:
+            operands = [x for x in args if isinstance(x, Tensor)]
+            alike = all(x.shape == first.shape and x.dtype == first.dtype for x in operands)
+            if alike and func._schema.is_mutable and not kwargs:
                 return first
+            if alike and first.is_floating_point() and operator_name(func) in FLOAT:
+                return torch.empty_like(first)
     return func(*args, **kwargs)

@@ -155,6 +155,27 @@ def test_windows_cover_the_context_in_steps_of_the_stride(tokenizer):
     assert len(best) == len(set(best)) == 30  # every token is best seen in exactly one window
 
 
+def test_a_token_belongs_to_the_first_window_that_shows_most_around_it(tokenizer):
+    context = " ".join(["cat", "dog", "bird", "fish", "red"] * 6)
+    made = features([question(context, "red")], tokenizer, max_length=17, stride=5)
+    rows = [[o[0] for o in row if o[0] >= 0] for row in made["offsets"].tolist()]
+    ties = 0
+    for start in sorted({s for row in rows for s in row}):
+        around = [
+            min(row.index(start), len(row) - 1 - row.index(start)) + 0.01 * len(row)
+            if start in row
+            else -1.0
+            for row in rows
+        ]
+        ties += around.count(max(around)) > 1
+        seen = [
+            bool((made["best"][k] & (made["offsets"][k, :, 0] == start)).any())
+            for k in range(len(rows))
+        ]
+        assert seen == [k == around.index(max(around)) for k in range(len(rows))]
+    assert ties
+
+
 def test_targets_are_the_answer_or_the_cls_token(tokenizer):
     context = " ".join(["cat", "dog", "bird", "fish", "red"] * 6)
     asked = question(context, "red cat", nth=2)

@@ -1,4 +1,4 @@
-"""Bundles: there, trained on a machine with nothing on it, and back; nothing altered is accepted."""
+"""Bundles: there, trained on a bare machine, and back; nothing altered is accepted."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_twice_is_once_and_nested(study):
     assert len(names) == len(ids) == 15
     parents = {n: names.get(before[i].get("mlflow.parentRunId")) for i, n in names.items()}
     assert parents["train/resnet8-hspg-s0"] is None
-    assert parents["evaluate/resnet8-hspg-s0-p50"] == "train/resnet8-hspg-s0"
+    assert parents["resnet8-hspg-s0-p50"] == "train/resnet8-hspg-s0"
     assert parents["sweep/resnet8-dense-s0"] == "train/resnet8-dense-s0"
     assert parents["sweep/resnet8-dense-s0@0.9-bn"] == "sweep/resnet8-dense-s0"
 
@@ -72,7 +72,7 @@ def test_mlflow_gives_back_what_the_records_say(study):
 def test_a_run_can_be_read_without_the_report(study):
     ids = publish(study)
     store = Store("sample")
-    run = next(r for r in all_runs() if r.info.run_name == "evaluate/resnet8-hspg-s1-p50")
+    run = next(r for r in all_runs() if r.info.run_name == "resnet8-hspg-s1-p50")
     sha = run.data.tags["record_sha"]
     assert ids[sha] == run.info.run_id
     assert run.data.tags["source"] == "republished"

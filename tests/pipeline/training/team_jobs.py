@@ -120,7 +120,7 @@ def job(team: Team, model: nn.Module, method: Method, train: Any, recipe: Recipe
         validation=list(batches(12).epoch(9)),
         seed=0,
         device=torch.device("cpu"),
-        fresh=lambda: clone_state(plain()),
+        fresh=lambda _: clone_state(plain()),
         team=team,
     )
 
@@ -144,6 +144,9 @@ def leave(made: Job, curve: Sequence[Any], where: Path) -> None:
 
 class Killed(BaseException):
     """Stands for kill -9 at a chosen moment."""
+
+
+SYNCED = RECIPE.model_copy(update={"sync_batchnorm": True})
 
 
 class KillBefore:
@@ -218,6 +221,14 @@ def diverges(team: Team, folder: Path) -> None:
         run(job(team, plain(), MethodBase(), Poisoned(0)), folder / "diverged")
 
 
+def too_small(team: Team, folder: Path) -> None:
+    """An empty part cannot take part in a synchronised BatchNorm: an error, not a wait."""
+    made = job(team, plain(), MethodBase(), batches(SIZES[1]), SYNCED)
+    said = "connection" if team.first else "last batch .* too small for 2 processes"
+    with pytest.raises(RuntimeError, match=f"(?i){said}"):
+        run(made, folder / "small")
+
+
 def everything(team: Team, folder: Path) -> None:
-    for part in (equals, resumes, differ, diverges):
+    for part in (equals, resumes, differ, diverges, too_small):
         part(team, folder)

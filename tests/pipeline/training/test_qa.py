@@ -216,7 +216,7 @@ def job(prepared: Prepared, **recipe) -> Job:
         validation=make_eval_batches(prepared, prepared.validation(), batch_size=64),
         seed=0,
         device=torch.device("cpu"),
-        fresh=lambda: clone_state(model),
+        fresh=lambda _: clone_state(model),
     )
 
 

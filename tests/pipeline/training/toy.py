@@ -79,7 +79,7 @@ def job(method: Method | None = None, recipe: Recipe = RECIPE, **changes: Any) -
         validation=list(Batches().epoch(99)),
         seed=0,
         device=torch.device("cpu"),
-        fresh=lambda: clone_state(network(seed=5)),
+        fresh=lambda _: clone_state(network(seed=5)),
     )
     return replace(made, **changes)
 

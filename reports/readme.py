@@ -1,0 +1,87 @@
+"""The results in README.md, written from the tables that the tracked runs made.
+
+`python -m reports.readme` rewrites what stands between the marks; a test fails when README.md and
+the tables differ.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline.files import write_text
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+STUDIES = (
+    (".", "scikit-learn's digits, the default study (`make repro`)"),
+    ("studies/resnet-cifar10", "trained CIFAR-10 ResNets, imported, pruned on real CIFAR-10"),
+)
+HEADER = (
+    "row | method | dense % | pruned % | final % | params kept % | params ≠ 0 % | MACs kept % "
+    "| MACs ≠ 0 % | shrunk = masked to | record"
+)
+
+
+def results(root: Path) -> str:
+    """The block of README.md: one table per study that has one."""
+    parts = []
+    for folder, title in STUDIES:
+        path = root / folder / "reports/tables/main.csv"
+        if path.is_file():
+            parts.append(f"### {title}\n\n{_table(_rows(path))}")
+    intro = (
+        "Accuracy is top-1 on the test set, measured once: of the network before pruning, right "
+        "after it, and as delivered. MACs are multiply-accumulates. Each row is one tracked run; "
+        "its record is in `reports/records/` of the study.\n"
+    )
+    return f"## Results\n\n{intro}\n" + "\n".join(parts)
+
+
+def replaced(text: str, block: str) -> str:
+    """`text` with `block` between the marks.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"README.md: the marks {BEGIN} and {END} are not there")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["status"] == "done"]
+
+
+def _table(rows: Iterable[Mapping[str, str]]) -> str:
+    lines = [f"| {HEADER} |", "|" + "---|" * len(HEADER.split(" | "))]
+    for row in rows:
+        cells = [
+            f"`{row['pruning']}`",
+            row["method"],
+            *(_number(row[f"{when}_top1"], 2) for when in ("dense", "pruned", "final")),
+            *(_number(row[k], 1) for k in ("params_kept", "params_nonzero")),
+            *(_number(row[k], 1) for k in ("macs_kept", "macs_nonzero")),
+            f"{float(row['exact_masked']):.0e}" if row["exact_masked"] else "–",
+            f"`{row['record'].split()[0]}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(text: str, places: int) -> str:
+    return f"{float(text):.{places}f}" if text else "–"
+
+
+def main() -> None:
+    """Rewrite README.md of the working directory."""
+    path = Path("README.md")
+    text = path.read_text(encoding="utf-8")
+    write_text(path, replaced(text, results(Path())))
+
+
+if __name__ == "__main__":
+    main()
