@@ -17,6 +17,7 @@ from reports.connect import connect_table, write_lines
 from reports.figures import write_figures
 from reports.mask_distance import write_mask_distances
 from reports.page import write_comparison
+from reports.papers import load_papers, paper_table, tables_of
 from reports.render import write_tables
 from reports.tables import Table, main_table, sweep_table, weights_table
 from reports.weights import write_weights
@@ -47,6 +48,8 @@ def build_report(study: Study, out: Path) -> list[Table]:
         tables.append(connect_table(runs_for(study.name, paired), study.pairs))
         write_lines(lines_for(study.name, paired), out / "plots")
     tables += write_comparison(study.name, prunings, points, out)
+    papers = load_papers().values()
+    tables += [paper_table(p, t, prunings) for p in papers for t in tables_of(p, study.name)]
     write_tables(tables, out / "tables")
     write_figures(prunings, points, curves, out / "plots")
     write_mask_distances(curves, out / "plots")

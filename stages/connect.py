@@ -87,7 +87,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Conne
 @click.option("--pair", "key", required=True, help="an entry of `connect.pairs` in params.yaml")
 def main(key: str) -> None:
     params = load_params()
-    with stage_process("connect", key) as place:
+    with stage_process("connect", key, params.file.compute.threads) as place:
         spec = RunSpec("connect", key, params.file.study, {}, {"pair": key})
         with open_tracker(spec, paths.events("connect", key), live=False) as tracker:
             record = run(params, key, load_prepared(paths.PREPARED), place)

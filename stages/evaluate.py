@@ -134,7 +134,7 @@ def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker
 @click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
 def main(key: str) -> None:
     params = load_params()
-    with stage_process("evaluate", key) as place:
+    with stage_process("evaluate", key, params.file.compute.threads) as place:
         record = run(params, key, load_prepared(paths.PREPARED), place)
         spec = RunSpec("evaluate", key, params.file.study, {}, {"pruning": key})
         with open_tracker(spec, paths.events("evaluate", key), live=False) as tracker:

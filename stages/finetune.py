@@ -92,7 +92,7 @@ def main(key: str) -> None:
     live = params.retraining(key).epochs != 0
     if live and launched("finetune", ("--pruning", key), params.file.compute.processes):
         return
-    with stage_process("finetune", key) as place:
+    with stage_process("finetune", key, params.file.compute.threads) as place:
         if not place.team.first:
             run(params, key, load_prepared(paths.PREPARED), place, Silent())
             return

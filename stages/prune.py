@@ -66,8 +66,9 @@ def run(
 @click.command(help=__doc__)
 @click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
 def main(key: str) -> None:
-    pruning = load_params().pruning(key)
-    with stage_process("prune", key):
+    params = load_params()
+    pruning = params.pruning(key)
+    with stage_process("prune", key, params.file.compute.threads):
         source = TrainArtifact(paths.training(pruning.training))
         plan = run(
             pruning, source, load_prepared(paths.PREPARED), PrunedArtifact(paths.prune(key))

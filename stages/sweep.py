@@ -133,7 +133,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
 @click.option("--training", "key", required=True, help="an entry of `sweep.trainings`")
 def main(key: str) -> None:
     params = load_params()
-    with stage_process("sweep", key) as place:
+    with stage_process("sweep", key, params.file.compute.threads) as place:
         spec = RunSpec("sweep", key, params.file.study, {}, {"training": key})
         with open_tracker(spec, paths.events("sweep", key), live=False) as tracker:
             record = run(params, key, load_prepared(paths.PREPARED), place)

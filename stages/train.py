@@ -110,7 +110,7 @@ def main(key: str) -> None:
     if launched("train", ("--training", key), params.file.compute.processes):
         return
     prepared = load_prepared(paths.PREPARED)
-    with stage_process("train", key) as place:
+    with stage_process("train", key, params.file.compute.threads) as place:
         if not place.team.first:
             run(params, key, prepared, place, Silent())
             return

@@ -91,7 +91,8 @@ def create(folder: Path, params: str = PARAMS) -> Path:
     (folder / "reports").mkdir()
     for source in (REPOSITORY / "reports").glob("*.py"):
         shutil.copy(source, folder / "reports")
-    shutil.copytree(REPOSITORY / "reports/web", folder / "reports/web")
+    for name in ("web", "papers"):
+        shutil.copytree(REPOSITORY / "reports" / name, folder / "reports" / name)
     (folder / "params.yaml").write_text(params)
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")

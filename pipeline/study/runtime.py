@@ -36,9 +36,12 @@ class BusyError(RuntimeError):
 
 
 @contextmanager
-def stage_process(stage: str, key: str) -> Iterator[Workplace]:
+def stage_process(stage: str, key: str, threads: int | None = None) -> Iterator[Workplace]:
     """Around the work of a stage instance: lock it, die with DVC, log to stderr; join the other
     processes that were launched for it (the first one holds the lock and speaks).
+
+    Args:
+        threads: of this process on the CPU, None = torch's choice; ESPALIER_THREADS goes before.
 
     Raises:
         BusyError: the same instance runs already in this folder.
@@ -47,8 +50,8 @@ def stage_process(stage: str, key: str) -> Iterator[Workplace]:
     with joined(choose_device()) as (team, device):
         level = logging.INFO if team.first else logging.WARNING
         logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
-        if threads := os.environ.get("ESPALIER_THREADS"):
-            torch.set_num_threads(int(threads))
+        if wanted := os.environ.get("ESPALIER_THREADS", threads):
+            torch.set_num_threads(int(wanted))
         with _locked(stage, key) if team.first else nullcontext():
             yield Workplace(device, paths.checkpoints(stage, key), team)
 

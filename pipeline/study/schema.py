@@ -170,10 +170,13 @@ class EvaluateParams(Strict):
 class ComputeParams(Strict):
     """How the machine is used; never a DVC parameter, as it decides no result.
 
-    `processes`: of one training on this machine; "auto" = one per GPU.
+    `processes`: of one training on this machine; "auto" = one per GPU. `threads`: of one process on
+    the CPU; small networks are fastest with one, and many times slower with several on a busy
+    machine; None = one per core.
     """
 
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    threads: Annotated[int, Field(ge=1)] | None = None
 
 
 class File(Strict):

@@ -158,24 +158,24 @@ def test_hugging_face_with_fused_attention(kind: str) -> None:
 def test_bert_base_has_the_groups_of_the_paper() -> None:
     """36,864 inner features of size 769 (weights and bias of a row); heads of 3 * 64 * 769."""
     hf = pytest.importorskip("transformers")
-    with torch.device("meta"):
-        model = hf.BertModel(hf.BertConfig(), add_pooling_layer=False)
-    parameters = dict(model.named_parameters())
     inputs = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
 
-    def sizes(attention: Attention) -> list[tuple[int, int]]:
+    def sizes(attention: Attention, layers: int) -> list[tuple[int, int]]:
         """(units, parameters of the zero-invariant part of one unit) of every group."""
+        with torch.device("meta"):
+            model = hf.BertModel(hf.BertConfig(num_hidden_layers=layers), add_pooling_layer=False)
+        parameters = dict(model.named_parameters())
         return [
             (g.size, sum(parameters[s.tensor][0].numel() * s.index.shape[1] for s in g.zig))
             for g in trace_units(model, inputs, attention=attention).prunable
         ]
 
-    found = sizes("heads")
+    found = sizes("heads", 12)
     assert found == [(12, 3 * 64 * 769), (3072, 769)] * 12
     assert sum(n for n, _ in found if n == 3072) == 36_864
     # The paper's code has features of query and key only, 2 * 12 * 769 = 18,456; this BERT has one
     # attribute for the width of all three, so that values go along.
-    assert sizes("head_dim") == [(64, 3 * 12 * 769), (3072, 769)] * 12
+    assert sizes("head_dim", 2) == [(64, 3 * 12 * 769), (3072, 769)] * 2
 
 
 def test_features_of_query_and_key_alone_have_the_size_of_the_paper() -> None:
