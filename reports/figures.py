@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +130,7 @@ def _curves(ax: Any, curves: pd.DataFrame, metric: str) -> None:
 
 def _shown_metric(curves: pd.DataFrame) -> str | None:
     found = set(curves["metric"])
-    wanted = ("validation/top1", "train/top1", "validation/loss", "train/loss")
+    wanted = ("validation/top1", "validation/f1", "train/top1", "validation/loss", "train/loss")
     return next((m for m in wanted if m in found), None)
 
 
@@ -141,7 +141,10 @@ def _lines(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def save_figure(
-    stem: Path, draw: Callable[[Any], None], panels: tuple[int, int] | None = None
+    stem: Path,
+    draw: Callable[[Any], None],
+    panels: tuple[int, int] | None = None,
+    formats: Sequence[str] = ("svg", "png"),
 ) -> None:
     """Draw on fresh axes; `stem`.svg and `stem`.png, byte for byte the same every time."""
     import matplotlib as mpl
@@ -159,8 +162,8 @@ def save_figure(
         else:  # an array of (rows, columns); `draw` makes its own legend
             figure.set_size_inches(4.2 * panels[1], 3.4 * panels[0])
             draw(figure.subplots(*panels, squeeze=False))
-        for suffix, metadata in _METADATA.items():
+        for suffix in formats:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, metadata=metadata, dpi=150)
+            figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix], dpi=150)
             with replacing(stem.with_suffix(f".{suffix}")) as temporary:
                 temporary.write_bytes(buffer.getvalue())

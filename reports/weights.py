@@ -47,7 +47,8 @@ def write_weights(records: Sequence[SweepRecord], folder: Path) -> dict[str, Pat
     drawn = {}
     for training, part in layers.groupby("training", sort=False):
         stem = folder / "weights" / str(training)
-        save_figure(stem, partial(_layers, data=part, title=str(training)))
+        draw = partial(_layers, data=part, title=str(training))
+        save_figure(stem, draw, formats=("png",))  # `dvc plots show` shows the whole folder
         drawn[str(training)] = stem.with_suffix(".png")
     return drawn
 

@@ -12,7 +12,7 @@ from pipeline.study.runtime import log
 from pipeline.study.stopping import StopRequest
 from pipeline.training.job import Observer, TrainBatches
 
-SHOWN = ("train/loss", "validation/loss", "validation/top1", "lr")
+SHOWN = ("train/loss", "validation/loss", "validation/top1", "validation/f1", "lr")
 
 
 class Progress:

@@ -62,7 +62,6 @@ def _mask_on_device(flat: Tensor, k: int) -> Tensor:
     return above | (ties & (ties.cumsum(0) <= room))
 
 
-@torch.compiler.disable  # Dynamo would retrace numpy in torch
 def _keep_on_host(x: Tensor, k: int, size: Tensor) -> None:
     """Replace `size` = |x| by x where it is among the k largest and by 0 elsewhere."""
     flat = _in_memory_order(size)

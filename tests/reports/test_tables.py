@@ -184,7 +184,7 @@ def test_weight_figures_are_the_same_bytes_twice(tmp_path):
         drawn = write_weights([record], tmp_path / folder)
         assert drawn == {record.training: tmp_path / folder / f"weights/{record.training}.png"}
     found = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
-    assert len(found) == 6
+    assert len(found) == 5
     for name in found:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -181,6 +181,19 @@ def features_of_keys_and_of_values() -> nn.Module:
     return Attention(run, {"num_heads": HEADS}, **qkvo())
 
 
+@case(1 + WIDTH, example=TEXT, attention="head_dim")
+def constant_within_heads() -> nn.Module:
+    """A constant as wide as a head, for all heads: queries and keys keep their width."""
+
+    def run(n: Any, x: Tensor) -> Tensor:
+        q, k, v = (
+            y(x).view(*x.shape[:2], n.num_heads, -1).transpose(1, 2) for y in (n.q, n.k, n.v)
+        )
+        return n.o(together(attend(q * torch.arange(1, 1 + WIDTH, device=x.device), k, v)))
+
+    return Attention(run, {"num_heads": HEADS}, **qkvo())
+
+
 @case(WIDTH, example=TEXT, attention="head_dim")
 def scale_computed_from_the_width() -> nn.Module:
     """Without a scale of its own the fused attention takes it from queries, which so must stay."""
