@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+WORKERS ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
@@ -30,7 +31,7 @@ test: $(READY)  ## Lint, types and all tests (no network, no GPU)
 	ruff check .
 	ruff format --check .
 	mypy pipeline stages reports methods models
-	pytest -q
+	pytest -q -n $(WORKERS) --dist loadfile --timeout 900
 
 smoke: $(READY)  ## Only the tests that run the whole pipeline
 	pytest -q tests/test_smoke.py
@@ -40,7 +41,7 @@ lint: $(READY)  ## Format and lint
 	ruff check --fix .
 
 golden: $(READY)  ## Rewrite the golden files; review their diff as a result
-	ESPALIER_GOLDEN=write pytest -q tests -k golden
+	ESPALIER_GOLDEN=write pytest -q tests
 
 tables: $(READY)  ## Rebuild the tables from the tracked records, training nothing
 	dvc repro --quiet --single-item report
