@@ -202,9 +202,7 @@ def by_seed(runs: Iterable[dict[str, Any]], skip: Sequence[str]) -> list[list[di
     seen: dict[Hashable, int] = {}
     for run in runs:
         same = tuple(
-            (k, v)
-            for k, v in run.items()
-            if k.startswith("params.") and k not in skip and known(v)
+            (k, v) for k, v in run.items() if k.startswith("params.") and k not in skip and known(v)
         )
         again = seen[same, run["params.seed"]] = seen.get((same, run["params.seed"]), -1) + 1
         groups.setdefault((same, again), []).append(run)

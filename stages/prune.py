@@ -70,9 +70,7 @@ def main(key: str) -> None:
     pruning = params.pruning(key)
     with stage_process("prune", key, params.file.compute.threads):
         source = TrainArtifact(paths.training(pruning.training))
-        plan = run(
-            pruning, source, load_prepared(paths.PREPARED), PrunedArtifact(paths.prune(key))
-        )
+        plan = run(pruning, source, load_prepared(paths.PREPARED), PrunedArtifact(paths.prune(key)))
         log.info("%s: %d of %d units kept", key, plan.kept, plan.total)
 
 
