@@ -117,8 +117,8 @@ def test_a_fresh_clone_rebuilds_the_tables_from_the_records_alone(
     clone = tmp_path / "clone"
     study.run(copy, "git", "clone", "-q", str(copy), str(clone))
     assert study.repro(clone, "--single-item", "report") == ["report"]
-    tables = study.tree(clone / "reports/tables")
-    assert tables == study.tree(copy / "reports/tables")
+    for made in ("reports/tables", "reports/plots"):
+        assert study.tree(clone / made) == study.tree(copy / made)
 
 
 def test_dvc_speaks_of_the_study(copy: Path) -> None:

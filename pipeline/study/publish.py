@@ -146,7 +146,8 @@ def runs_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
 
 
 def curves_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
-    """Long table of the curves of these records: training, epoch, step, metric, value."""
+    """Long table of the curves of these records: training, epoch, step, metric, value. Only what
+    the records hold: no wall times."""
     import pandas as pd
 
     store = Store(experiment)
@@ -154,7 +155,7 @@ def curves_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
     rows = []
     for record_sha in shas:
         run = found[record_sha]
-        names = sorted(n for n in run.data.metrics if n.startswith("curve/"))
+        names = sorted(n for n in run.data.metrics if n.startswith("curve/") and not _timed(n))
         history = {n: store.history(run.info.run_id, n) for n in names}
         epochs = {p.step: int(p.value) for p in history.pop("curve/epoch", [])}
         for name, points in history.items():
@@ -200,6 +201,11 @@ def lines_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
             for p in points
         ]
     return pd.DataFrame(rows, columns=["pair", "alpha", "metric", "value"])
+
+
+def _timed(name: str) -> bool:
+    """Seconds of an epoch are of one machine and one day: no table or figure is made of them."""
+    return name.startswith("curve/system/")
 
 
 def _publish(store: Store, study: Study) -> dict[str, str]:
