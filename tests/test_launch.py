@@ -62,6 +62,7 @@ def test_what_several_processes_cannot_do(recipe: Recipe, said: str, tmp_path: P
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two processes whose training takes long enough to be killed."""
     params = TWO.replace("epochs: 2\n", "epochs: 40\n", 1)
+    params = params.replace("batch_size: 50\n", "batch_size: 10\n", 1)
     folder = study.create(tmp_path_factory.mktemp("launch") / "study", params)
     study.run(folder, "dvc", "repro", "-q", "prepare-data")
     return folder

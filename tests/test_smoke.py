@@ -158,7 +158,9 @@ def wait_for(what: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_kill_nine_then_repro_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    # 480 steps after the first checkpoint: seconds, where the kill comes within milliseconds.
     params = study.PARAMS.replace("epochs: 2\n", "epochs: 25\n", 1)
+    params = params.replace("batch_size: 50\n", "batch_size: 5\n", 1)
     folder = study.create(tmp_path / "study", params)
     shutil.copytree(finished / "data", folder / "data")
     study.run(folder, "dvc", "commit", "-q", "-f", "prepare-data")
@@ -174,6 +176,7 @@ def test_kill_nine_then_repro_gives_the_same_bits(finished: Path, tmp_path: Path
     wait_for(checkpoint, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    assert not (folder / "artifacts/train/h").exists(), "it ended before it was killed"
     time.sleep(0.5)
     first = load_tree(checkpoint)["counters"]["epoch"]
     time.sleep(1.0)
