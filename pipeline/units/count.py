@@ -20,8 +20,9 @@ from pipeline.units.cuts import removals
 from pipeline.units.groups import Granularity, Share, Units
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
-from pipeline.units.trace.calls import PRODUCTS, operator_name, run
+from pipeline.units.trace.calls import PRODUCTS, operator_name
 from pipeline.units.trace.forward import Forward, module_stack
+from pipeline.units.trace.shapes import run
 
 FLOPS_PER_MAC = 2
 
@@ -131,7 +132,7 @@ def _counted(model: nn.Module, example: Any) -> _Counter:
     forward = Forward(model, example)
     for meta in (True, False):  # code that reads values cannot run on shapes alone
         forward.meta = meta
-        with module_stack(model) as stack:
+        with module_stack(forward.layers) as stack:
             counter = _Counter(stack)
             try:
                 forward.run(forward.tensors(), counter)

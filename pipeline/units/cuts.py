@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.units.groups import ChannelGroup, Granularity, Units
 from pipeline.units.plan import PruningPlan
+
+BLOCK = 1 << 20
+"""Bytes that a core's cache holds."""
 
 Alive = dict[str, dict[int, Tensor]]
 """tensor -> dimension -> bool per position; what is not named is whole."""
@@ -48,21 +52,49 @@ def alive_positions(
     for group in units.groups:
         if group.name not in masks:
             continue
-        gone = ~masks[group.name]
+        gone = np.flatnonzero(~masks[group.name].numpy())
         for s in group.slices:
             dims = alive.setdefault(s.tensor, {})
             if s.dim not in dims:
                 dims[s.dim] = torch.ones(shapes[s.tensor][s.dim], dtype=torch.bool)
-            dims[s.dim][s.index[gone].flatten()] = False
+            dims[s.dim].numpy()[s.index.cpu().numpy().take(gone, axis=0).ravel()] = False
     return alive
 
 
 def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     """The surviving positions of `tensor`, dimension by dimension."""
-    for dim, alive in dims.items():
-        if not alive.all():
-            tensor = tensor.index_select(dim, alive.nonzero().flatten().to(tensor.device))
+    if tensor.is_meta:
+        shape = list(tensor.shape)
+        for dim, alive in dims.items():
+            shape[dim] = int(np.count_nonzero(alive.numpy()))
+        return tensor.new_empty(shape)
+    kept = {}
+    for dim in sorted(dims):
+        positions = torch.from_numpy(np.flatnonzero(dims[dim].numpy()))
+        if positions.numel() < dims[dim].numel():
+            kept[dim] = positions.to(tensor.device)
+    large = tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() > BLOCK
+    if large and len(kept) > 1 and 0 in kept:
+        return _cut_by_blocks(tensor.detach(), kept)
+    for dim, positions in kept.items():
+        tensor = tensor.index_select(dim, positions)
     return tensor
+
+
+def _cut_by_blocks(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Rows pass through a buffer that stays in the cache: no second large tensor is ever made."""
+    *between, last = [dim for dim in kept if dim != 0]
+    shape = [kept[d].numel() if d in kept else n for d, n in enumerate(tensor.shape)]
+    result = tensor.new_empty(shape)
+    rows = max(1, BLOCK // (tensor[0].numel() * tensor.element_size()))
+    buffer = tensor.new_empty((rows, *tensor.shape[1:]))
+    for start, part in enumerate(kept[0].split(rows)):
+        block = torch.index_select(tensor, 0, part, out=buffer[: part.numel()])
+        for dim in between:
+            block = block.index_select(dim, kept[dim])
+        target = result[start * rows : start * rows + part.numel()]
+        torch.index_select(block, last, kept[last], out=target)
+    return result
 
 
 def with_one_left(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

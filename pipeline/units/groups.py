@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -42,11 +43,12 @@ class Slice:
     role: Role
     index: Tensor
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """True when channel i is position i, so `index` need not be applied."""
-        return self.index.shape[1] == 1 and bool(
-            torch.equal(self.index[:, 0], torch.arange(self.index.shape[0]))
+        size, k = self.index.shape
+        return k == 1 and torch.equal(
+            self.index[:, 0], torch.arange(size, device=self.index.device)
         )
 
 

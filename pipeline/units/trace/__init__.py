@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from pipeline.units.frozen import STATISTICS, is_frozen_norm
 from pipeline.units.groups import SizeAttribute, Units
 from pipeline.units.trace.attributes import Attributes, share
 from pipeline.units.trace.book import Book
@@ -52,11 +53,10 @@ def trace_units(
     Raises:
         ValueError: `never_prune` names no module.
     """
-    modules = dict(model.named_modules())
-    if unknown := [n for n in never_prune if n not in modules]:
-        known = ", ".join(n for n in modules if n)
-        raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     forward = Forward(model, example_inputs)
+    if unknown := [n for n in never_prune if n not in forward.layers]:
+        known = ", ".join(n for n in forward.layers if n)
+        raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     try:
         tracer = _trace(forward, never_prune, attention)
     except Exception:  # the network's own code may fail without values: it then gets some
@@ -67,44 +67,46 @@ def trace_units(
         number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
         for number, parts in tracer.products.items()
     }
-    return Units(_weights(model, tracer), grouping.groups, attributes, products)
+    return Units(_weights(forward, tracer), grouping.groups, attributes, products)
 
 
 def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention) -> Tracer:
     tensors = forward.tensors()
     first_name = {id(x): name for name, x in reversed(tensors.items())}
-    trained = frozenset(first_name[id(tensors[n])] for n, _ in forward.model.named_parameters())
+    trained = frozenset(first_name[id(tensors[n])] for n in forward.parameters())
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     tracer = Tracer(Book(shapes, trained), RULES, generic, attention)
+    tracer.book.statistics = frozenset(
+        f"{path}.{key}" if path else key
+        for path, layer in forward.layers.items()
+        for key in (STATISTICS if is_frozen_norm(layer) else ())
+    )
     tracer.norm_groups = {
         f"{path}.weight" if path else "weight": m.num_groups
-        for path, m in forward.model.named_modules()
+        for path, m in forward.layers.items()
         if isinstance(m, nn.GroupNorm)
     }
+    positions = np.arange(max((max(s, default=1) for s in shapes.values()), default=1))
     for x in tensors.values():
-        tracer.put(x, _whole(first_name[id(x)], tuple(x.shape)))
+        axes = (Axis(d, positions[:n]) for d, n in enumerate(x.shape))
+        tracer.put(x, ParamView(first_name[id(x)], tuple(axes)))
 
     def seen(inputs: Any) -> None:
         for x in tensors_in(inputs):
             tracer.put(x, uniform(x.ndim, tracer.book.code(f"it meets {INPUT}")))
 
-    with _watched(forward.model, never_prune, tracer):
+    with _watched(forward, never_prune, tracer):
         outputs = forward.run(tensors, tracer, seen)
     _pin(tracer, outputs, "it reaches the network's output")
     tracer.book.settle()
     return tracer
 
 
-def _whole(name: str, shape: tuple[int, ...]) -> ParamView:
-    return ParamView(name, tuple(Axis(d, np.arange(n)) for d, n in enumerate(shape)))
-
-
 @contextmanager
-def _watched(model: nn.Module, never_prune: tuple[str, ...], tracer: Tracer) -> Iterator[None]:
+def _watched(forward: Forward, never_prune: tuple[str, ...], tracer: Tracer) -> Iterator[None]:
     """Hooks that pin what the named modules return."""
-    modules = dict(model.named_modules())
     handles = [
-        modules[name].register_forward_hook(
+        forward.layers[name].register_forward_hook(
             lambda _m, _i, out, name=name: _pin(tracer, out, f"never_prune names {name}")
         )
         for name in never_prune
@@ -127,7 +129,7 @@ def _pin(tracer: Tracer, outputs: Any, reason: str) -> None:
 
 def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttribute, ...]]:
     """Groups that a smaller forward has confirmed, with the attributes it needs."""
-    book, found = tracer.book, Attributes(forward.model, tracer.steps)
+    book, found = tracer.book, Attributes(forward.layers, tracer.steps)
     failure = None
     for _ in range(MAX_PROBES):
         if failure is None:
@@ -167,8 +169,9 @@ def _adapted(
     return None
 
 
-def _weights(model: nn.Module, tracer: Tracer) -> tuple[str, ...]:
+def _weights(forward: Forward, tracer: Tracer) -> tuple[str, ...]:
     """Weights of convolution and linear layers, used in the forward or not, in model order."""
-    layers = {id(m.weight) for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))}
-    named = dict(model.named_parameters())
+    kinds = (_ConvNd, nn.Linear)
+    layers = {id(m.weight) for m in forward.layers.values() if isinstance(m, kinds)}
+    named = forward.parameters()
     return tuple(n for n, p in named.items() if n in tracer.multiplied or id(p) in layers)

@@ -7,7 +7,7 @@ with every tensor as foreseen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +53,8 @@ def share(ids: Ids, grouping: Grouping) -> Share | None:
 class Attributes:
     """The attributes found so far, by the ids of the dimension they follow."""
 
-    def __init__(self, model: nn.Module, steps: Sequence[Step]) -> None:
-        self.modules = dict(model.named_modules())
+    def __init__(self, modules: Mapping[str, nn.Module], steps: Sequence[Step]) -> None:
+        self.modules = modules
         self.steps = steps
         self.bound: dict[Key, Ids] = {}
         self.proven: set[tuple[type[nn.Module], str]] = set()

@@ -22,11 +22,17 @@ class Use:
 
 
 class Book:
-    """Written while the forward runs, read once by `grouping`."""
+    """Written while the forward runs, read once by `grouping`.
+
+    Attributes:
+        trained: names of parameters.
+        statistics: of buffers that follow the channels of frozen batch norms.
+    """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], trained: frozenset[str]) -> None:
         self.shapes = shapes
         self.trained = trained
+        self.statistics: frozenset[str] = frozenset()
         self.count = FIXED + 1
         self.edges: list[tuple[Ids, Ids]] = []
         self.pins: list[tuple[Ids, int]] = []
@@ -69,14 +75,20 @@ class Book:
 
         A unit that meets a fixed position must stay, because of `reason`.
         """
-        a, b = np.broadcast_arrays(a, b)
-        if (differ := a != b).any():
-            left, right = a[differ], b[differ]
-            free = (left != FIXED) & (right != FIXED)
-            if free.any():
-                self.edges.append((left[free], right[free]))
-            if not free.all():
-                self.pin(np.maximum(left, right)[~free], reason)
+        if a is b:
+            return a
+        differ = a != b
+        a = a if a.shape == differ.shape else np.broadcast_to(a, differ.shape)
+        if not differ.any():
+            return a
+        left, right = a[differ], np.broadcast_to(b, differ.shape)[differ]
+        free = (left != FIXED) & (right != FIXED)
+        if free.all():
+            self.edges.append((left, right))
+            return a
+        if free.any():
+            self.edges.append((left[free], right[free]))
+        self.pin(np.maximum(left, right)[~free], reason)
         return np.where(a == FIXED, b, a)
 
     def tie(self, name: str, axis: Axis, ids: Ids, role: Role) -> None:

@@ -8,25 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from pipeline.units.modules import tensors_of
-
-META = torch.device("meta")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own flag comes back."""
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+from pipeline.units.modules import layers_of, tensors_in
+from pipeline.units.trace.shapes import META
 
 
 @contextmanager
@@ -42,12 +28,12 @@ def _decomposed() -> Iterator[None]:
 
 
 @contextmanager
-def module_stack(model: nn.Module) -> Iterator[list[str]]:
+def module_stack(layers: Mapping[str, nn.Module]) -> Iterator[list[str]]:
     """Paths of the modules whose forward runs now, outermost first.
 
     After an exception the list says where it was raised.
     """
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(layer): path for path, layer in layers.items()}
     stack: list[str] = []
 
     def push(module: nn.Module, _inputs: Any) -> None:
@@ -80,20 +66,36 @@ class Forward:
 
     On the meta device only shapes are computed. A network that cannot run there (it reads values,
     or makes tensors on a device of its own) runs on its own tensors.
+
+    Attributes:
+        named: modules with their paths, a shared one under each of its names.
+        layers: the same under their first names.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self.model = model
         self.inputs = example_inputs
         self.meta = True
+        self.named = layers_of(model)
+        first = {id(layer): path for path, layer in reversed(self.named)}
+        self.layers = {path: layer for path, layer in self.named if first[id(layer)] == path}
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, shared ones shared, on the device of the run."""
-        own = tensors_of(self.model)
+        own = tensors_in(self.named)
         if not self.meta:
             return own
         unique = {id(x): torch.empty_like(x, device=META) for x in own.values()}
         return {name: unique[id(x)] for name, x in own.items()}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The model's own, a shared one under its first name."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for path, layer in self.layers.items():
+            for key, x in layer._parameters.items():
+                if x is not None:
+                    found.setdefault(id(x), (f"{path}.{key}" if path else key, x))
+        return dict(found.values())
 
     def run(
         self,
@@ -106,12 +108,41 @@ class Forward:
         if seen is not None:
             seen(inputs)
         args, kwargs = _arguments(inputs)
-        with torch.no_grad(), evaluating(self.model), _decomposed(), mode:
-            if not self.meta and all(
-                tensors[name] is x for name, x in tensors_of(self.model).items()
-            ):
-                return self.model(*args, **kwargs)
-            return functional_call(self.model, dict(tensors), args, kwargs)
+        standing_in = self._standing_in(tensors)
+        with torch.no_grad(), self._evaluating(), _decomposed(), standing_in, mode:
+            return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _standing_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """The modules hold `tensors` in place of their own."""
+        stores = [
+            (store, key, f"{path}.{key}" if path else key)
+            for path, layer in self.named
+            for store in (layer._parameters, layer._buffers)
+            for key, x in store.items()
+            if x is not None
+        ]
+        own = [store[key] for store, key, _ in stores]
+        try:
+            for store, key, name in stores:
+                store[key] = tensors[name]  # type: ignore[assignment]
+            yield
+        finally:
+            for (store, key, _), x in zip(stores, own, strict=True):
+                store[key] = x
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode; every module's own flag comes back."""
+        flags = [(layer, layer.training) for layer in self.layers.values()]
+        if any(flag for _, flag in flags):
+            self.model.eval()
+        try:
+            yield
+        finally:
+            for layer, flag in flags:
+                if layer.training != flag:
+                    layer.training = flag
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -15,6 +15,8 @@ from pipeline.units.trace.shadow import FIXED, Ids
 SHOWN_REASONS = 3
 NO_PRODUCER = "no layer produces it"
 Hashes = NDArray[np.uint64]
+GOLDEN, MASK = 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF
+NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,43 +51,45 @@ def make_groups(book: Book) -> Grouping:
         positions = np.flatnonzero(use.ids > FIXED)
         if positions.size:
             cuts.append(_Cut(tensor, dim, use.role, positions, labels[use.ids[positions]]))
-    reasons = _reasons(book, cuts, labels)
-    first = _first_seen(cuts, book.count)
-    members = _partition(cuts, first, reasons)
-    owner = np.full(book.count, -1)
+    if not cuts:
+        return Grouping((), (), labels, np.full(book.count, -1))
+    stays = [(labels[ids], code) for ids, code in book.pins]
+    stays += [(c.classes, book.locks[c.tensor]) for c in cuts if c.tensor in book.locks]
+    orphans = _orphans(cuts, stays, book.count)
+    if orphans.size:
+        stays.append((orphans, book.code(NO_PRODUCER)))
+    members = _partition(cuts, _first_seen(cuts, book.count), stays)
+    owner, rank = np.full(book.count, -1), np.zeros(book.count, dtype=np.int64)
     for g, classes in enumerate(members):
         owner[classes] = g
-    return Grouping(_build(cuts, members, reasons, book), tuple(members), labels, owner)
+        rank[classes] = np.arange(classes.size)
+    slices = _slices(cuts, members, owner, rank)
+    words = _words(stays, len(members), (owner, rank), book.reasons)
+    return Grouping(_build(members, slices, words), tuple(members), labels, owner)
 
 
-def _reasons(book: Book, cuts: list[_Cut], labels: Ids) -> dict[int, list[int]]:
-    """Class -> codes of the reasons why it must stay."""
-    found: dict[int, list[int]] = {}
-    locked = [(c.classes, book.locks[c.tensor]) for c in cuts if c.tensor in book.locks]
-    for classes, code in [*((labels[ids], code) for ids, code in book.pins), *locked]:
-        for c in np.unique(classes).tolist():
-            codes = found.setdefault(c, [])
-            if code not in codes:
-                codes.append(code)
-    produced: set[int] = set()
+def _orphans(cuts: list[_Cut], stays: list[tuple[Ids, int]], count: int) -> Ids:
+    """Classes that no layer produces, where nothing else keeps them."""
+    orphan = np.zeros(count, dtype=bool)
+    for cut in cuts:
+        orphan[cut.classes] = True
     for cut in cuts:
         if cut.role == "producer":
-            produced.update(np.unique(cut.classes).tolist())
-    for cut in cuts:
-        for c in np.unique(cut.classes).tolist():
-            if c not in produced and c not in found:
-                found[c] = [book.code(NO_PRODUCER)]
-    return found
+            orphan[cut.classes] = False
+    for classes, _ in stays:
+        orphan[classes] = False
+    return np.flatnonzero(orphan)
 
 
 def _first_seen(cuts: list[_Cut], count: int) -> Ids:
     """Per class: where it first is produced (where it first occurs, if nowhere), as a sort key."""
-    span = 1 + max((int(c.positions.max()) for c in cuts), default=0)
+    span = 1 + max(int(c.positions[-1]) for c in cuts)
     late = len(cuts) * span
     first = np.full(count, 2 * late)
-    for number, cut in enumerate(cuts):
-        base = number * span + (0 if cut.role == "producer" else late)
-        np.minimum.at(first, cut.classes, base + cut.positions)
+    base = [n * span + (0 if c.role == "producer" else late) for n, c in enumerate(cuts)]
+    where = np.repeat(base, [c.positions.size for c in cuts])
+    where += np.concatenate([c.positions for c in cuts])
+    np.minimum.at(first, np.concatenate([c.classes for c in cuts]), where)
     return first
 
 
@@ -96,47 +100,93 @@ def _mix(x: Hashes) -> Hashes:
     return x ^ (x >> np.uint64(31))
 
 
-def _partition(cuts: list[_Cut], first: Ids, reasons: dict[int, list[int]]) -> list[Ids]:
-    """Classes with the same number of positions in the same tensors, in order of production."""
-    signature = np.zeros(first.size, dtype=np.uint64)
+def _partition(cuts: list[_Cut], first: Ids, stays: list[tuple[Ids, int]]) -> list[Ids]:
+    """Classes with the same number of positions in the same tensors, in order of production.
+
+    Those that must stay are apart from those that need not.
+    """
+    signature, tally = np.zeros(first.size, dtype=np.uint64), np.zeros(first.size, dtype=np.int64)
+    present = np.zeros(first.size, dtype=bool)
+    keys = np.array([(n + 1) * GOLDEN & MASK for n in range(len(cuts))], dtype=np.uint64)
+    once = _mix(keys + np.uint64(1))
     for number, cut in enumerate(cuts):
-        classes, counts = np.unique(cut.classes, return_counts=True)
-        key = np.uint64((number + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
-        signature[classes] += _mix(counts.astype(np.uint64) + key)
-    if not cuts:
-        return []
-    present = np.unique(np.concatenate([c.classes for c in cuts]))
-    pinned = np.array(sorted(reasons), dtype=np.int64)
+        present[cut.classes] = True
+        if _rising(cut.classes):
+            signature[cut.classes] += once[number]
+        else:
+            tally[cut.classes] = 0
+            np.add.at(tally, cut.classes, 1)
+            signature[cut.classes] += _mix(tally[cut.classes].astype(np.uint64) + keys[number])
+    pinned = np.zeros(first.size, dtype=bool)
+    for classes, _ in stays:
+        pinned[classes] = True
     signature[pinned] += np.uint64(1)
-    present = present[np.argsort(first[present], kind="stable")]
-    _, start, which = np.unique(signature[present], return_index=True, return_inverse=True)
-    order = np.argsort(start)
-    return [present[which == g] for g in order.tolist()]
+    found = np.flatnonzero(present)
+    found = found[np.argsort(first[found], kind="stable")]
+    _, start, which = np.unique(signature[found], return_index=True, return_inverse=True)
+    place = np.empty_like(start)
+    place[np.argsort(start)] = np.arange(start.size)
+    number_of = place[which]
+    order = np.argsort(number_of, kind="stable")
+    borders = np.cumsum(np.bincount(number_of))[:-1]
+    return np.split(found[order], borders)
+
+
+def _rising(x: Ids) -> bool:
+    """Then no value occurs twice."""
+    return bool((x[1:] > x[:-1]).all())
+
+
+def _slices(cuts: list[_Cut], members: list[Ids], owner: Ids, rank: Ids) -> list[list[Slice]]:
+    """Per group: its share of every cut, channel by channel."""
+    slices: list[list[Slice]] = [[] for _ in members]
+    for cut in cuts:
+        group, place = owner[cut.classes], rank[cut.classes]
+        if (group[0] == group).all() and (place[1:] >= place[:-1]).all():
+            parts = [cut.positions]
+        else:
+            order = np.lexsort((cut.positions, place, group))
+            group = group[order]
+            starts = np.flatnonzero(group[1:] != group[:-1]) + 1
+            parts = np.split(cut.positions[order], starts)
+            group = group[np.concatenate(([0], starts))]
+        for g, part in zip(group.tolist(), parts, strict=False):
+            index = torch.from_numpy(part.reshape(members[g].size, -1))
+            slices[g].append(Slice(cut.tensor, cut.dim, cut.role, index))
+    return slices
+
+
+def _words(
+    stays: list[tuple[Ids, int]], groups: int, place: tuple[Ids, Ids], reasons: list[str]
+) -> list[str]:
+    """Per group: why it must stay, the reasons of its first channel first; "" if it need not."""
+    if not stays:
+        return [""] * groups
+    owner, rank = place
+    classes = np.concatenate([c for c, _ in stays])
+    number = np.repeat(np.arange(len(stays)), [c.size for c, _ in stays])
+    code = np.array([c for _, c in stays])[number]
+    known = owner[classes] >= 0
+    classes, number, code = classes[known], number[known], code[known]
+    # The first (channel, reason given) at which a group meets every code.
+    when = np.full((groups, len(reasons)), NEVER)
+    np.minimum.at(when, (owner[classes], code), rank[classes] * len(stays) + number)
+    shown = []
+    for row in when:
+        codes = np.flatnonzero(row < NEVER)
+        codes = codes[np.argsort(row[codes])][:SHOWN_REASONS]
+        shown.append("; ".join(reasons[c] for c in codes.tolist()))
+    return shown
 
 
 def _build(
-    cuts: list[_Cut], members: list[Ids], reasons: dict[int, list[int]], book: Book
+    members: list[Ids], slices: list[list[Slice]], words: list[str]
 ) -> tuple[ChannelGroup, ...]:
-    group_of, rank = np.zeros(book.count, dtype=np.int64), np.zeros(book.count, dtype=np.int64)
-    for g, classes in enumerate(members):
-        group_of[classes] = g
-        rank[classes] = np.arange(classes.size)
-    slices: list[list[Slice]] = [[] for _ in members]
-    for cut in cuts:
-        order = np.lexsort((cut.positions, rank[cut.classes], group_of[cut.classes]))
-        owner = group_of[cut.classes][order]
-        borders = np.flatnonzero(np.diff(owner)) + 1
-        for part in np.split(order, borders):
-            g = int(group_of[cut.classes[part[0]]])
-            index = torch.from_numpy(cut.positions[part].reshape(members[g].size, -1))
-            slices[g].append(Slice(cut.tensor, cut.dim, cut.role, index))
     names: dict[str, int] = {}
-    groups = []
-    for classes, own in zip(members, slices, strict=True):
-        codes = dict.fromkeys(code for c in classes.tolist() for code in reasons.get(c, ()))
-        words = "; ".join([book.reasons[code] for code in codes][:SHOWN_REASONS])
-        groups.append(ChannelGroup(_name(own, names), classes.size, tuple(own), not words, words))
-    return tuple(groups)
+    return tuple(
+        ChannelGroup(_name(own, names), classes.size, tuple(own), not why, why)
+        for classes, own, why in zip(members, slices, words, strict=True)
+    )
 
 
 def _name(slices: list[Slice], taken: dict[str, int]) -> str:

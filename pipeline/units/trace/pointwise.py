@@ -25,7 +25,7 @@ _stays_zero: dict[tuple[Any, ...], bool] = {}
 
 def is_pointwise(call: Call) -> bool:
     """torch says so, or we know it."""
-    return torch.Tag.pointwise in call.func.tags or call.name in KNOWN
+    return call.pointwise or call.name in KNOWN
 
 
 def pointwise(t: Tracer, call: Call) -> Outcome:
@@ -33,6 +33,9 @@ def pointwise(t: Tracer, call: Call) -> Outcome:
     if not is_pointwise(call) or any(isinstance(a, list) for a in call.args.values()):
         return None
     shape = tuple(call.outs[0].shape)
+    if len(call.tensors) == 1 and _is_shadow(t, call.tensors[0]):
+        one = t.shadow(call.tensors[0])
+        return Shadow(one.ids, _residues(t, call, [one], one.ids.shape)).narrow()
     operands = _operands(t, call.tensors, shape)
     ids, joined = _join(t, call, operands, shape)
     return Shadow(ids, _residues(t, call, joined, ids.shape)).narrow()
@@ -52,13 +55,18 @@ def _operands(t: Tracer, tensors: list[Tensor], shape: tuple[int, ...]) -> list[
     for x, offset in zip(tensors, lead, strict=True):
         dims: list[int] | None = [d - offset for d in varying] if varying else None
         own = t.param(x)
-        if own is not None and not varying and own.name not in t.book.trained:
+        if own is not None and not varying and not _follows(t, own.name):
             dims = []  # a table on its own: positions, frequencies, anchors
         if t.attention == "heads" and own is not None and _spread(x, varying, offset):
             dims = []  # one parameter for all heads keeps its shape
         shadow = t.shadow(x, dims)
         shadows.append(shadow.shaped((1,) * offset + shadow.ids.shape))
     return shadows
+
+
+def _follows(t: Tracer, name: str) -> bool:
+    """May this tensor, met by numbers only, lose positions?"""
+    return name in t.book.trained or name in t.book.statistics
 
 
 def _spread(tensor: Tensor, varying: set[int], offset: int) -> bool:
@@ -100,17 +108,21 @@ def _join(
 
 def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]) -> Ids:
     """Per position: 0 if the result is zero where its unit is."""
+    moved = t.book.code(f"{call.name} of zero is not zero")
+    if not any(operand.nonzero.any() for operand in operands):
+        zero = stays_zero(call, (1 << len(operands)) - 1)
+        return np.full(shape, 0 if zero else moved)
     pattern = np.zeros(shape, dtype=np.int64)
     cause = np.zeros(shape, dtype=np.int64)
     for i, operand in enumerate(operands):
         pattern |= (operand.nonzero == 0).astype(np.int64) << i
         cause = np.where(cause == 0, operand.nonzero, cause)
-    cause = np.where(cause == 0, t.book.code(f"{call.name} of zero is not zero"), cause)
-    zero = np.zeros(shape, dtype=bool)
+    cause = np.where(cause == 0, moved, cause)
+    zeros = np.zeros(shape, dtype=bool)
     for bits in np.unique(pattern):
         if stays_zero(call, int(bits)):
-            zero |= pattern == bits
-    return np.where(zero, 0, cause)
+            zeros |= pattern == bits
+    return np.where(zeros, 0, cause)
 
 
 def stays_zero(call: Call, bits: int) -> bool:

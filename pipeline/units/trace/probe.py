@@ -8,7 +8,7 @@ it must stay.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +23,11 @@ from pipeline.units.cuts import alive_positions, cut
 from pipeline.units.groups import SizeAttribute, Units
 from pipeline.units.modules import own_shapes, sizes
 from pipeline.units.trace.book import Book
-from pipeline.units.trace.calls import COPIES, bind, numbers_of, operator_name, run, tensors_in
+from pipeline.units.trace.calls import COPIES, bind, numbers_of, operator_name, tensors_in
 from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
+from pipeline.units.trace.shapes import run
 from pipeline.units.trace.tracer import Step
 
 Keep = NDArray[np.bool_]
@@ -50,6 +51,7 @@ class _Checker(TorchDispatchMode):
         self.steps = steps
         self.keep = keep
         self.at = 0
+        self.kept: dict[int, dict[int, int]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -72,25 +74,36 @@ class _Checker(TorchDispatchMode):
         if operator_name(func) != step.name:
             raise Mismatch(f"the smaller network runs {operator_name(func)}, not {step.name}")
         for tensor, shape, shadow in zip(tensors_in(out), step.shapes, step.shadows, strict=False):
-            if shadow is not None and tuple(tensor.shape) != kept_shape(shape, shadow, self.keep):
+            if shadow is not None and tuple(tensor.shape) != self._foreseen(shape, shadow):
                 raise Mismatch(f"{step.name} has a size written in the code")
         if step.scalars != numbers_of(func, bind(func, args, kwargs or {})):
             raise Mismatch(f"{step.name} uses a number that depends on the width")
         self.at += 1
         return out
 
+    def _foreseen(self, shape: tuple[int, ...], shadow: Shadow) -> tuple[int, ...]:
+        """Of the tensor once the positions of removed ids are gone."""
+        left = self.kept.get(id(shadow.ids))
+        if left is None:
+            left = self.kept[id(shadow.ids)] = _sizes_left(shadow, self.keep)
+        return tuple(left.get(d, n) for d, n in enumerate(shape)) if left else shape
+
     def _next(self) -> str:
         return self.steps[self.at].name if self.at < len(self.steps) else ""
 
 
-def kept_shape(shape: Sequence[int], shadow: Shadow, keep: Keep) -> tuple[int, ...]:
-    """Shape once the positions of removed ids are gone."""
+def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
+    """Size of every dimension along which ids differ, once the removed ones are gone."""
+    varying = shadow.varying
+    if not varying:
+        return {}
     alive = keep[shadow.ids]
-    result = list(shape)
-    for d in shadow.varying:
-        others = tuple(i for i in range(shadow.ndim) if i != d)
-        result[d] = int(alive.any(axis=others).sum())
-    return tuple(result)
+    if len(varying) == 1:
+        return {varying[0]: int(np.count_nonzero(alive))}
+    return {
+        d: int(alive.any(axis=tuple(i for i in range(shadow.ndim) if i != d)).sum())
+        for d in varying
+    }
 
 
 def _half(grouping: Grouping, count: int, chosen: Chosen) -> tuple[dict[str, Tensor], Keep]:
@@ -122,13 +135,15 @@ def _smaller(
 Changes = list[tuple[nn.Module, dict[str, Any]]]
 
 
-def _new_values(model: nn.Module, tensors: dict[str, Tensor]) -> Changes:
+def _new_values(layers: Mapping[str, nn.Module], tensors: dict[str, Tensor]) -> Changes:
     """Layers say the sizes of the stand-ins (groups of a depthwise convolution)."""
     changes = []
-    for path, layer in model.named_modules():
+    for path, layer in layers.items():
         prefix = f"{path}." if path else ""
-        shapes = {n: tuple(tensors[prefix + n].shape) for n in own_shapes(layer)}
-        changes.append((layer, sizes(layer, shapes)))
+        before = own_shapes(layer)
+        shapes = {n: tuple(tensors[prefix + n].shape) for n in before}
+        if shapes != before:
+            changes.append((layer, sizes(layer, shapes)))
     return changes
 
 
@@ -174,11 +189,11 @@ def probe(
     keep_id = keep[grouping.labels]
     checker = _Checker(steps, keep_id)
     removed = {name: int((~mask).sum()) for name, mask in masks.items()}
-    changed = _new_values(forward.model, tensors)
+    changed = _new_values(forward.layers, tensors)
     for attribute in attributes:
-        module = forward.model.get_submodule(attribute.module)
+        module = forward.layers[attribute.module]
         changed.append((module, {attribute.name: attribute.share.left(removed)}))
-    with _resized(changed), module_stack(forward.model) as stack, warnings.catch_warnings():
+    with _resized(changed), module_stack(forward.layers) as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             forward.run(tensors, checker)

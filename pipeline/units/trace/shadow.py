@@ -42,7 +42,9 @@ class Shadow:
 
     def spread(self, shape: Sequence[int], dims: Sequence[int]) -> Shadow:
         """With `dims` at their full size in the tensor of `shape`, the others as they are."""
-        full = [shape[d] if d in dims else n for d, n in enumerate(self.ids.shape)]
+        full = tuple(shape[d] if d in dims else n for d, n in enumerate(self.ids.shape))
+        if full == self.ids.shape:
+            return self
         return Shadow(np.broadcast_to(self.ids, full), np.broadcast_to(self.nonzero, full))
 
     def narrow(self) -> Shadow:
@@ -52,11 +54,13 @@ class Shadow:
             if n == 1:
                 continue
             first = (slice(None),) * axis + (slice(0, 1),)
+            if ids[(0,) * ids.ndim] != ids[(0,) * axis + (-1,) + (0,) * (ids.ndim - axis - 1)]:
+                continue
             if np.array_equal(ids, np.broadcast_to(ids[first], ids.shape)) and np.array_equal(
                 nonzero, np.broadcast_to(nonzero[first], ids.shape)
             ):
                 ids, nonzero = ids[first], nonzero[first]
-        return Shadow(ids, nonzero)
+        return self if ids is self.ids else Shadow(ids, nonzero)
 
     def permute(self, dims: Sequence[int]) -> Shadow:
         return Shadow(self.ids.transpose(dims), self.nonzero.transpose(dims))

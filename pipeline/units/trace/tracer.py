@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import Role
 from pipeline.units.trace.book import Book
-from pipeline.units.trace.calls import COPIES, PRODUCTS, Call, bind, numbers_of, operator_name, run
+from pipeline.units.trace.calls import COPIES, PRODUCTS, Call, bind, numbers_of, operator_name
 from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, uniform
+from pipeline.units.trace.shapes import run
 
 Attention = Literal["heads", "head_dim", "none"]
 
@@ -140,7 +141,8 @@ class Tracer(TorchDispatchMode):
 
     def consume(self, flat: Shadow) -> None:
         """An operator sums over these channels: exact without a channel only if it is zero."""
-        self.book.pin_coded(flat.ids, np.where(flat.ids == FIXED, 0, flat.nonzero))
+        if flat.nonzero.any():
+            self.book.pin_coded(flat.ids, np.where(flat.ids == FIXED, 0, flat.nonzero))
 
     def attach(self, tensor: Tensor | None, ids: Ids, role: Role, op: str) -> int:
         """A vector argument (bias, scale, statistic) follows `ids`; returns its residue code."""
@@ -199,8 +201,8 @@ class Tracer(TorchDispatchMode):
         main = []
         for tensor, value in zip(call.outs, values, strict=False):
             main.append(isinstance(value, ParamView) or value.ndim == tensor.ndim)
-            by_product = uniform(tensor.ndim, self.book.code(f"a by-product of {call.name}"))
-            self.put(tensor, value if main[-1] else by_product)
+            code = self.book.code(f"a by-product of {call.name}")
+            self.put(tensor, value if main[-1] else uniform(tensor.ndim, code))
         return main
 
     def _unknown(self, call: Call) -> Value:
@@ -235,16 +237,17 @@ class Tracer(TorchDispatchMode):
             self.values[id(other)] = uniform(other.ndim, self.book.code(reason))
 
     def _log(self, call: Call, inputs: list[Shadow], main: list[bool]) -> None:
+        if call.name in COPIES:
+            return
         values = [
             self.values.get(id(t)) if m else None for t, m in zip(call.outs, main, strict=False)
         ]
         shadows = [v if isinstance(v, Shadow) else None for v in values]
         numbers = numbers_of(call.func, call.args)
         shapes = [tuple(t.shape) for t in call.outs]
-        if call.name not in COPIES:
-            self.steps.append(Step(call.name, shapes, shadows, inputs, numbers))
+        self.steps.append(Step(call.name, shapes, shadows, inputs, numbers))
 
 
 def same(a: Shadow, b: Shadow) -> bool:
     """Equal ids and residues."""
-    return np.array_equal(a.ids, b.ids) and np.array_equal(a.nonzero, b.nonzero)
+    return a is b or (np.array_equal(a.ids, b.ids) and np.array_equal(a.nonzero, b.nonzero))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.units import cuts
 from pipeline.units.constant import Constant
 from pipeline.units.enforce import Enforcer, enforce
 from pipeline.units.groups import Granularity
@@ -209,3 +210,24 @@ def test_shrunk_networks_are_ordinary_modules() -> None:
     assert not torch.equal(outputs(model, case.example)[0], outputs(again, case.example)[0])
     smaller = trace_units(model, case.example)
     assert sum(g.size for g in smaller.prunable) < sum(g.size for g in units.prunable)
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 3, 2), (7, 5, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_large_tensors_are_cut_block_by_block(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the size of a block, the last one short or not."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(-99, 99, shape, generator=g).to(dtype)
+    alive = {d: torch.rand(n, generator=g) < 0.6 for d, n in enumerate(shape)}
+    for dims in ((1, 0), (0,), tuple(range(len(shape)))):
+        want = x
+        for d in dims:
+            want = want.index_select(d, alive[d].nonzero().flatten())
+        for block in (0, 150, 1 << 20):
+            monkeypatch.setattr(cuts, "BLOCK", block)
+            source = x.clone().requires_grad_(dtype.is_floating_point)
+            got = cuts.cut(source, {d: alive[d] for d in dims})
+            assert torch.equal(got, want)
+            assert got.is_contiguous()

@@ -1,0 +1,119 @@
+"""torch's MultiheadAttention with heads that can go.
+
+Its own forward insists on projections as wide as the model, so a network that lost heads could not
+run. The same parameters under the same keys, multiplied in the open, can.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class OpenAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` for any number and width of heads; one is made by `with_open_heads`.
+
+    Attributes:
+        num_heads, head_dim: what is left; surgery sets them.
+        scale: of the scores, that of the dense network whatever goes.
+    """
+
+    scale: float
+
+    def forward(  # noqa: PLR0913  (torch's signature)
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `nn.MultiheadAttention`; `is_causal` is a hint, the mask decides.
+
+        The average of the weights runs over all heads: ask for none where heads are to go.
+        """
+        if is_causal and attn_mask is None:
+            raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+        batched = query.dim() == 3
+        inputs = [self._batch_first(x, batched) for x in (query, key, value)]
+        q, k, v = self._projected(*inputs)
+        mask = self._mask(q, k, attn_mask, key_padding_mask)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = (q * self.scale) @ k.transpose(-2, -1)
+            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+            weights = F.dropout(weights, dropout)
+            out = weights @ v
+            weights = weights.mean(dim=1) if average_attn_weights else weights
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        if not batched:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return x.unsqueeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Queries, keys, values: (batch, head, position, feature)."""
+        if self.in_proj_weight is not None:
+            weights = self.in_proj_weight.chunk(3)
+        else:
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        heads = (self.num_heads, self.head_dim)
+        return [
+            F.linear(x, w, b).unflatten(-1, heads).transpose(1, 2)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        ]
+
+    def _mask(
+        self, q: Tensor, k: Tensor, attention: Tensor | None, padding: Tensor | None
+    ) -> Tensor | None:
+        """Both masks as one that is added to the scores of (batch, head, query, key)."""
+        masks = []
+        if attention is not None:
+            if attention.dim() == 3 and attention.shape[0] != q.shape[0] * self.num_heads:
+                raise ValueError(
+                    f"attn_mask is for {attention.shape[0]} heads of all examples, of which this "
+                    f"attention has {q.shape[0] * self.num_heads}: give one for all heads"
+                )
+            sizes = (q.shape[0], self.num_heads) if attention.dim() == 3 else (1, 1)
+            masks.append(_added(attention, q).view(*sizes, q.shape[2], k.shape[2]))
+        if padding is not None:
+            masks.append(_added(padding, q).view(q.shape[0], 1, 1, k.shape[2]))
+        return sum(masks[1:], masks[0]) if masks else None
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """A boolean mask, True where nothing is looked at, as numbers."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
+
+
+def with_open_heads(model: nn.Module) -> nn.Module:
+    """`model`, every `nn.MultiheadAttention` in it an `OpenAttention`.
+
+    In place; parameters, keys of the `state_dict` and outputs stay. An attention with a bias or
+    zeros added to its keys is left alone. Where the network is built again, call this again.
+    """
+    for layer in model.modules():
+        added = isinstance(layer, nn.MultiheadAttention) and (
+            layer.bias_k is not None or layer.add_zero_attn
+        )
+        if type(layer) is nn.MultiheadAttention and not added:
+            layer.__class__ = OpenAttention
+            layer.scale = layer.head_dim**-0.5  # type: ignore[assignment]
+            layer._qkv_same_embed_dim = False  # so an encoder layer leaves its fused kernel alone
+    return model
