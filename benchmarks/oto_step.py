@@ -1,4 +1,4 @@
-"""Cost of one optimizer step of HSPG, DHSPG and HESSO in steps of torch's foreach SGD.
+"""Cost of one optimizer step of HSPG, DHSPG, HESSO and HESSO-CRIC in steps of foreach SGD.
 
     python -m benchmarks.oto_step [--steps 15] [--device cpu]
 
@@ -20,8 +20,9 @@ from torch.optim import SGD, Optimizer
 
 from methods.dhspg import DHSPG, DHSPGOptions
 from methods.hesso import HESSO, HESSOOptions
+from methods.hesso_cric import HESSOCRIC, HESSOCRICOptions, Timetable
 from methods.hspg import HSPG, HSPGOptions
-from pipeline.training.row_optimizer import DirectionOptions
+from pipeline.training.directions import DirectionOptions
 from pipeline.units.groups import ChannelGroup, Slice
 from pipeline.units.rows import Rows
 
@@ -90,14 +91,16 @@ def optimizers(
 ) -> dict[str, Optimizer]:
     """Every variant over its own copy of the network, in its most expensive state."""
     sgd = DirectionOptions("sgd", MOMENTUM)
-    adam = DirectionOptions("adam")
+    adam, adamw = DirectionOptions("adam"), DirectionOptions("adamw")
     lr = 1e-4
     makers: dict[str, Callable[[list[nn.Parameter], Rows], Optimizer]] = {
         "sgd foreach, momentum": lambda p, _: SGD(p, lr, MOMENTUM, foreach=True),
+        "sgd fused, momentum": lambda p, _: SGD(p, lr, MOMENTUM, fused=True),
         "sgd foreach, momentum, decay": lambda p, _: SGD(
             p, lr, MOMENTUM, weight_decay=DECAY, foreach=True
         ),
         "adam foreach": lambda p, _: torch.optim.Adam(p, lr, foreach=True),
+        "adam fused": lambda p, _: torch.optim.Adam(p, lr, fused=True),
         "hspg warm-up": lambda p, r: HSPG(p, r, lr, HSPGOptions(half_space=False)),
         "hspg half-space": lambda p, r: HSPG(p, r, lr, HSPGOptions()),
         "hspg half-space, cap": lambda p, r: HSPG(p, r, lr, HSPGOptions(upper=0.9)),
@@ -108,11 +111,26 @@ def optimizers(
             p, r, lr, DHSPGOptions(direction=sgd, weight_decay=DECAY)
         ),
         "dhspg adam": lambda p, r: DHSPG(p, r, lr, DHSPGOptions(direction=adam)),
+        "dhspg adam, decay": lambda p, r: DHSPG(
+            p, r, lr, DHSPGOptions(direction=adam, weight_decay=DECAY)
+        ),
+        "dhspg adamw": lambda p, r: DHSPG(
+            p, r, lr, DHSPGOptions(direction=adamw, weight_decay=DECAY)
+        ),
         "hesso sgd, momentum": lambda p, r: HESSO(
             p, r, lr, HESSOOptions(direction=sgd, pruning_steps=10_000, periods=10)
         ),
         "hesso sgd, momentum, decay": lambda p, r: HESSO(
             p, r, lr, HESSOOptions(direction=sgd, weight_decay=DECAY, pruning_steps=10_000)
+        ),
+        "hesso adam, decay": lambda p, r: HESSO(
+            p, r, lr, HESSOOptions(direction=adam, weight_decay=DECAY, pruning_steps=10_000)
+        ),
+        "hesso adamw": lambda p, r: HESSO(
+            p, r, lr, HESSOOptions(direction=adamw, weight_decay=DECAY, pruning_steps=10_000)
+        ),
+        "hesso_cric sgd, momentum": lambda p, r: HESSOCRIC(
+            p, r, lr, HESSOCRICOptions(direction=sgd, times=Timetable(0, 0, 1, 10_000))
         ),
     }
     made = {}

@@ -12,7 +12,7 @@ bias correction; the target test is exact (theirs never counts a target met to t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -22,17 +22,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.study.registry import register_method
-from pipeline.training.method import Batches, EpochStats, MethodBase, Phase, StepContext
+from pipeline.training.directions import DirectionOptions, direction_options
+from pipeline.training.method import Phase, StepContext
 from pipeline.training.recipe import Fraction, NonNegative, Positive, Recipe, Strict
-from pipeline.training.row_optimizer import (
-    DirectedRowOptimizer,
-    DirectionOptions,
-    Params,
-    direction_options,
-)
+from pipeline.training.row_method import RowMethod
+from pipeline.training.row_optimizer import DirectedRowOptimizer, Params
 from pipeline.training.schedules import parameter_groups
-from pipeline.units.groups import Granularity, Units
-from pipeline.units.rows import Rows, named_parameters, zig_norms
+from pipeline.units.layers import GroupScope
+from pipeline.units.rows import Rows
 
 SMALL = 1e-8  # in x / (||x|| + SMALL)
 
@@ -90,27 +87,23 @@ class DHSPG(DirectedRowOptimizer):
     def step_rows(self, moves: list[Tensor]) -> None:
         """Spec 5.1, steps 2 to 6."""
         rows, lr, step = self.rows, self.row_setting("lr"), self.units["step"]
-        square = rows.square_norms()
-        norm = square.sqrt()
-        scale, alive = torch.ones_like(norm), square != 0
-        started = step > self.units["start_step"]
-        if self.decoupled and self.options.decay_type == "l1_norm":
-            total, scale = moves, 1.0 - lr * self.row_setting("weight_decay") / (norm + SMALL)
-        else:
-            total = self.with_decay(moves)
-        if started:
-            inner, slope = rows.dots(moves, rows.params), rows.square_norms(moves)
-            if step == self.units["start_step"] + 1:
+        start = self.units["start_step"]
+        square, *products = rows.gram(moves) if step > start else (rows.square_norms(),)
+        norm, alive, decays = square.sqrt(), square != 0, self.row_decays()
+        scale = torch.ones_like(norm)
+        if decays and self.options.decay_type == "l1_norm":
+            decays, scale = [], 1.0 - lr * self.row_setting("weight_decay") / (norm + SMALL)
+        if step > start:
+            inner, slope = products
+            if step == start + 1:
                 self.units["penalized"] = self._partition(norm, inner, slope)
             pushed = self.units["penalized"] & self._short_of_target(alive)
-            penalty = self._penalty(norm, inner, slope)
-            scale = scale - pushed * (lr * penalty / (norm + SMALL))
+            scale = scale - pushed * (lr * self._penalty(norm, inner, slope) / (norm + SMALL))
             if step >= self.units["warmup_steps"]:
-                full = inner if total is moves else rows.dots(total, rows.params)
-                trial = scale * square - lr * full
+                trial = scale * square - lr * (inner + self.decay_inner(square, decays))
                 alive = alive & ~(pushed & (trial < self.options.epsilon * square))
         keep = alive.to(norm.dtype)
-        self.move_rows(total, scale * keep, lr * keep)
+        self.move_rows(moves, scale * keep, lr * keep, decays)
 
     def _short_of_target(self, alive: Tensor) -> Tensor:
         zeros, count, target = (~alive).sum(), self.rows.count, self.options.target
@@ -165,26 +158,17 @@ class DHSPGConfig(Strict):
     warmup_fraction: Fraction = 0.0
     group_divisible: Annotated[int, Field(ge=1)] = 1
     weight_decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
+    groups: GroupScope = "all"
     faithful: bool = False
 
 
 @register_method("dhspg", DHSPGConfig)
-class DHSPGMethod(MethodBase):
+class DHSPGMethod(RowMethod[DHSPG]):
     """One phase; the optimizer learns in the first step when to partition."""
 
-    granularity = Granularity.STRUCTURED
-
     def __init__(self, config: DHSPGConfig) -> None:
+        super().__init__(config.groups)
         self.config = config
-        self._units = Units((), ())
-        self._epochs = 0
-        self._optimizer: DHSPG | None = None
-
-    def phases(self, recipe: Recipe) -> Sequence[Phase]:
-        return (Phase("train", recipe.epochs),)
-
-    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        self._units = units
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
         config, decay = self.config, recipe.optimizer.weight_decay
@@ -203,28 +187,16 @@ class DHSPGMethod(MethodBase):
             decay_type=config.weight_decay_type,
             faithful=config.faithful,
         )
-        rows = Rows(named_parameters(model), self._units.prunable)
         live = parameter_groups(model, recipe.optimizer)
-        self._epochs = recipe.epochs
-        self._optimizer = DHSPG(live, rows, recipe.optimizer.lr, options)
-        return self._optimizer
+        self.epochs = recipe.epochs
+        self.stepped = DHSPG(live, self.rows(model), recipe.optimizer.lr, options)
+        return self.stepped
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
-        if self._optimizer is None:
+        if self.stepped is None:
             return
         config, per_epoch = self.config, at.steps_per_epoch
-        total = self._epochs * per_epoch
+        total = self.total_steps(at)
         asked = config.start_epochs
         start = int(config.start_fraction * total) if asked is None else asked * per_epoch
-        self._optimizer.schedule(start, int(config.warmup_fraction * total))
-
-    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
-        if self._optimizer is not None:
-            stats.logged.update(self._optimizer.rows.summary())
-        return False
-
-    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        return zig_norms(model, units.prunable)
-
-    def release(self, model: nn.Module) -> None:
-        self._optimizer = None
+        self.stepped.schedule(start, int(config.warmup_fraction * total))

@@ -14,8 +14,9 @@ checkpoint rule practically never fires), no layer loses its last channel (selec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -28,8 +29,15 @@ from pipeline.training.method import Batches, EpochStats, MethodBase, Phase, Ste
 from pipeline.training.recipe import NonNegative, Positive, Recipe, ScheduleConfig, Strict
 from pipeline.training.schedules import EpochSchedule, Schedule
 from pipeline.units.groups import ChannelGroup, Granularity, Slice, Units
+from pipeline.units.layers import (
+    CONVOLUTIONS,
+    GroupScope,
+    in_scope,
+    is_depthwise,
+    layers_of,
+    owner,
+)
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (
     nn.BatchNorm1d,
@@ -53,33 +61,9 @@ class GatesConfig(Strict):
     lr: Positive = 0.01
     balance: NonNegative = 0.5
     target_gate_mean: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    groups: Literal["inner", "all"] = "inner"
+    groups: GroupScope = "inner"
     skip: tuple[str, ...] = ()
     after_depthwise: bool = False
-
-
-def owner(piece: Slice) -> str:
-    """Name of the module that holds the tensor of a slice."""
-    return piece.tensor.rpartition(".")[0]
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    """One filter per input channel: it passes channels on and does not mix them."""
-    return isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels
-
-
-def layers_of(group: ChannelGroup, model: nn.Module, role: str) -> tuple[str, ...]:
-    """Names of the layers that have `role` in `group`, in forward order; depthwise convolutions
-    only follow their input and count only where a group has nothing else."""
-    names = tuple(dict.fromkeys(owner(s) for s in group.slices if s.role == role))
-    mixing = tuple(n for n in names if not is_depthwise(model.get_submodule(n)))
-    return mixing or names
-
-
-def is_inner(group: ChannelGroup, model: nn.Module) -> bool:
-    """True when one layer makes the channels and one layer reads them."""
-    producers = layers_of(group, model, "producer")
-    return len(producers) == 1 and len(layers_of(group, model, "consumer")) == 1
 
 
 def gate_places(
@@ -150,6 +134,9 @@ def attach(module: nn.Module, gate: Tensor, piece: Slice) -> RemovableHandle:
             "add the layer that makes its channels to methods.gates.skip in params.yaml"
         )
 
+    if not piece.plain:
+        piece = replace(piece, index=piece.index.to(gate.device))  # once, not in every step
+
     def multiply(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return gated_output(output, gate, piece, dim)
 
@@ -187,10 +174,9 @@ class Gates(MethodBase):
             ValueError: none is left; says which setting to change.
         """
         chosen = []
-        for group in units.prunable:
+        for group in in_scope(units.prunable, model, self.config.groups):
             names = layers_of(group, model, "producer")
-            skipped = any(fnmatchcase(n, p) for n in names for p in self.config.skip)
-            if not skipped and (self.config.groups == "all" or is_inner(group, model)):
+            if not any(fnmatchcase(n, p) for n in names for p in self.config.skip):
                 chosen.append(group)
         if not chosen:
             raise ValueError(

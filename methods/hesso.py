@@ -14,10 +14,9 @@ Adam's moments start at zero. Always: a group keeps at least `group_divisible` c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
@@ -25,35 +24,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.study.registry import register_method
-from pipeline.training.method import Batches, EpochStats, MethodBase, Phase, StepContext
+from pipeline.training.directions import DirectionOptions, direction_options
+from pipeline.training.method import Phase, StepContext
 from pipeline.training.recipe import Fraction, NonNegative, Recipe, Strict
-from pipeline.training.row_optimizer import (
-    DirectedRowOptimizer,
-    DirectionOptions,
-    Params,
-    direction_options,
-)
+from pipeline.training.row_method import RowMethod
+from pipeline.training.row_optimizer import DirectedRowOptimizer, Params
 from pipeline.training.schedules import parameter_groups
-from pipeline.units.groups import Granularity, Units
-from pipeline.units.rows import Rows, named_parameters, zig_norms
-
-Criterion = Literal[
-    "magnitude",
-    "avg_magnitude",
-    "cosine_similarity",
-    "taylor_first_order",
-    "taylor_second_order",
-]
-CRITERIA: Mapping[Criterion, float] = MappingProxyType(
-    {
-        "magnitude": 0.2,
-        "avg_magnitude": 0.2,
-        "cosine_similarity": 0.2,
-        "taylor_first_order": 0.2,
-        "taylor_second_order": 0.2,
-    }
-)
-"""All criteria with the authors' weights."""
+from pipeline.units.layers import GroupScope
+from pipeline.units.redundancy import CRITERIA, Criterion, Quota, redundancy
+from pipeline.units.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -87,9 +66,7 @@ class HESSO(DirectedRowOptimizer):
         super().__init__(params, rows, lr, options.direction, options.weight_decay)
         self.options = options
         self._scored = rows.own() if options.faithful else rows
-        self._free = (rows.group_size > options.group_divisible)[rows.group_of]
-        free = sum(s for s in rows.sizes if s > options.group_divisible)
-        self._goal = int(free * min(options.target, 0.999))
+        self._quota = Quota(rows, options.target, options.group_divisible)
         nothing = torch.zeros_like(rows.entries, dtype=torch.bool)
         self.units.update(pruned=nothing, redundant=nothing.clone(), period=0)
         self.schedule(options.start_step, options.pruning_steps)
@@ -110,11 +87,10 @@ class HESSO(DirectedRowOptimizer):
         pruned, redundant = self.units["pruned"], self.units["redundant"]
         factor = torch.ones(self.rows.count, dtype=self.rows.dtype, device=pruned.device)
         factor.masked_fill_(redundant, (length - at - 1) / (length - at)).masked_fill_(pruned, 0.0)
-        moves = self.with_decay(moves)
         if self.options.faithful and any(self.rows.shared):
             self._move_faithfully(moves, factor)
         else:
-            self.move_rows(moves, factor, lr * factor)
+            self.move_rows(moves, factor, lr * factor, self.row_decays())
         if at == length - 1:
             self._commit()
 
@@ -126,59 +102,29 @@ class HESSO(DirectedRowOptimizer):
         self._commit()
         period = self.units["period"] = self.units["period"] + 1
         periods = self.units["periods"]
-        each = self._goal // periods
-        quota = self._goal if period == periods else period * each
-        scores = self.scores(moves)
+        goal = self._quota.goal
+        each = goal // periods
+        quota = goal if period == periods else period * each
+        scores, pruned = self.scores(moves), self.units["pruned"]
         if self.options.faithful:
             chosen = self._first_in_order(scores, quota - (period - 1) * each)
         else:
-            chosen = self._lowest(scores, quota)
-        self.units["redundant"] = self._whole_multiples(chosen, scores)
+            chosen = self._quota.lowest(scores, quota, pruned)
+        self.units["redundant"] = self._quota.multiples(chosen, scores, pruned)
 
     def scores(self, moves: list[Tensor]) -> Tensor:
-        """Weighted sum of the criteria, each scaled to unit length over all channels."""
+        """Of all channels; a parameter shared by several groups counts unless `faithful`."""
         rows = self._scored
         place = {id(p): v for p, v in zip(self.rows.params, moves, strict=True)}
-        moves = [place[id(p)] for p in rows.params]
-        norm, inner = rows.square_norms().sqrt(), rows.dots(moves, rows.params)
-        slope = rows.square_norms(moves).sqrt()
-        values: dict[Criterion, Tensor] = {
-            "magnitude": norm,
-            "avg_magnitude": norm / (rows.entries + 1e-6),
-            "cosine_similarity": inner / ((norm + 1e-8) * (slope + 1e-8)) + 1.0,
-            "taylor_first_order": inner.abs(),
-            "taylor_second_order": 0.5 * inner.square(),
-        }
-        total = torch.zeros_like(norm)
-        for name, weight in self.options.criteria.items():
-            length = (1e-8 + values[name].square().sum()).sqrt() + 1e-8
-            total += weight * values[name] / length
-        return total
-
-    def _lowest(self, scores: Tensor, quota: int) -> Tensor:
-        """The lowest scores until `quota` channels are gone, the best of every group spared."""
-        rows, pruned = self.rows, self.units["pruned"]
-        best = rows.rank_in_groups(-scores.masked_fill(pruned, -torch.inf))
-        open_ = self._free & ~pruned & (best >= self.options.group_divisible)
-        rank = rows.rank(scores.masked_fill(~open_, torch.inf))
-        return open_ & (rank < quota - pruned.sum())
+        return redundancy(rows, [place[id(p)] for p in rows.params], self.options.criteria)
 
     def _first_in_order(self, scores: Tensor, number: int) -> Tensor:
         """The original's choice: of the (pruned + number) lowest scores that are not pruned, the
         first `number` by position."""
-        pruned = self.units["pruned"]
-        rank = self.rows.rank(scores.masked_fill(~self._free, torch.inf))
-        low = (rank < pruned.sum() + number) & ~pruned & self._free
+        pruned, free = self.units["pruned"], self._quota.free
+        rank = self.rows.rank(scores.masked_fill(~free, torch.inf))
+        low = (rank < pruned.sum() + number) & ~pruned & free
         return low & (low.cumsum(0) <= number)
-
-    def _whole_multiples(self, chosen: Tensor, scores: Tensor) -> Tensor:
-        """Spare the highest of the chosen until every group keeps a multiple of the divisor."""
-        rows, divisor = self.rows, self.options.group_divisible
-        gone = rows.sum_groups(chosen | self.units["pruned"])
-        left = rows.group_size - gone
-        kept = (left / divisor).ceil().clamp(min=1) * divisor
-        dearest = rows.rank_in_groups(-scores.masked_fill(~chosen, -torch.inf))
-        return chosen & (dearest >= (kept - left)[rows.group_of])
 
     def _move_faithfully(self, moves: list[Tensor], factor: Tensor) -> None:
         """The original's order: shared parameters shrink first, once per parameter of their group,
@@ -187,6 +133,9 @@ class HESSO(DirectedRowOptimizer):
         power = factor ** self._scored.parameters_of[rows.group_of]
         own, late = rows.spread(factor, 1.0), rows.spread(power, 1.0)
         pulls = rows.spread(lr * factor, lr)
+        decays = self.row_decays()
+        if decays:
+            moves = list(torch._foreach_add(moves, torch._foreach_mul(rows.params, decays)))
         for i, p in enumerate(rows.params):
             p.mul_(late[i] if rows.shared[i] else own[i])
             pull = torch.full_like(pulls[i], lr) if rows.shared[i] else pulls[i]
@@ -206,6 +155,7 @@ class HESSOConfig(Strict):
     periods: Annotated[int, Field(ge=1)] = 10
     group_divisible: Annotated[int, Field(ge=1)] = 1
     criteria: dict[Criterion, NonNegative] = Field(default_factory=lambda: dict(CRITERIA))
+    groups: GroupScope = "all"
     faithful: bool = False
 
     @model_validator(mode="after")
@@ -218,22 +168,12 @@ class HESSOConfig(Strict):
 
 
 @register_method("hesso", HESSOConfig)
-class HESSOMethod(MethodBase):
+class HESSOMethod(RowMethod[HESSO]):
     """One phase; the optimizer learns in the first step when its periods are."""
 
-    granularity = Granularity.STRUCTURED
-
     def __init__(self, config: HESSOConfig) -> None:
+        super().__init__(config.groups)
         self.config = config
-        self._units = Units((), ())
-        self._epochs = 0
-        self._optimizer: HESSO | None = None
-
-    def phases(self, recipe: Recipe) -> Sequence[Phase]:
-        return (Phase("train", recipe.epochs),)
-
-    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        self._units = units
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
         config = self.config
@@ -246,27 +186,15 @@ class HESSOMethod(MethodBase):
             criteria=config.criteria,
             faithful=config.faithful,
         )
-        rows = Rows(named_parameters(model), self._units.prunable)
         live = parameter_groups(model, recipe.optimizer)
-        self._epochs = recipe.epochs
-        self._optimizer = HESSO(live, rows, recipe.optimizer.lr, options)
-        return self._optimizer
+        self.epochs = recipe.epochs
+        self.stepped = HESSO(live, self.rows(model), recipe.optimizer.lr, options)
+        return self.stepped
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
-        if self._optimizer is None:
+        if self.stepped is None:
             return
-        total = self._epochs * at.steps_per_epoch
+        total = self.total_steps(at)
         start = int(self.config.start_fraction * total)
         length = int(self.config.pruning_fraction * total)
-        self._optimizer.schedule(start, max(length, 1))
-
-    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
-        if self._optimizer is not None:
-            stats.logged.update(self._optimizer.rows.summary())
-        return False
-
-    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        return zig_norms(model, units.prunable)
-
-    def release(self, model: nn.Module) -> None:
-        self._optimizer = None
+        self.stepped.schedule(start, max(length, 1))

@@ -23,11 +23,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.study.registry import register_method
-from pipeline.training.method import Batches, EpochStats, MethodBase, Phase
+from pipeline.training.directions import DirectionOptions, heavy_ball
+from pipeline.training.method import EpochStats, Phase
 from pipeline.training.recipe import Fraction, NonNegative, Recipe, Strict
-from pipeline.training.row_optimizer import DirectionOptions, Params, RowOptimizer, heavy_ball
-from pipeline.units.groups import ChannelGroup, Granularity, Units
-from pipeline.units.rows import Rows, named_parameters, zig_norms
+from pipeline.training.row_method import RowMethod
+from pipeline.training.row_optimizer import Params, RowOptimizer
+from pipeline.units.groups import ChannelGroup
+from pipeline.units.layers import GroupScope
+from pipeline.units.rows import Rows, named_parameters
 
 SMALL = 1e-6  # in x / (||x|| + SMALL); also the penalty below which a milestone sets it to 0
 
@@ -164,6 +167,8 @@ class HSPGConfig(Strict):
     `adapt_epsilon_steps`: adapt epsilon of those groups every so many half-space steps, 0 = never.
     `warmup_epochs` goes before `warmup_fraction` (of all epochs).
     `penalty_milestones`: epochs before which the penalty is divided by 10 (0 from 1e-6 on).
+    `groups`: "all" treats every prunable group; "inner" the channels that one layer makes and one
+    layer reads, so never a residual stream (the authors' scope on ImageNet).
     """
 
     penalty: NonNegative = 1e-3
@@ -176,6 +181,7 @@ class HSPGConfig(Strict):
     momentum: Fraction = 0.0
     penalty_milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     adapt_epsilon_steps: Annotated[int, Field(ge=0)] = 0
+    groups: GroupScope = "all"
     faithful: bool = False
 
 
@@ -222,7 +228,7 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     ),
     "resnet50-cifar10": _preset({"warmup_epochs": 75}, _CIFAR | _steps(75, 150, 225)),
     "resnet50-imagenet": _preset(
-        {"warmup_epochs": 30, "penalty_milestones": (35, 40, 45)},
+        {"warmup_epochs": 30, "penalty_milestones": (35, 40, 45), "groups": "inner"},
         {"epochs": 120, "batch_size": 256} | _steps(30, 60, 90),
     ),
     **{
@@ -236,15 +242,12 @@ PRESETS: Mapping[str, dict[str, Any]] = {
 
 
 @register_method("hspg", HSPGConfig)
-class HSPGMethod(MethodBase):
+class HSPGMethod(RowMethod[HSPG]):
     """Warm-up and half-space phases on one learning-rate schedule."""
 
-    granularity = Granularity.STRUCTURED
-
     def __init__(self, config: HSPGConfig) -> None:
+        super().__init__(config.groups)
         self.config = config
-        self._units = Units((), ())
-        self._optimizer: HSPG | None = None
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         asked = self.config.warmup_epochs
@@ -253,13 +256,9 @@ class HSPGMethod(MethodBase):
         first = (Phase("warmup", warmup),) if warmup else ()
         return (*first, Phase("half-space", recipe.epochs - warmup, lr_epoch=warmup))
 
-    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        self._units = units
-
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
+        rows, config = self.rows(model), self.config
         parameters = named_parameters(model)
-        rows = Rows(parameters, self._units.prunable)
-        config = self.config
         linear = [is_linear(g, parameters) for g in rows.groups]
         options = HSPGOptions(
             penalty=penalty_at(config, phase.lr_epoch),
@@ -272,21 +271,14 @@ class HSPGMethod(MethodBase):
             faithful=config.faithful,
         )
         live = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = HSPG(live, rows, recipe.optimizer.lr, options)
-        return self._optimizer
+        self.stepped = HSPG(live, rows, recipe.optimizer.lr, options)
+        return self.stepped
 
     def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
-        if self._optimizer is not None:
-            stats.logged.update(self._optimizer.rows.summary())
-            for group in self._optimizer.param_groups:
+        if self.stepped is not None:
+            for group in self.stepped.param_groups:
                 group["penalty"] = penalty_at(self.config, stats.epoch + 1)
-        return False
-
-    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        return zig_norms(model, units.prunable)
-
-    def release(self, model: nn.Module) -> None:
-        self._optimizer = None
+        return super().end_epoch(model, stats)
 
 
 def _choose(linear: Sequence[bool], special: float | None, general: float) -> list[float]:

@@ -76,6 +76,15 @@ class Team:
         dist.all_gather_object(values, value)
         return values
 
+    @torch.no_grad()
+    def mean(self, value: Tensor, weight: int) -> Tensor:
+        """Of everybody's scalar by weight, the same bits everywhere."""
+        if self.alone:
+            return value
+        pair = torch.stack([value * weight, torch.full_like(value, weight)])
+        dist.all_reduce(pair)
+        return pair[0] / pair[1]
+
     def check_same(self, what: Mapping[str, str], when: str) -> None:
         """
         Raises:

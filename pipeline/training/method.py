@@ -7,7 +7,7 @@ salient each unit is. It never prunes: the pipeline does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -53,6 +53,7 @@ class EpochStats:
         train: mean training loss and scores of the epoch; `last_loss` is the last batch's.
         validation: scores on the validation split, empty when there is none.
         logged: a hook may add its own numbers here; they are tracked as `<method>/<key>`.
+        keep: a hook may ask to keep the state after this epoch, under a name of `Method.states`.
     """
 
     epoch: int
@@ -60,6 +61,7 @@ class EpochStats:
     train: Mapping[str, float]
     validation: Mapping[str, float] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
+    keep: list[str] = field(default_factory=list)
 
     def values(self) -> dict[str, float]:
         """All of it by the names it is tracked under."""
@@ -71,22 +73,31 @@ class EpochStats:
 @dataclass(frozen=True)
 class StepContext:
     """Where the loop is; given to the per-step hooks. `step` counts optimizer steps of the whole
-    training, `phase_step` those of the phase, both 0-based; `steps_per_epoch` is constant."""
+    training, `phase_step` those of the phase, both 0-based; `steps_per_epoch` is constant. `loss`:
+    mean task loss of the batch, for methods that say `needs_loss`."""
 
     phase: Phase
     step: int
     phase_step: int
     steps_per_epoch: int
+    loss: Tensor | None = None
 
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+class Batches(Protocol):
+    """Training batches of epoch 0, as often as somebody asks, and the task's mean loss of one."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor: ...
 
 
 class Method(Protocol):
     """What the loop and the prune stage ask of a pruning method."""
 
     granularity: Granularity
+    needs_loss: bool
 
+    def extendable(self) -> tuple[str, ...]: ...
+    def states(self) -> tuple[str, ...]: ...
     def phases(self, recipe: Recipe) -> Sequence[Phase]: ...
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None: ...
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer: ...
@@ -111,6 +122,17 @@ class MethodBase:
     """
 
     granularity = Granularity.UNSTRUCTURED
+    needs_loss = False
+
+    def extendable(self) -> tuple[str, ...]:
+        """Settings that add phases at the end when they are raised, and change nothing else: the
+        longer training then goes on where the shorter one ended."""
+        return ()
+
+    def states(self) -> tuple[str, ...]:
+        """Names of states that `end_epoch` may ask to keep, beside phases and those of the
+        recipe."""
+        return ()
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         """The parts of the training, in order."""
@@ -119,7 +141,8 @@ class MethodBase:
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
         """Called once, on the training device, before the first step and again on resume (before
         the state is loaded): attach gates, move weights into the feasible set, remember `units`.
-        `batches` are training batches of epoch 0, for methods that look at data first."""
+        `batches` are training batches of epoch 0 and their loss, for methods that look at data
+        first."""
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
         """A fresh optimizer for `phase`; anything a step needs besides gradients travels in its

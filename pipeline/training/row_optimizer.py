@@ -7,18 +7,17 @@ moments per parameter as in torch, per-channel memory under "units".
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pipeline.training.recipe import Recipe
+from pipeline.training.directions import Adam, DirectionOptions, decayed, heavy_ball
 from pipeline.units.rows import Rows
+from pipeline.units.scratch import Kept
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -91,14 +90,20 @@ class RowOptimizer(Optimizer, ABC):
                 return group[key]
         return self.param_groups[0][key]
 
-    def move_rows(self, moves: list[Tensor], scale: Tensor, pull: Tensor) -> None:
-        """x <- scale * x - pull * v with one factor each per channel, in place.
+    def move_rows(
+        self, moves: list[Tensor], scale: Tensor, pull: Tensor, decays: Sequence[float] = ()
+    ) -> None:
+        """x <- scale * x - pull * (v + decay * x) with one factor each per channel, in place.
 
-        Positions of a row parameter that belong to no channel take the plain step.
+        `decays` has one number per row parameter, or none. Positions of a row parameter that belong
+        to no channel take the plain step.
         """
         params = self.rows.params
-        torch._foreach_mul_(params, self.rows.spread(scale, 1.0))
+        scales = self.rows.spread(scale, 1.0)
         pulls = self.rows.spread(pull, self.row_setting("lr"))
+        if decays:
+            torch._foreach_sub_(scales, torch._foreach_mul(pulls, list(decays)))
+        torch._foreach_mul_(params, scales)
         torch._foreach_addcmul_(params, moves, pulls, value=-1.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,29 +113,14 @@ class RowOptimizer(Optimizer, ABC):
         state = dict(state_dict)
         saved = state.pop("units")
         super().load_state_dict(state)
+        for p, own in self.state.items():  # a file forgets the layout, on which the last bits hang
+            for key, value in own.items():
+                if isinstance(value, Tensor) and value.shape == p.shape:
+                    own[key] = torch.empty_like(p).copy_(value)
         device = self.rows.entries.device
         self.units = {
             k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in saved.items()
         }
-
-
-@dataclass(frozen=True)
-class DirectionOptions:
-    """How a gradient becomes a direction v.
-
-    Attributes:
-        variant: "sgd", "adam" or "adamw".
-        momentum, dampening: heavy ball of "sgd".
-        betas: moments of "adam" and "adamw".
-        faithful_moments: start Adam's moments at g and g^2 instead of (1-b) g and (1-b) g^2, as
-            the OTO programs do: steps much smaller than Adam's for the first thousands of calls.
-    """
-
-    variant: str = "sgd"
-    momentum: float = 0.0
-    dampening: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    faithful_moments: bool = False
 
 
 class DirectedRowOptimizer(RowOptimizer):
@@ -144,6 +134,7 @@ class DirectedRowOptimizer(RowOptimizer):
     ) -> None:
         super().__init__(params, rows, {"lr": lr, "weight_decay": decay})
         self.direction_options = options
+        self._adam, self._kept = Adam(options), Kept()
 
     @property
     def decoupled(self) -> bool:
@@ -155,97 +146,33 @@ class DirectedRowOptimizer(RowOptimizer):
         if not params:
             return []
         options, decay = self.direction_options, group["weight_decay"]
-        if options.variant == "sgd" and options.momentum:
+        if options.variant != "sgd":
+            coupled = 0.0 if self.decoupled else decay
+            return self._adam(self.state, params, grads, self.units["step"], coupled)
+        if options.momentum:
             return heavy_ball(self.state, params, grads, options, decay)
-        if decay and not self.decoupled:
-            grads = list(torch._foreach_add(grads, params, alpha=decay))
-        if options.variant == "sgd":
-            return grads
-        return adam(self.state, params, grads, options, self.units["step"])
+        return decayed(params, grads, decay, self._kept) if decay else grads
 
     def step_plain(self, group: dict[str, Any], params: list[Tensor], moves: list[Tensor]) -> None:
         if self.decoupled and group["weight_decay"]:
             torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
         super().step_plain(group, params, moves)
 
-    def with_decay(self, moves: list[Tensor]) -> list[Tensor]:
-        """Of the rows: v + decay * x where the decay is decoupled, else v."""
-        decays = {id(p): g["weight_decay"] for g in self.param_groups for p in g["params"]}
-        factors = [decays[id(p)] for p in self.rows.params]
-        if not self.decoupled or not any(factors):
-            return moves
-        return list(torch._foreach_add(moves, torch._foreach_mul(self.rows.params, factors)))
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._adam = Adam(self.direction_options)  # what it keeps may not be finite
 
+    def row_decays(self) -> list[float]:
+        """Decoupled decay of each of `rows.params`; nothing where there is none."""
+        if not self.decoupled:
+            return []
+        decay = {id(p): g["weight_decay"] for g in self.param_groups for p in g["params"]}
+        decays = [float(decay[id(p)]) for p in self.rows.params]
+        return decays if any(decays) else []
 
-State = MutableMapping[Any, dict[str, Any]]
-
-
-def heavy_ball(
-    state: State,
-    params: list[Tensor],
-    grads: list[Tensor],
-    options: DirectionOptions,
-    decay: float = 0.0,
-) -> list[Tensor]:
-    """b <- q at first, then momentum * b + (1 - dampening) * q, with q = gradient + decay * x.
-
-    The buffers are kept in a torch optimizer's `state` and returned themselves.
-    """
-    buffers, fresh = _moment(state, "momentum_buffer", params)
-    share = 1.0 if fresh else 1.0 - options.dampening
-    torch._foreach_mul_(buffers, options.momentum)
-    torch._foreach_add_(buffers, grads, alpha=share)
-    if decay:
-        torch._foreach_add_(buffers, params, alpha=share * decay)
-    return buffers
-
-
-def adam(
-    state: State,
-    params: list[Tensor],
-    grads: list[Tensor],
-    options: DirectionOptions,
-    step: int,
-) -> list[Tensor]:
-    """m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + 1e-8) at the 1-based step t."""
-    b1, b2 = options.betas
-    mean, fresh = _moment(state, "exp_avg", params)
-    square, _ = _moment(state, "exp_avg_sq", params)
-    whole = fresh and options.faithful_moments
-    torch._foreach_lerp_(mean, grads, 1.0 if whole else 1.0 - b1)
-    torch._foreach_mul_(square, b2)
-    torch._foreach_addcmul_(square, grads, grads, value=1.0 if whole else 1.0 - b2)
-    # both corrections go into the denominator, so that one list is allocated and not three
-    first = 1.0 - b1**step
-    ratio = torch._foreach_sqrt(square)
-    torch._foreach_mul_(ratio, first / math.sqrt(1.0 - b2**step))
-    torch._foreach_add_(ratio, 1e-8 * first)
-    torch._foreach_reciprocal_(ratio)
-    torch._foreach_mul_(ratio, mean)
-    return list(ratio)
-
-
-def _moment(state: State, name: str, params: list[Tensor]) -> tuple[list[Tensor], bool]:
-    """The buffers of `params`, and whether they have just been made."""
-    fresh = name not in state[params[0]]
-    for p in params:
-        if name not in state[p]:
-            state[p][name] = torch.zeros_like(p)
-    return [state[p][name] for p in params], fresh
-
-
-def direction_options(recipe: Recipe, faithful: bool) -> DirectionOptions:
-    """The recipe's optimizer as a direction.
-
-    Raises:
-        ValueError: the recipe's optimizer has no row-wise form.
-    """
-    config = recipe.optimizer
-    if config.name == "adadelta" or (config.nesterov and config.name == "sgd"):
-        raise ValueError(
-            f"train.optimizer: {config.name!r} with nesterov={config.nesterov} has no row-wise "
-            "form (use sgd without nesterov, adam or adamw)"
-        )
-    return DirectionOptions(
-        config.name, config.momentum, betas=config.betas, faithful_moments=faithful
-    )
+    def decay_inner(self, square: Tensor, decays: Sequence[float]) -> Tensor | float:
+        """<decay * x, x> of every channel; `square` is ||x||^2."""
+        if not decays:
+            return 0.0
+        same = len(set(decays)) == 1
+        return decays[0] * square if same else self.rows.square_norms(weights=decays)

@@ -1,8 +1,8 @@
 """How salient a unit is: criteria from data, gradients and geometry, as pure functions.
 
 Higher = keep. A criterion that needs gradients works on a copy of the model: weights, gradients and
-running statistics of the model it is given stay as they are. Weights are named by `Units.weights`,
-channels by group.
+running statistics of the model it is given stay as they are; a weight that the loss does not see
+scores 0. Weights are named by `Units.weights`, channels by group.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def snip(
     probe = _probe(model).train()
     weights = [probe.get_parameter(name) for name in names]
     total = sum(loss(probe, batch) for batch in batches)
-    grads = torch.autograd.grad(_tensor(total) / len(batches), weights)
+    grads = torch.autograd.grad(_tensor(total) / len(batches), weights, materialize_grads=True)
     pairs = zip(names, weights, grads, strict=True)
     return {name: (w * g).detach().abs() for name, w, g in pairs}
 
@@ -61,9 +61,9 @@ def grasp(
     probe = _probe(model).train()
     weights = [probe.get_parameter(name) for name in names]
     mean = _tensor(sum(loss(probe, batch) for batch in batches)) / len(batches)
-    grads = torch.autograd.grad(mean, weights, create_graph=True)
+    grads = torch.autograd.grad(mean, weights, create_graph=True, materialize_grads=True)
     flow = _tensor(sum((g * g.detach()).sum() for g in grads))
-    curved = torch.autograd.grad(flow, weights)
+    curved = torch.autograd.grad(flow, weights, materialize_grads=True)
     return {n: (w * h).detach() for n, w, h in zip(names, weights, curved, strict=True)}
 
 
@@ -86,7 +86,7 @@ def synflow(model: nn.Module, names: Sequence[str], example: Tensor) -> dict[str
                 module.reset_running_stats()
     weights = [probe.get_parameter(name) for name in names]
     ones = torch.ones_like(example[:1], dtype=torch.float64)
-    grads = torch.autograd.grad(probe(ones).sum(), weights)
+    grads = torch.autograd.grad(probe(ones).sum(), weights, materialize_grads=True)
     return {n: (w * g).detach() for n, w, g in zip(names, weights, grads, strict=True)}
 
 
@@ -131,7 +131,7 @@ def _first_order(
 ) -> Iterator[dict[str, Tensor]]:
     weights = [probe.get_parameter(name) for name in names]
     for batch in batches:
-        grads = torch.autograd.grad(loss(probe, batch), weights)
+        grads = torch.autograd.grad(loss(probe, batch), weights, materialize_grads=True)
         yield {n: (w * g).detach() for n, w, g in zip(names, weights, grads, strict=True)}
 
 

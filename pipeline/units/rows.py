@@ -9,13 +9,15 @@ waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.units.groups import ChannelGroup
+from pipeline.units.scratch import PIECE, Scratch
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,7 @@ class Rows:
         self._index(parts)
         held = {id(p) for p in self.params}
         self._names = {n: p for n, p in usable.items() if id(p) in held}
+        self._scratch = Scratch()
 
     def _index(self, parts: Sequence[_Part]) -> None:
         """Index vectors between positions, channels and groups, on the parameters' device."""
@@ -114,10 +117,13 @@ class Rows:
         return torch.promote_types(own, torch.float32)
 
     def square_norms(
-        self, tensors: Sequence[Tensor] | None = None, dtype: torch.dtype | None = None
+        self,
+        tensors: Sequence[Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        weights: Sequence[float] = (),
     ) -> Tensor:
         """||x||^2 of every channel of `params` (or of tensors shaped like them), shape (count,),
-        summed in `dtype`."""
+        summed in `dtype`; with one weight >= 0 per parameter, the weighted sum."""
         kind = dtype or self.dtype
         values = [t.detach() for t in (self.params if tensors is None else tensors)]
         wide = len(values) - self._vectors
@@ -125,16 +131,43 @@ class Rows:
             torch.linalg.vector_norm(x, dim=others, dtype=kind)
             for x, others in zip(values[:wide], self._others, strict=False)
         ]
-        flat = [x.to(kind) for x in values[wide:]]
-        return self._sum_positions(torch.cat(norms + flat).square_())
+        pieces = norms + [x.to(kind) for x in values[wide:]]
+        if weights:
+            pieces = [x * math.sqrt(w) for x, w in zip(pieces, weights, strict=True)]
+        return self._sum_positions(torch.cat(pieces).square_())
 
     def dots(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         """<a, b> of every channel, shape (count,); `a`, `b` are shaped like `params`."""
+        pairs = [(x.detach(), y.detach()) for x, y in zip(a, b, strict=True)]
         sums = [
-            (x * y).sum(others, dtype=self.dtype) if others else (x * y).to(self.dtype)
-            for x, y, others in zip(a, b, self._others, strict=True)
+            torch.mul(x, y, out=self._scratch.like(x)).sum(others, dtype=self.dtype)
+            if others
+            else (x * y).to(self.dtype)
+            for (x, y), others in zip(pairs, self._others, strict=True)
         ]
         return self._sum_positions(torch.cat(sums))
+
+    def gram(self, a: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """||x||^2, <a, x> and ||a||^2 of every channel at once, to the last bit those of
+        `square_norms` and `dots`: each piece of memory is read while it is near."""
+        kind, found = self.dtype, tuple(list[Tensor]() for _ in range(3))
+        pairs = zip(self.params, a, strict=True)
+        for pair, others, shape in zip(pairs, self._others, self._shapes, strict=True):
+            for x, y in _pieces(*pair, along=shape.index(-1)):
+                if others:
+                    product = torch.mul(x, y, out=self._scratch.like(x))
+                    of = (
+                        torch.linalg.vector_norm(x, dim=others, dtype=kind),
+                        product.sum(others, dtype=kind),
+                        torch.linalg.vector_norm(y, dim=others, dtype=kind),
+                    )
+                else:
+                    of = (x.to(kind), (x * y).to(kind), y.to(kind))
+                for numbers, values in zip(found, of, strict=True):
+                    numbers.append(values)
+        norms, inner, slopes = (torch.cat(numbers) for numbers in found)
+        squares = (self._sum_positions(n.square_()) for n in (norms, slopes))
+        return next(squares), self._sum_positions(inner), next(squares)
 
     def spread(self, values: Tensor, elsewhere: float) -> list[Tensor]:
         """A per-channel vector as factors that broadcast over each of `params`.
@@ -196,6 +229,15 @@ class Rows:
         # a gather and a segmented sum, not index_add_: bit-reproducible on a GPU too
         rows = values.index_select(0, self._order)
         return torch.segment_reduce(rows, "sum", lengths=self._positions, unsafe=True)
+
+
+def _pieces(a: Tensor, b: Tensor, along: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same rows of two tensors, few enough to stay in a CPU's caches."""
+    a, b = a.detach(), b.detach()
+    if a.device.type != "cpu" or along != 0 or a.numel() <= PIECE:
+        return iter(((a, b),))
+    rows = max(1, PIECE * len(a) // a.numel())
+    return zip(a.split(rows), b.split(rows), strict=True)
 
 
 def _parts(parameters: Mapping[str, nn.Parameter], groups: Sequence[ChannelGroup]) -> list[_Part]:

@@ -162,6 +162,25 @@ def test_state_survives_a_file_and_rebuilds_the_saliency(
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_state_after_any_epoch_can_be_ranked(name: str, tmp_path: Path) -> None:
+    """As the stage does it: every kept state in turn through the finished training's objects."""
+    made = make_job(name, Batches())
+    recipe = RECIPE.model_copy(update={"keep_epochs": (1, 2, 4), "keep_best": True})
+    folder = CheckpointFolder(tmp_path, name)
+    fit(replace(made, recipe=recipe), folder, Recorder())
+    names = [n for n in folder.snapshots() if n.startswith(("epoch-", "best"))]
+    assert {"epoch-1", "epoch-2", "epoch-4", "best-1", "best"} <= set(names)
+    wanted = made.method.saliency(made.model, made.units)
+    for kept in names:
+        tree = load_tree(folder.snapshots()[kept])
+        made.model.load_state_dict(tree["model"])
+        made.method.load_state_dict(tree["method"])
+        scores = made.method.saliency(made.model, made.units)
+        assert {k: s.shape for k, s in scores.items()} == {k: s.shape for k, s in wanted.items()}
+        assert all(torch.isfinite(s).all() and (s >= 0).all() for s in scores.values()), kept
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_release_leaves_a_plain_model(name: str, tmp_path: Path) -> None:
     made = run(name, tmp_path)
     plain, _ = network()

@@ -82,6 +82,37 @@ def no_host_reads() -> Iterator[None]:
         yield
 
 
+class _NoLargeMemory(TorchDispatchMode):
+    """Refuses every operator that makes a new tensor of so many numbers."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        made_here = found if isinstance(found, tuple) else (found,)
+        for kind, made in zip(func._schema.returns, made_here, strict=False):
+            for t in made if isinstance(made, list) else (made,):
+                if isinstance(t, Tensor) and t.numel() >= self.numbers and kind.alias_info is None:
+                    raise AssertionError(f"{func} makes {t.numel()} numbers")
+        return found
+
+
+def no_large_memory(numbers: int) -> TorchDispatchMode:
+    """Fresh memory the size of a weight costs a CPU more than the arithmetic of a step."""
+    return _NoLargeMemory(numbers)
+
+
+def wide_problem() -> tuple[dict[str, nn.Parameter], list[ChannelGroup]]:
+    """Two weights of 8,000 numbers, eight channels each."""
+    generator = torch.Generator().manual_seed(0)
+    named = {n: nn.Parameter(torch.randn(8, 1000, generator=generator)) for n in ("a", "b")}
+    for p in named.values():
+        p.grad = torch.randn(p.shape, generator=generator)
+    return named, [plain_group(n, 8, (n,)) for n in named]
+
+
 def is_plain_tree(tree: Any) -> bool:
     """Only dicts, lists, numbers, strings, None and tensors."""
     if isinstance(tree, dict):

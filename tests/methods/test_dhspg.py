@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from methods.dhspg import DHSPG, DHSPGConfig, DHSPGMethod, DHSPGOptions
+from pipeline.training.directions import DirectionOptions
 from pipeline.training.method import EpochStats, Phase, StepContext
 from pipeline.training.recipe import Recipe
-from pipeline.training.row_optimizer import DirectionOptions
 from pipeline.units.groups import ChannelGroup, Units
 from pipeline.units.rows import Rows
 from tests.methods.oto_traces import (
@@ -20,10 +20,12 @@ from tests.methods.oto_traces import (
     is_plain_tree,
     load,
     no_host_reads,
+    no_large_memory,
     parameters,
     piece,
     plain_group,
     set_grads,
+    wide_problem,
     zero_rows,
 )
 
@@ -179,6 +181,19 @@ def test_sgd_is_torchs_sgd_with_a_decay_per_param_group() -> None:
         torch.testing.assert_close(named[n].detach(), p.detach(), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("spared", [0.0, 0.3])
+def test_a_decay_per_param_group_enters_the_projection(spared: float) -> None:
+    named, rows = _problem(9)
+    weights = [{"params": [p], "weight_decay": spared} for n, p in named.items() if "w" not in n]
+    weights += [{"params": [p], "weight_decay": 0.3} for n, p in named.items() if "w" in n]
+    optimizer = DHSPG(weights, rows, 0.1, DHSPGOptions(DirectionOptions("adamw")))
+    decays = optimizer.row_decays()
+    by_hand = rows.dots([d * p for d, p in zip(decays, rows.params, strict=True)], rows.params)
+    found = optimizer.decay_inner(rows.square_norms(), decays)
+    torch.testing.assert_close(found, by_hand)
+    assert optimizer.decay_inner(rows.square_norms(), []) == 0.0
+
+
 def test_row_decay_is_along_the_unit_row() -> None:
     named, rows = _problem(4)
     options = DHSPGOptions(
@@ -226,7 +241,18 @@ def test_a_step_never_waits_for_the_device(variant: str, faithful: bool) -> None
         optimizer.step()
 
 
-@pytest.mark.parametrize("variant", ["sgd", "adam"])
+@pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_makes_nothing_as_large_as_a_weight(variant: str, momentum: float) -> None:
+    named, groups = wide_problem()
+    options = DHSPGOptions(DirectionOptions(variant, momentum), weight_decay=0.1)
+    optimizer = DHSPG(named.values(), Rows(named, groups), 0.1, options)
+    optimizer.step()
+    with no_large_memory(8000):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])
 def test_resume_is_bit_exact(variant: str) -> None:
     def run(stop: int) -> list[Tensor]:
         named, rows = _problem(8)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.gates import Gates, GatesConfig, owner
+from methods.gates import Gates, GatesConfig
 from pipeline.data.info import DatasetInfo
 from pipeline.study.registry import build_model, model_spec
 from pipeline.training.method import Phase, StepContext
 from pipeline.training.recipe import Recipe
 from pipeline.units.count import structured_cost
+from pipeline.units.fill import one_step_wider
 from pipeline.units.groups import ChannelGroup, Granularity, Slice, Units
+from pipeline.units.layers import owner
 from pipeline.units.plan import PruningPlan
 from pipeline.units.selection import Cost, Target, select
 from pipeline.units.trace import trace_units
@@ -166,6 +168,14 @@ def test_search_is_as_good_as_the_originals(case: dict[str, Any]) -> None:
     )
     assert macs(plan) <= budget < macs(keeping(plan.kept + 1))
     assert min(widths(plan)) >= 1
+    filled = select(
+        gates,
+        Granularity.STRUCTURED,
+        Target(rule="macs", value=1 - budget / dense, fill=True),
+        macs,
+    )
+    assert macs(plan) <= macs(filled) <= budget
+    assert all(macs(wider) > budget for wider in one_step_wider(filled, gates))
     if case["error"]:  # the original crashed: a layer had lost all its channels
         return
     if case["gates"] != "half_zero":  # which of many equal gates it keeps is arbitrary

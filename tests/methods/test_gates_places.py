@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from methods.gates import Gates, GatesConfig, gate_places, is_inner
+from methods.gates import Gates, GatesConfig, gate_places
 from pipeline.data.info import DatasetInfo
 from pipeline.study.registry import build_model, model_spec
 from pipeline.units.groups import Units
+from pipeline.units.layers import is_inner
 from pipeline.units.trace import trace_units
 from tests.methods.gates_traces import NET_UNITS, group, prepared, random_net
 

@@ -10,21 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.hesso import CRITERIA, HESSO, HESSOConfig, HESSOMethod, HESSOOptions
+from methods.hesso import HESSO, HESSOConfig, HESSOMethod, HESSOOptions
+from pipeline.training.directions import DirectionOptions
 from pipeline.training.method import EpochStats, Phase, StepContext
 from pipeline.training.recipe import Recipe
-from pipeline.training.row_optimizer import DirectionOptions
 from pipeline.units.groups import ChannelGroup, Units
+from pipeline.units.redundancy import CRITERIA
 from pipeline.units.rows import Rows
 from tests.methods.oto_traces import (
     check_weights,
     is_plain_tree,
     load,
     no_host_reads,
+    no_large_memory,
     parameters,
     piece,
     plain_group,
     set_grads,
+    wide_problem,
     zero_rows,
 )
 
@@ -215,6 +218,17 @@ def test_a_step_never_waits_for_the_device(variant: str, faithful: bool) -> None
     with no_host_reads():
         for _ in range(5):
             optimizer.step()
+
+
+@pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_makes_nothing_as_large_as_a_weight(variant: str, momentum: float) -> None:
+    named, groups = wide_problem()
+    options = HESSOOptions(DirectionOptions(variant, momentum), weight_decay=0.1)
+    optimizer = HESSO(named.values(), Rows(named, groups), 0.1, options)
+    optimizer.step()
+    with no_large_memory(8000):
+        optimizer.step()
 
 
 def test_channels_behind_a_concat_stay_zero() -> None:

@@ -20,11 +20,13 @@ from tests.methods.oto_traces import (
     is_plain_tree,
     load,
     no_host_reads,
+    no_large_memory,
     parameters,
     piece,
     plain_group,
     set_grads,
     tensor,
+    wide_problem,
     zero_rows,
 )
 
@@ -221,6 +223,15 @@ def test_a_step_never_waits_for_the_device(half_space: bool, faithful: bool) -> 
     optimizer = HSPG(named.values(), rows, 0.1, options)
     with no_host_reads():
         optimizer.step()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_makes_nothing_as_large_as_a_weight(momentum: float) -> None:
+    named, groups = wide_problem()
+    optimizer = HSPG(named.values(), Rows(named, groups), 0.1, HSPGOptions(momentum=momentum))
+    optimizer.step()
+    with no_large_memory(8000):
         optimizer.step()
 
 

@@ -62,7 +62,10 @@ def batches(n: int = SIZES[0]) -> TrainBatches:
 
 
 class Pulled(MethodBase):
-    """A penalty, a learned factor that is no parameter of the model, and a hook on gradients."""
+    """A penalty, a learned factor that is no parameter of the model, and a hook on gradients that
+    reads the loss."""
+
+    needs_loss = True
 
     def __init__(self) -> None:
         self.factor = nn.Parameter(torch.ones((), dtype=torch.float64))
@@ -77,7 +80,8 @@ class Pulled(MethodBase):
         return 0.01 * self.factor.square() + 0.01 * model[0].weight.abs().sum()
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
-        model[0].weight.grad.sign_()  # not linear: wrong unless the mean was taken before
+        # not linear, and by the loss: wrong unless both means were taken before
+        model[0].weight.grad.sign_().mul_(at.loss)
 
     def state_dict(self) -> dict[str, Any]:
         return {"factor": self.factor.detach().clone()}

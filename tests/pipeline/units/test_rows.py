@@ -187,3 +187,20 @@ def test_tiny_channels_are_not_zero() -> None:
     assert norms.tolist() == pytest.approx([0.0, 1e-30, 5.0], rel=1e-6, abs=0)
     rows = Rows(named_parameters(model), [group])
     assert rows.summary() == {"group_sparsity": pytest.approx(1 / 3), "omega": pytest.approx(5.0)}
+
+
+@pytest.mark.parametrize("piece", [4, 2**19])
+def test_gram_is_norms_and_products_to_the_last_bit(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.units.rows.PIECE", piece)
+    named, groups = _network()
+    rows = Rows(named, groups)
+    generator = torch.Generator().manual_seed(1)
+    other = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in rows.params]
+    norms, inner, slopes = rows.gram(other)
+    assert torch.equal(norms, rows.square_norms())
+    assert torch.equal(inner, rows.dots(other, rows.params))
+    assert torch.equal(slopes, rows.square_norms(other))
+    twice = rows.square_norms(weights=[4.0] * len(rows.params))
+    torch.testing.assert_close(twice, 4.0 * norms)

@@ -1,0 +1,207 @@
+"""How a gradient becomes a direction v: the gradient itself, its heavy-ball average, Adam's ratio.
+
+For optimizers that step `x <- x - lr * v` and do more. Moments are kept in a torch optimizer's
+`state`, under torch's names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.training.recipe import Recipe
+from pipeline.units.scratch import PIECE, Kept, Scratch
+
+State = MutableMapping[Any, dict[str, Any]]
+EPS = 1e-8  # in Adam's denominator
+SMALL = 2**12  # numbers in a tensor for which a call costs more than its work
+
+
+@dataclass(frozen=True)
+class DirectionOptions:
+    """How a gradient becomes a direction v.
+
+    Attributes:
+        variant: "sgd", "adam" or "adamw".
+        momentum, dampening: heavy ball of "sgd".
+        betas: moments of "adam" and "adamw".
+        faithful_moments: start Adam's moments at g and g^2 instead of (1-b) g and (1-b) g^2, as
+            the OTO programs do: steps much smaller than Adam's for the first thousands of calls.
+    """
+
+    variant: str = "sgd"
+    momentum: float = 0.0
+    dampening: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    faithful_moments: bool = False
+
+
+def direction_options(recipe: Recipe, faithful: bool) -> DirectionOptions:
+    """The recipe's optimizer as a direction.
+
+    Raises:
+        ValueError: the recipe's optimizer has no row-wise form.
+    """
+    config = recipe.optimizer
+    if config.name == "adadelta" or (config.nesterov and config.name == "sgd"):
+        raise ValueError(
+            f"train.optimizer: {config.name!r} with nesterov={config.nesterov} has no row-wise "
+            "form (use sgd without nesterov, adam or adamw)"
+        )
+    return DirectionOptions(
+        config.name, config.momentum, betas=config.betas, faithful_moments=faithful
+    )
+
+
+def heavy_ball(
+    state: State,
+    params: list[Tensor],
+    grads: list[Tensor],
+    options: DirectionOptions,
+    decay: float = 0.0,
+) -> list[Tensor]:
+    """b <- q at first, then momentum * b + (1 - dampening) * q, with q = gradient + decay * x.
+
+    The buffers are kept in `state` and returned themselves.
+    """
+    buffers, fresh = _moment(state, "momentum_buffer", params)
+    share = 1.0 if fresh else 1.0 - options.dampening
+    torch._foreach_mul_(buffers, options.momentum)
+    torch._foreach_add_(buffers, grads, alpha=share)
+    if decay:
+        torch._foreach_add_(buffers, params, alpha=share * decay)
+    return buffers
+
+
+def decayed(params: list[Tensor], grads: list[Tensor], decay: float, kept: Kept) -> list[Tensor]:
+    """gradient + decay * x; on a CPU in memory of `kept`."""
+    if not all(p.device.type == "cpu" for p in params):
+        return list(torch._foreach_add(grads, params, alpha=decay))
+    pairs = zip(grads, params, strict=True)
+    return [torch.add(g, x, alpha=decay, out=kept.like(id(x), x)) for g, x in pairs]
+
+
+class Adam:
+    """m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps) with decay coupled into the gradient.
+
+    On a CPU torch's fused kernel does it in one pass, into memory that is kept (one copy of the
+    parameters); elsewhere, and where torch has no such kernel, list operations do it.
+    """
+
+    def __init__(self, options: DirectionOptions) -> None:
+        self.options = options
+        self._scratch, self._out, self._grads = Scratch(), Kept(), Kept()
+        self._can_fuse = has_fused_adam()
+
+    def __call__(
+        self,
+        state: State,
+        params: list[Tensor],
+        grads: list[Tensor],
+        step: int,
+        decay: float = 0.0,
+    ) -> list[Tensor]:
+        """v at the 1-based step t; holds until the next call."""
+        mean, fresh = _moment(state, "exp_avg", params)
+        square, _ = _moment(state, "exp_avg_sq", params)
+        if fresh and self.options.faithful_moments:  # the updates then leave them where they are
+            torch._foreach_add_(mean, grads)
+            torch._foreach_add_(mean, params, alpha=decay)
+            torch._foreach_addcmul_(square, mean, mean)
+        out = [self._out.like(id(p), m) for p, m in zip(params, mean, strict=True)]
+        if self._can_fuse and all(p.device.type == "cpu" for p in params):
+            self._fused((params, grads, mean, square, out), step, decay)
+            return out
+        grads = decayed(params, grads, decay, self._grads) if decay else grads
+        self._listed(grads, (mean, square, out), step)
+        return out
+
+    def _fused(self, lists: tuple[list[Tensor], ...], step: int, decay: float) -> None:
+        """`lists`: x, gradient, m, s, v. Large ones in pieces, small ones together."""
+        done, few = torch.tensor(float(step)), [list[Tensor]() for _ in range(4)]
+        for x, g, *own in zip(*lists, strict=True):
+            for xi, gi, *rest in _pieces(x, g, own):
+                if decay:
+                    room = self._scratch.like(gi) if gi.numel() > SMALL else None
+                    gi = torch.add(gi, xi, alpha=decay, out=room)
+                if gi.numel() > SMALL:
+                    fused_adam([[t] for t in (gi, *rest)], done, self.options.betas)
+                    continue
+                for kind, t in zip(few, (gi, *rest), strict=True):
+                    kind.append(t)
+        if few[0]:
+            fused_adam(few, done, self.options.betas)
+
+    def _listed(
+        self, grads: list[Tensor], own: tuple[list[Tensor], list[Tensor], list[Tensor]], step: int
+    ) -> None:
+        (mean, square, v), (b1, b2) = own, self.options.betas
+        torch._foreach_lerp_(mean, grads, 1.0 - b1)
+        torch._foreach_mul_(square, b2)
+        torch._foreach_addcmul_(square, grads, grads, value=1.0 - b2)
+        # both corrections go into the denominator: a pass less over the memory
+        first = 1.0 - b1**step
+        torch._foreach_copy_(v, square)
+        torch._foreach_sqrt_(v)
+        torch._foreach_mul_(v, first / math.sqrt(1.0 - b2**step))
+        torch._foreach_add_(v, EPS * first)
+        torch._foreach_reciprocal_(v)
+        torch._foreach_mul_(v, mean)
+
+
+def _pieces(x: Tensor, g: Tensor, own: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Equal parts of x, the gradient and `own` (m, s, v), in the order in which `own` lies in
+    memory: a fused kernel knows no other."""
+    v = own[-1]
+    read = [t if t.stride() == v.stride() else torch.empty_like(v).copy_(t) for t in (x, g)]
+    if v.numel() <= PIECE:
+        return iter(((*read, *own),))
+    flat = [t.as_strided((v.numel(),), (1,)).split(PIECE) for t in (*read, *own)]
+    return zip(*flat, strict=True)
+
+
+def fused_adam(lists: Sequence[list[Tensor]], done: Tensor, betas: tuple[float, float]) -> None:
+    """`lists`: gradient, m, s, v. Torch's AdamW kernel with a step of length -1, which adds Adam's
+    ratio to v, and a decay of -1, which multiplies what v held before by 1 - (-1)(-1) = 0."""
+    grads, mean, square, v = lists
+    torch._fused_adamw_(
+        v,
+        grads,
+        mean,
+        square,
+        [],
+        [done] * len(v),
+        lr=-1.0,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=-1.0,
+        eps=EPS,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+@cache
+def has_fused_adam() -> bool:
+    """Torch's fused kernel is private, so it is tried once, on one number."""
+    v, g, m, s = torch.full((1,), 7.0), torch.ones(1), torch.zeros(1), torch.zeros(1)
+    try:
+        fused_adam([[g], [m], [s], [v]], torch.tensor(1.0), (0.9, 0.999))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return abs(float(v) - 1.0) < 1e-5
+
+
+def _moment(state: State, name: str, params: list[Tensor]) -> tuple[list[Tensor], bool]:
+    """The buffers of `params`, and whether they have just been made."""
+    fresh = name not in state[params[0]]
+    for p in params:
+        if name not in state[p]:
+            state[p][name] = torch.zeros_like(p)
+    return [state[p][name] for p in params], fresh
