@@ -43,6 +43,7 @@ class EarlyBirdConfig(Strict):
     between neighbours be below `epsilon` (the paper's wording). Masks count from `min_epoch`
     trained epochs on.
 
+    The weights that a ticket emerged with are kept as "ticket-<ratio>", of every ratio.
     `stop`: the search ends with the ticket, whose weights are the artefact "search". Then
     `continue_training` finishes the schedule with the ticket's mask; without a ticket, densely.
     """
@@ -126,6 +127,10 @@ def emerged(distances: Sequence[float], window: Window, length: int, epsilon: fl
     return len(distances) == length and all(d < epsilon for d in distances)
 
 
+def _state(ratio: str) -> str:
+    return f"ticket-{ratio}"
+
+
 @register_method("early_bird", EarlyBirdConfig)
 class EarlyBird(MethodBase):
     """Phase "search", then possibly "continue".
@@ -143,6 +148,10 @@ class EarlyBird(MethodBase):
         self.masks: dict[str, Tensor] = {}
         self.tickets: dict[str, dict[str, Any]] = {}
         self._plan: PruningPlan | None = None
+
+    def states(self) -> tuple[str, ...]:
+        """The weights of every ratio's ticket as it emerged."""
+        return tuple(_state(str(ratio)) for ratio in self.config.ratios)
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         if not self.config.continue_training:
@@ -201,6 +210,7 @@ class EarlyBird(MethodBase):
         if key not in self.tickets and emerged(distances, window, length, self.config.epsilon):
             self.tickets[key] = {"epoch": self.trained, "mask": by_group(mask, scores)}
             stats.logged[f"eb/ticket_epoch/{key}"] = float(self.trained)
+            stats.keep.append(_state(key))
 
     def plan(self) -> PruningPlan | None:
         """The ticket of `ratio`, once its training goes on."""

@@ -29,10 +29,12 @@ from pipeline.units.groups import Granularity, Units
 from pipeline.units.masks import (
     GradientMask,
     Masks,
+    Shuffle,
     choose_weights,
     count_of,
     drop_smallest,
     masked_magnitude,
+    shuffled,
 )
 from pipeline.units.plan import PruningPlan
 from pipeline.units.threshold import kth_smallest
@@ -40,7 +42,6 @@ from pipeline.units.threshold import kth_smallest
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Rewind = Literal["finetune", "init", "epoch", "lr", "random"]
 Rule = Literal["exact", "quantile", "openlth"]
-Shuffle = Literal["none", "layerwise", "global"]
 
 
 class IMPConfig(Strict):
@@ -116,21 +117,6 @@ def keep_largest(
     return {name: alive[name] & (score > threshold) for name, score in scores.items()}
 
 
-def shuffled(keep: Masks, across: Shuffle, seed: int) -> dict[str, Tensor]:
-    """Masks with the same number of weights kept per tensor, or in total, at random places."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def permuted(mask: Tensor) -> Tensor:
-        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
-        return mask.flatten()[order]
-
-    if across == "layerwise":
-        return {name: permuted(mask).view_as(mask) for name, mask in keep.items()}
-    flat = permuted(torch.cat([mask.flatten() for mask in keep.values()]))
-    parts = torch.split(flat, [mask.numel() for mask in keep.values()])
-    return {n: part.view_as(m) for (n, m), part in zip(keep.items(), parts, strict=True)}
-
-
 @register_method("imp", IMPConfig)
 class IMP(MethodBase):
     """Phases round-0 ... round-n; each leaves its level as a named artefact.
@@ -151,6 +137,11 @@ class IMP(MethodBase):
         self._upcoming: dict[str, Tensor] = {}
         self._plan: PruningPlan | None = None
         self._gradient_mask: GradientMask | None = None
+
+    def extendable(self) -> tuple[str, ...]:
+        """With `target` the rate depends on the number of rounds; a shuffled control comes last."""
+        fixed = self.config.target is None and self.config.shuffle == "none"
+        return ("rounds",) if fixed else ()
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         later = [f"round-{k}" for k in range(1, self.config.rounds + 1)]

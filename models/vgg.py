@@ -3,9 +3,10 @@
 - `vgg16`, `vgg16_bn`: OTO (Chen et al., NeurIPS 2021): a classifier of three linear layers with
   dropout; convolutions keep their bias beside BatchNorm.
 - `vgg16_bn_linear`: Miao et al. (ICLR 2022): one linear layer, convolution biases.
-- `vgg16_bn_gap`, `vgg19_bn_gap`: Liu et al. (ICCV 2017), Pruning from Scratch
-  (Wang et al., AAAI 2020): one linear layer, no convolution biases, four max-poolings and then
-  global average pooling (their 2x2 average pooling on 32x32 images), BatchNorm scales start at 0.5.
+- `vgg11_bn_gap`, `vgg16_bn_gap`, `vgg19_bn_gap`: Liu et al. (ICCV 2017), Early-Bird tickets (You et
+  al., ICLR 2020), Pruning from Scratch (Wang et al., AAAI 2020): one linear layer, no convolution
+  biases, four max-poolings and then global average pooling (their 2x2 average pooling on 32x32
+  images), BatchNorm scales start at 0.5.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def _vgg(features: nn.Sequential, classifier: nn.Module) -> nn.Sequential:
     )
 
 
+VGG11 = (1, 1, 2, 2, 2)
 VGG16 = (2, 2, 3, 3, 3)
 VGG19 = (2, 2, 4, 4, 4)
 
@@ -94,6 +96,11 @@ def _one_linear_layer(info: DatasetInfo, width: int, convs: Sequence[int]) -> nn
     features = _features(info, _widths(width, convs, last_pool=False), norm=True, bias=False)
     model = _vgg(features, nn.Linear(8 * width, info.num_classes))
     return he_init(model, linear_std=0.01, norm_scale=0.5)
+
+
+@register_model(FAMILY, "vgg11_bn_gap", never_prune=("classifier",))
+def vgg11_bn_gap(info: DatasetInfo, *, width: int = 64) -> nn.Module:
+    return _one_linear_layer(info, width, VGG11)
 
 
 @register_model(FAMILY, "vgg16_bn_gap", never_prune=("classifier",))

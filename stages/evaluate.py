@@ -30,6 +30,12 @@ from pipeline.study.tracking import Tracker, open_tracker
 from pipeline.training.measure import cpu_threads, latency, output_difference
 from pipeline.units.enforce import enforce
 
+LATENCY_SEARCH = (
+    "asked",
+    "achieved",
+    *(f"{which}_{what}" for which in ("dense", "pruned") for what in ("ms", "iqr_ms")),
+)
+
 
 def exactness(
     pruned: PrunedArtifact, dense: nn.Module, zeros: bool, test: EvalSource
@@ -64,6 +70,13 @@ def weight_sparsity(dense: nn.Module, final: nn.Module, names: tuple[str, ...]) 
     return 1.0 - left / total
 
 
+def achieved(pruned: PrunedArtifact) -> dict[str, float]:
+    """What the search for a latency achieved. It was measured once and stored with the plan, so the
+    record is the same on every run all the same."""
+    found = pruned.spec.get("latency")
+    return {"achieved": found["achieved"]} if found else {}
+
+
 def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalRecord:
     """Measure everything that is the same on every run."""
     pruning = params.pruning(key)
@@ -94,7 +107,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalR
         at=pruning.at,
         granularity=pruned.plan.granularity.value,
         saliency=pruning.ranking,
-        target=pruning.target.model_dump(mode="json"),
+        target=pruning.target.model_dump(mode="json") | achieved(pruned),
         finetune=retrained,
         finetuned=retrained["epochs"] > 0,
         dense=task.scores(dense, test),
@@ -121,6 +134,8 @@ def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker
             took = latency(model, example, settings.latency_repeats)
             values[f"latency/batch{batch}_ms"] = took.median
             values[f"latency/batch{batch}_iqr_ms"] = took.spread
+    if found := delivered.spec.get("latency"):
+        values |= {f"latency/search_{k}": found[k] for k in LATENCY_SEARCH}
     form = delivered.network.registered.delivery
     if form is not None:
         loaded = form.load(delivered.folder / DELIVERED).to(place.device)

@@ -6,21 +6,28 @@ from dataclasses import replace
 from itertools import islice
 
 import click
+from torch import device as Device
+from torch import nn
 
 from pipeline.data.loaders import make_train_batches
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.study import paths
-from pipeline.study.artifacts import PrunedArtifact, TrainArtifact
+from pipeline.study.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
 from pipeline.study.params import load_params
 from pipeline.study.running import task_of
 from pipeline.study.runtime import log, stage_process
 from pipeline.study.schema import PruningParams
+from pipeline.training.latency_cost import LatencyCost
 from pipeline.units.count import structured_cost
 from pipeline.units.criteria import Batch
+from pipeline.units.groups import Units
+from pipeline.units.masks import shuffled
 from pipeline.units.plan import PruningPlan
 from pipeline.units.saliency import FROM_DATA, compute
-from pipeline.units.selection import select
+from pipeline.units.selection import Cost, select
 from pipeline.units.surgery import apply_plan
+
+CPU = Device("cpu")
 
 
 def batches(pruning: PruningParams, prepared: Prepared, seed: int) -> list[Batch]:
@@ -32,10 +39,42 @@ def batches(pruning: PruningParams, prepared: Prepared, seed: int) -> list[Batch
     return list(islice(train.epoch(0), pruning.saliency_batches))
 
 
+def moved(plan: PruningPlan, pruning: PruningParams) -> PruningPlan:
+    """The plan as it is, or a control of it: as many weights at random places of the tensors that
+    lost some."""
+    if pruning.shuffle == "none":
+        return plan
+    cut = {name: mask for name, mask in plan.keep.items() if not mask.all()}
+    elsewhere = shuffled(cut, pruning.shuffle, pruning.shuffle_seed)
+    return PruningPlan(plan.granularity, {**plan.keep, **elsewhere})
+
+
+def costs(
+    pruning: PruningParams, network: NetworkSpec, model: nn.Module, units: Units, place: Device
+) -> tuple[Cost | None, float | None]:
+    """What a plan costs by the target's rule, and the cost that its value is a fraction of where
+    that is not the dense network's."""
+    rule, reference = pruning.target.rule, None
+    if rule == "latency":
+        probe = pruning.target.probe
+        return LatencyCost(model, network.example(probe.batch_size).to(place), units, probe), None
+    if rule not in ("macs", "params"):
+        return None, None
+    if pruning.reference is not None:
+        standard = replace(network, args=pruning.reference).build()
+        reference = getattr(network.count(standard), rule)
+    uncounted = network.registered.uncounted
+    return structured_cost(model, network.example(), units, rule, uncounted), reference
+
+
 def run(
-    pruning: PruningParams, source: TrainArtifact, prepared: Prepared, out: PrunedArtifact
+    pruning: PruningParams,
+    source: TrainArtifact,
+    prepared: Prepared,
+    out: PrunedArtifact,
+    place: Device = CPU,
 ) -> PruningPlan:
-    """Rank the units, cut to the target, mask or shrink, write."""
+    """Rank the units, cut to the target, mask or shrink, write. Time is measured on `place`."""
     network, model = source.network, source.model(pruning.at)
     units = network.units(model)
     granularity = pruning.granularity or source.granularity
@@ -46,19 +85,12 @@ def run(
         seen = batches(pruning, prepared, seed)
         data = (seen, lambda net, batch: task.loss(net, batch)[0])
         saliency = compute(pruning.saliency, granularity, model, units, seed, data)
-    cost = reference = None
-    if pruning.target.rule in ("macs", "params"):
-        cost = structured_cost(
-            model, network.example(), units, pruning.target.rule, network.registered.uncounted
-        )
-    if pruning.reference is not None:
-        reference = getattr(
-            network.count(replace(network, args=pruning.reference).build()),
-            pruning.target.rule,
-        )
-    plan = select(saliency, granularity, pruning.target, cost, reference)
-    apply_plan(plan, model, units)
+    cost, reference = costs(pruning, network, model, units, place)
+    plan = moved(select(saliency, granularity, pruning.target, cost, reference), pruning)
     spec = source.spec | {"at": pruning.at, "granularity": granularity.value}
+    if isinstance(cost, LatencyCost):
+        spec["latency"] = cost.told(plan, pruning.target.value)
+    apply_plan(plan, model, units)
     out.write(spec, plan, model)
     return plan
 
@@ -68,9 +100,10 @@ def run(
 def main(key: str) -> None:
     params = load_params()
     pruning = params.pruning(key)
-    with stage_process("prune", key, params.file.compute.threads):
+    with stage_process("prune", key, params.file.compute.threads) as place:
         source = TrainArtifact(paths.training(pruning.training))
-        plan = run(pruning, source, load_prepared(paths.PREPARED), PrunedArtifact(paths.prune(key)))
+        out, prepared = PrunedArtifact(paths.prune(key)), load_prepared(paths.PREPARED)
+        plan = run(pruning, source, prepared, out, place.device)
         log.info("%s: %d of %d units kept", key, plan.kept, plan.total)
 
 

@@ -15,19 +15,13 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.study import paths
 from pipeline.study.artifacts import TrainArtifact
 from pipeline.study.params import Params, load_params
-from pipeline.study.records import (
-    SweepPoint,
-    SweepRecord,
-    TrainRecord,
-    read_record,
-    sha,
-    write_record,
-)
+from pipeline.study.records import TrainRecord, read_record, sha, write_record
 from pipeline.study.running import task_of
 from pipeline.study.runs import RunSpec
 from pipeline.study.runtime import Workplace, stage_process
 from pipeline.study.schema import Ranked, Scope, SweepParams
 from pipeline.study.sizes import distribution_of
+from pipeline.study.sweep_record import SweepPoint, SweepRecord
 from pipeline.study.tracking import open_tracker
 from pipeline.training.measure import recalibrate
 from pipeline.units.count import Counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +15,18 @@ from pipeline.study.artifacts import NetworkSpec, TrainArtifact
 from pipeline.study.launch import launched
 from pipeline.study.params import Params, load_params
 from pipeline.study.records import TrainRecord, write_record
-from pipeline.study.running import Assignment, train_network
+from pipeline.study.running import Assignment, kept_states, train_network
 from pipeline.study.runs import train_view, training_spec
 from pipeline.study.runtime import Workplace, code_digest, loop_code, stage_process
 from pipeline.study.tracking import open_tracker
-from pipeline.training.checkpoint import CheckpointFolder, clone_state, fingerprint, seed_everything
+from pipeline.training.checkpoint import (
+    CheckpointFolder,
+    Lineage,
+    clone_state,
+    fingerprint,
+    retire,
+    seed_everything,
+)
 from pipeline.training.job import Observer, Silent
 from pipeline.training.method import Method
 from pipeline.training.weights import load_weights, located
@@ -54,29 +60,43 @@ def run(
     """Train; write the artefact; return the record (in the first process; else what was asked)."""
     training, asked = params.training(key), draft(params, key)
     network = NetworkSpec.of(training.model, prepared.info)
-    code = code_digest(Path(params.file.root), f"models/{network.family}.py")
-    method_code = code_digest(Path(params.file.root), f"methods/{training.method}.py")
-    mark = fingerprint(
-        asked.__dict__, code, method_code, loop_code(Path(params.file.root)), place.device.type
-    )
-    folder = CheckpointFolder(place.folder, mark, writes=place.team.first)
+    method = registry.method_spec(training.method).build(params.method_config(key))
+    folder = _checkpoints(params, asked, method, place)
     seed_everything(training.seed)
     model = network.build()
     if training.weights is not None:
         w = training.weights
         load_weights(model, located(w.path), w.sha256, w.prefix, w.into)
     units = network.units(model)
-    method = registry.method_spec(training.method).build(params.method_config(key))
     task = Assignment(network, model, units, method, params.recipe(key), training.seed)
     curve = train_network(task, prepared, place, folder, observer)
     if not place.team.first:
         return asked
     artifact = TrainArtifact(paths.training(key))
     _write_states(artifact, folder, model, method, units)
+    code = code_digest(Path(params.file.root), f"models/{network.family}.py")
     spec = {"network": network.to_json(), "training": key, "method": training.method, "code": code}
     more = {"granularity": method.granularity.value, "seed": training.seed}
     write_json(artifact.folder / "spec.json", spec | more)
-    return replace(asked, curve=curve, weights_sha=tensors_sha256(model.state_dict()))
+    sha, states = tensors_sha256(model.state_dict()), kept_states(task, curve)
+    return replace(asked, curve=curve, weights_sha=sha, kept=states)
+
+
+def _checkpoints(
+    params: Params, asked: TrainRecord, method: Method, place: Workplace
+) -> CheckpointFolder:
+    """Of everything that decides the result. Settings that only add phases at the end are no part
+    of the lineage: a finished training with fewer is where this one begins."""
+    family, recipe = asked.model.partition("/")[0], params.recipe(asked.training)
+    root, whole = Path(params.file.root), dict(asked.__dict__)
+    code = code_digest(root, f"models/{family}.py"), code_digest(root, f"methods/{asked.method}.py")
+    ran = (*code, loop_code(root), place.device.type)
+    lineage, added = None, method.extendable()
+    if added:
+        shared = {k: v for k, v in asked.method_params.items() if k not in added}
+        mark = fingerprint(whole | {"method_params": shared}, *ran)
+        lineage = Lineage(mark, len(method.phases(recipe)))
+    return CheckpointFolder(place.folder, fingerprint(whole, *ran), place.team.first, lineage)
 
 
 def _write_states(
@@ -120,7 +140,7 @@ def main(key: str) -> None:
             record = run(params, key, prepared, place, tracker)
             write_record(paths.record("train", key), record)
             tracker.finish(train_view(record))
-        shutil.rmtree(place.folder, ignore_errors=True)
+        retire(place.folder)
 
 
 if __name__ == "__main__":

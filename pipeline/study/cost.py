@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.study.records import CurvePoint, EvalRecord, SweepRecord, TrainRecord
+from pipeline.study.records import CurvePoint, EvalRecord, TrainRecord
+from pipeline.study.sweep_record import SweepRecord
 
 PASSES = 3
 EXAMPLES = "examples"  # the loop's own count in a curve, cumulative as `step` is

@@ -1,21 +1,205 @@
-"""What MLflow shows above the runs of a study."""
+"""What MLflow shows above the runs of a study: saved views that answer the usual questions.
+
+A saved view is a tag of the experiment that MLflow's page reads (3.17: the menu "Views"): filter,
+order, grouping, columns and charts. The page writes the same tag when somebody saves a view there.
+"""
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+_TAG = "mlflow.sharedViewState."
+_ROWS = "tags.stage = 'evaluate'"
+_COLUMNS = (
+    "params.`model`",
+    "params.`method`",
+    "metrics.`final/top1`",
+    "metrics.`pruned/top1`",
+    "metrics.`dense/top1`",
+    "metrics.`percent/macs_kept`",
+    "metrics.`percent/macs_nonzero`",
+    "metrics.`percent/params_nonzero`",
+    "metrics.`cost/total_macs`",
+)
+_Chart = Mapping[str, Any]
+
+
+def _bar(metric: str, title: str) -> _Chart:
+    return {"type": "BAR", "metricKey": metric, "displayName": title}
+
+
+def _line(metric: str, title: str) -> _Chart:
+    return {
+        "type": "LINE",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "displayName": title,
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "scaleType": "linear",
+    }
+
+
+def _scatter(x: str, y: str, title: str) -> _Chart:
+    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
+    return {"type": "SCATTER", "displayName": title, **axes}
+
+
+def _parallel(params: Sequence[str], metrics: Sequence[str], title: str) -> _Chart:
+    chosen = {"selectedParams": list(params), "selectedMetrics": list(metrics)}
+    return {"type": "PARALLEL", "displayName": title, "showAllRuns": False, **chosen}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Charts under one heading, so many in a row."""
+
+    name: str
+    columns: int
+    charts: tuple[_Chart, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """One saved view.
+
+    Attributes:
+        name: the question it answers; also its text above the runs.
+        where: MLflow filter of the runs.
+        sections: the first charts; MLflow adds some of its own below.
+        grouped: one line per tag `row`, the mean over its runs, that is over seeds.
+        order: metric to sort by, the best first.
+    """
+
+    key: str
+    name: str
+    where: str
+    sections: tuple[Section, ...]
+    grouped: bool = True
+    order: str = "final/top1"
+
+    def tag(self, rows: Iterable[str]) -> tuple[str, str]:
+        """Name and value of the experiment tag. MLflow shows a group opened unless told otherwise:
+        `rows` are the values of the tag `row` to keep closed."""
+        closed = {f"tag.row.{row}": False for row in sorted(rows)} if self.grouped else {}
+        state = json.dumps(self._state() | {"groupsExpanded": closed})
+        packed = base64.b64encode(zlib.compress(state.encode(), 9)).decode()
+        value = {"name": self.name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+        return f"{_TAG}{self.key}", json.dumps(value)
+
+    def _state(self) -> dict[str, Any]:
+        charts: list[dict[str, Any]] = []
+        sections: list[dict[str, Any]] = []
+        for section in self.sections:
+            at = str(uuid5(NAMESPACE_URL, f"{self.key}/{section.name}"))
+            fixed = {"deleted": False, "isGenerated": False}
+            heading: dict[str, Any] = {
+                "uuid": at,
+                "name": section.name,
+                "display": True,
+                "isReordered": True,
+            }
+            sections.append(heading | fixed | {"columns": section.columns, "cardHeight": 420})
+            for chart in section.charts:
+                own: dict[str, Any] = {
+                    "uuid": str(uuid5(NAMESPACE_URL, f"{at}/{chart['displayName']}"))
+                }
+                own |= {"metricSectionId": at, "runsCountToCompare": 100}
+                charts.append(own | fixed | dict(chart))
+        by_row = [{"mode": "tag", "groupByData": "row"}]
+        grouped = {"aggregateFunction": "average", "groupByKeys": by_row}
+        return {
+            "searchFilter": self.where,
+            "orderByKey": f"metrics.`{self.order}`",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": list(_COLUMNS),
+            "columnOrder": list(_COLUMNS),
+            "runsHiddenMode": "SHOWALL",
+            "compareRunCharts": charts,
+            "compareRunSections": sections,
+            "isAccordionReordered": True,
+            "useGroupedValuesInCharts": True,
+            "hideEmptyCharts": True,
+            "groupBy": grouped if self.grouped else None,
+        }
+
+
+_SCORE = "Score (%), mean over seeds"
+_ANSWER = Section(
+    "Score, and what is left",
+    2,
+    (
+        _bar("final/top1", _SCORE),
+        _scatter("percent/macs_nonzero", "final/top1", "Score against non-zero MACs (%)"),
+    ),
+)
+_COST = Section(
+    "Cost",
+    2,
+    (
+        _scatter("cost/total_macs", "final/top1", "Score against MACs spent on training"),
+        _scatter("percent/params_nonzero", "final/top1", "Score against non-zero parameters (%)"),
+    ),
+)
+_AXES = ("cost/total_macs", "percent/params_nonzero", "percent/macs_kept", "final/top1")
+_PARALLEL = Section("Parallel coordinates", 1, (_parallel(("method",), _AXES, "Every run"),))
+_CURVES = Section(
+    "Curves",
+    2,
+    (
+        _line("curve/validation/top1", "Validation score (%)"),
+        _line("curve/train/loss", "Training loss"),
+    ),
+)
+VIEWS = (
+    View(
+        "espalier-at-90",
+        "Which method at 90 %?",
+        f"{_ROWS} AND metrics.`sparsity/weight` > 0.88",
+        (_ANSWER, _COST),
+    ),
+    View("espalier-rows", "Every row of the tables", _ROWS, (_ANSWER, _COST)),
+    View("espalier-runs", "Every run, as parallel coordinates", _ROWS, (_PARALLEL,), grouped=False),
+    View(
+        "espalier-sweep",
+        "One-shot sweep",
+        "tags.stage = 'sweep-point'",
+        (
+            Section(
+                "Score of one-shot pruning",
+                1,
+                (_scatter("sparsity/target", "final/top1", "Score against sparsity"),),
+            ),
+        ),
+    ),
+    View(
+        "espalier-curves",
+        "Training curves",
+        "tags.stage = 'train'",
+        (_CURVES,),
+        order="curve/validation/top1",
+    ),
+)
+
+
+def view_tags(rows: Iterable[str] = ()) -> dict[str, str]:
+    """The experiment tags that make the views; `rows` are all values of the tag `row`."""
+    known = tuple(rows)
+    return dict(view.tag(known) for view in VIEWS)
 
 
 def views_guide(experiment: str) -> str:
-    """What the page of an experiment says: links to the views that answer the usual questions."""
-    rows = "tags.stage = 'evaluate'"
-    asked = {
-        "Which method at 90 %?": f"{rows} AND metrics.`sparsity/weight` > 0.88",
-        "Every row of the tables": rows,
-        "One-shot sweep points": "tags.stage = 'sweep-point'",
-    }
-    best = "orderByKey=metrics.%60final%2Ftop1%60&orderByAsc=false&compareRunsMode=CHART"
-    links = [
-        f"- [{text}](#/experiments/{experiment}/runs?searchFilter={quote(where)}&{best})"
-        for text, where in asked.items()
-    ]
-    return "\n".join([*links, "", "Then *Group by* `method`; docs/comparing.md tells more."])
+    """What the page of an experiment says: a link to every view, as charts."""
+    address = f"#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey="
+    links = [f"- [{view.name}]({address}{view.key})" for view in VIEWS]
+    return "\n".join([*links, "", "The menu *Views* lists the same; docs/comparing.md tells more."])

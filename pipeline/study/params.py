@@ -26,12 +26,14 @@ from pipeline.study.schema import (
     PruningParams,
     TrainingParams,
 )
+from pipeline.training import keep
 from pipeline.training.method import Method
 from pipeline.training.recipe import Recipe, Strict
 from pipeline.units.groups import Granularity
 from pipeline.units.saliency import KNOWN
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+KEEPS = ("keep_epochs", "keep_best")
 
 
 class ParamsError(ValueError):
@@ -86,12 +88,18 @@ class Params:
         )
 
     def retraining_recipe(self, key: str) -> Recipe:
-        """The recipe of the retraining of pruning `key`; its `epochs` are the training's."""
+        """The recipe of the retraining of pruning `key`; its `epochs` are the training's. It keeps
+        its last state only."""
         base = self.recipe(self.pruning(key).training).model_dump()
-        overrides = self.retraining(key).train
-        return _validated(
-            self.path, f"prunings.{key}.finetune.train", Recipe, merge(base, overrides)
-        )
+        where, overrides = f"prunings.{key}.finetune.train", self.retraining(key).train
+        for name in KEEPS:
+            base.pop(name, None)
+            if name in overrides:
+                raise ParamsError(
+                    f"{self.path}: {where}.{name}: a retraining keeps its last state only; "
+                    "states of a training are kept by train or trainings.<name>.train"
+                )
+        return _validated(self.path, where, Recipe, merge(base, overrides))
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -228,6 +236,46 @@ def _check_training(params: Params, key: str, training: TrainingParams) -> None:
         raise ParamsError(f"{where}.model: {error.args[0]}") from error
     arguments = _builder_arguments(spec.build)
     _validated(params.path, f"trainings.{key}.model", arguments, training.model.args)
+    _check_mixup(f"{where}.train", params.recipe(key), spec.task)
+    _check_keep(params, key, training)
+
+
+def _check_mixup(where: str, recipe: Recipe, task: str) -> None:
+    if recipe.mixup and task != "classification":
+        raise ParamsError(f"{where}.mixup: blends images; {task} has none and needs mixup: 0")
+
+
+def _check_keep(params: Params, key: str, training: TrainingParams) -> None:
+    recipe, validated = params.recipe(key), params.file.data.val_size is not None
+    if not (recipe.keep_epochs or recipe.keep_best):
+        return
+    phases = _method(params, key).phases(recipe)
+    try:
+        keep.check(recipe, phases, validated)
+    except ValueError as error:
+        name = str(error).partition(":")[0]
+        where = f"trainings.{key}.train" if name in training.train else "train"
+        raise ParamsError(f"{params.path}: {where}.{error} (training {key!r})") from error
+
+
+def _check_shuffle(params: Params, where: str, key: str, granularity: Granularity) -> None:
+    pruning = params.pruning(key)
+    if pruning.shuffle == "none":
+        return
+    if granularity is not Granularity.UNSTRUCTURED:
+        raise ParamsError(f"{where}.shuffle: {pruning.shuffle!r} is for unstructured masks only")
+    if pruning.target.rule == "zeros" and params.retraining(key).start_from == "current":
+        raise ParamsError(
+            f"{where}.shuffle: the weights that training removed are zero and would come back as "
+            "such; set finetune.start_from: init, rewind or random"
+        )
+
+
+def _method(params: Params, key: str) -> Method:
+    method: Method = registry.method_spec(params.training(key).method).build(
+        params.method_config(key)
+    )
+    return method
 
 
 def _builder_arguments(build: registry.Builder) -> type[BaseModel]:
@@ -246,18 +294,22 @@ def _check_pruning(params: Params, key: str, pruning: PruningParams) -> None:
             f"{where}.saliency: {pruning.saliency!r} does not rank {granularity.value} units "
             f"(known: method, {', '.join(KNOWN[granularity])})"
         )
-    if pruning.target.rule in ("macs", "params") and granularity is Granularity.UNSTRUCTURED:
+    surgical = pruning.target.rule in ("macs", "params", "latency")
+    if surgical and granularity is Granularity.UNSTRUCTURED:
         raise ParamsError(
             f"{where}.target.rule: {pruning.target.rule!r} counts what surgery removes and needs "
             "granularity: structured (this pruning masks single weights: use rule: fraction)"
         )
+    _check_shuffle(params, where, key, granularity)
     if pruning.reference is not None:
         if pruning.target.rule not in ("macs", "params"):
             raise ParamsError(f"{where}.reference: only the rules macs and params have a cost")
         model = params.training(pruning.training).model
         arguments = _builder_arguments(registry.model_spec(model.family, model.name).build)
         _validated(params.path, f"prunings.{key}.reference", arguments, pruning.reference)
-    params.retraining_recipe(key)
+    model = params.training(pruning.training).model
+    task = registry.model_spec(model.family, model.name).task
+    _check_mixup(f"{where}.finetune.train", params.retraining_recipe(key), task)
     epochs = params.retraining(key).epochs
     if isinstance(epochs, MatchCost) and epochs.match == "target" and pruning.target.rule != "macs":
         raise ParamsError(
@@ -271,10 +323,10 @@ def _check_state(params: Params, where: str, key: str, at: str) -> Method:
     if key not in params.file.trainings:
         known = _list(params.file.trainings)
         raise ParamsError(f"{where}.training: {key!r} is no training (known: {known})")
-    training = params.training(key)
-    method = registry.method_spec(training.method).build(params.method_config(key))
-    phases = method.phases(params.recipe(key))
+    method, recipe = _method(params, key), params.recipe(key)
+    phases = method.phases(recipe)
     states = ["final", "init", "rewind", *(p.name for p in phases if p.keep)]
+    states += [*keep.names(recipe, phases), *method.states()]
     if at not in states:
         raise ParamsError(f"{where}.at: {at!r} is no state of it (known: {_list(states)})")
     return method

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.data.batches import WHOLE, Part
 from pipeline.study.runtime import log
 from pipeline.study.stopping import StopRequest
-from pipeline.training.job import Observer, TrainBatches
+from pipeline.training.job import SECONDS, Observer, TrainBatches
 
 SHOWN = ("train/loss", "validation/loss", "validation/top1", "validation/f1", "lr")
 
@@ -57,6 +57,8 @@ class Progress:
     def metrics(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
         """Pass on, then show."""
         self._inner.metrics(values, epoch=epoch, step=step)
+        if SECONDS not in values:
+            return  # told anew: of the shorter training that this one extends
         text = "  ".join(f"{k} {values[k]:.4g}" for k in SHOWN if k in values)
         if self._terminal:
             self._bar.set_postfix_str(f"epoch {epoch + 1}/{self._epochs}  {text}")

@@ -17,14 +17,7 @@ from pipeline.study.connect_record import ConnectRecord
 from pipeline.study.connect_view import connect_view
 from pipeline.study.events import Event, read_events
 from pipeline.study.facts import is_dead, owner
-from pipeline.study.records import (
-    EvalRecord,
-    SweepRecord,
-    TrainRecord,
-    from_json,
-    read_record,
-    sha,
-)
+from pipeline.study.records import EvalRecord, TrainRecord, from_json, read_record, sha
 from pipeline.study.runs import (
     RunView,
     evaluate_view,
@@ -33,6 +26,7 @@ from pipeline.study.runs import (
     train_view,
     with_events,
 )
+from pipeline.study.sweep_record import SweepRecord
 from pipeline.study.tracking import Store
 
 if TYPE_CHECKING:
@@ -221,12 +215,14 @@ def _publish(store: Store, study: Study) -> dict[str, str]:
             ids[view.sha] = _log(store, view, nested)
             continue
         ids[view.sha] = str(run.info.run_id)
-        if any(run.data.tags.get(k) != v for k, v in nested.items()):
-            store.describe(run.info.run_id, {}, nested)
+        told = {"row": view.tags["row"], **nested}
+        if any(run.data.tags.get(k) != v for k, v in told.items()):
+            store.describe(run.info.run_id, {}, told)
     for run in store.runs(_SEALED):
         if ids.get(run.data.tags["record_sha"], run.info.run_id) != run.info.run_id:
             store.delete(run.info.run_id)  # the same work twice: `dvc repro -f`, another machine
     _reconcile(store, study)
+    store.show_views({v.tags["row"] for group in study.views.values() for v in group})
     return ids
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from pipeline.study.connect_record import ConnectRecord
+from pipeline.study.sweep_record import SweepRecord
 
 Scores = Mapping[str, float]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -77,6 +78,16 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class KeptState:
+    """A state of a training that was kept: after how many epochs, and what it scored on the
+    validation split (nothing, where there is none)."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    epochs: int
+    validation: Scores
+
+
+@dataclass(frozen=True)
 class TrainRecord:
     """One training.
 
@@ -85,6 +96,7 @@ class TrainRecord:
         model_args, method_params, recipe: as in params.yaml, defaults filled in.
         parents: what it was made from, name -> SHA-256: "data" (the data card), "weights".
         weights_sha: of the final weights (`files.tensors_sha256`).
+        kept: the states of `keep_epochs` and `keep_best`, by name; absent when none was asked for.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -99,6 +111,7 @@ class TrainRecord:
     parents: Mapping[str, str]
     curve: tuple[CurvePoint, ...]
     weights_sha: str
+    kept: Mapping[str, KeptState] | None = None
     kind: Literal["train"] = "train"
     schema_version: Literal[1] = 1
 
@@ -112,9 +125,10 @@ class EvalRecord:
 
     Attributes:
         training_sha: `sha` of the TrainRecord it prunes.
-        at: which state of the training was pruned: "final", or the name of a kept phase.
+        at: which state of the training was pruned: "final", a kept phase or state by name.
         saliency: who ranked the units, "method" or a name, as in params.yaml.
-        target: the selection rule as in params.yaml: rule, value, scope, round_to, min_units.
+        target: the selection rule as in params.yaml: rule, value, scope, round_to, min_units; of a
+            latency also "achieved", as the search measured it.
         finetune: the recipe of the fine-tuning, epochs included; `finetuned` = it had any.
         dense, pruned, final: test scores before pruning, after it, and after fine-tuning.
         weight_sparsity, group_sparsity: achieved by the plan, fraction removed; no groups: None.
@@ -159,102 +173,6 @@ class EvalRecord:
             raise ValueError("dense, pruned and final do not hold the same scores")
 
 
-@dataclass(frozen=True)
-class SweepPoint:
-    """One-shot pruning to one sparsity, no retraining.
-
-    Attributes:
-        ranked, scope: what was ranked together, and how far, as in params.yaml.
-        sparsity: the requested fraction of the units that were ranked.
-        recalibrated: BatchNorm statistics were recomputed on training data.
-        units, units_kept: what the plan speaks of, and what it keeps.
-    """
-
-    __pydantic_config__: ClassVar = _STRICT
-    ranked: Literal["weights", "all", "channels"]
-    scope: Literal["global", "layer"]
-    sparsity: float
-    recalibrated: bool
-    scores: Scores
-    units: int
-    units_kept: int
-    params_kept: int
-    params_nonzero: int
-    macs_kept: int
-    macs_nonzero: int
-    plan_digest: str
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.sparsity < 1.0:
-            raise ValueError(f"sparsity is {self.sparsity}, not in [0, 1)")
-        if not 0 <= self.units_kept <= self.units:
-            raise ValueError(f"units_kept is {self.units_kept}, not in [0, {self.units}]")
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of |w| > 0: `counts[i]` belong to bin `first + i`, the bins around them are empty."""
-
-    __pydantic_config__: ClassVar = _STRICT
-    zeros: int
-    first: int
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class WeightDistribution:
-    """How large the parameters of a trained network are.
-
-    Attributes:
-        thresholds, above: how many entries of all parameters exceed each, largest threshold first.
-        edges: of the histograms; bin i holds edges[i-1] < |w| <= edges[i], the last the rest.
-        layers: the histogram of every parameter by name, and of all of them as "all".
-    """
-
-    __pydantic_config__: ClassVar = _STRICT
-    thresholds: tuple[float, ...]
-    above: tuple[int, ...]
-    edges: tuple[float, ...]
-    layers: Mapping[str, Histogram]
-
-    def __post_init__(self) -> None:
-        if len(self.thresholds) != len(self.above) or list(self.above) != sorted(self.above):
-            raise ValueError("above: one count per threshold, none smaller than the one before")
-
-
-@dataclass(frozen=True)
-class SweepRecord:
-    """One training pruned one-shot to every sparsity of `sweep.sparsities`.
-
-    `weights` is what the pruning finds; a record of one point alone (`leaves`) leaves it out.
-    """
-
-    __pydantic_config__: ClassVar = _STRICT
-    training: str
-    training_sha: str
-    model: str
-    method: str
-    data: str
-    seed: int
-    params_dense: int
-    macs_dense: int
-    input_shape: tuple[int, ...]
-    dense: Scores
-    weights: WeightDistribution | None = None
-    points: tuple[SweepPoint, ...] = ()
-    kind: Literal["sweep"] = "sweep"
-    schema_version: Literal[1] = 1
-
-    def __post_init__(self) -> None:
-        where = [(p.ranked, p.scope, p.sparsity, p.recalibrated) for p in self.points]
-        if len(set(where)) < len(where):
-            raise ValueError("points: the same protocol, sparsity and recalibration twice")
-
-    def leaves(self) -> tuple[SweepRecord, ...]:
-        """One record per point: its hash does not change when other sparsities are added."""
-        return tuple(replace(self, weights=None, points=(point,)) for point in self.points)
-
-
 Record = TrainRecord | EvalRecord | SweepRecord | ConnectRecord
 R = TypeVar("R", TrainRecord, EvalRecord, SweepRecord, ConnectRecord)
 
@@ -274,6 +192,7 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
+_LATER = ("kept",)  # younger than the first records: absent from their bytes
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     cls: TypeAdapter(cls) for cls in (TrainRecord, EvalRecord, SweepRecord, ConnectRecord)
 }
@@ -289,7 +208,8 @@ def to_json(record: Record) -> str:
     adapter = _ADAPTERS[cls]
     try:
         checked = adapter.validate_json(json.dumps(asdict(record)))
-        return canonical(adapter.dump_python(checked, mode="json"))
+        told = adapter.dump_python(checked, mode="json")
+        return canonical({k: v for k, v in told.items() if k not in _LATER or v is not None})
     except ValidationError as error:
         raise ValueError(f"{cls.__name__} of {record.training!r}: {_reason(error)}") from error
 

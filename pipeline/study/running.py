@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from pipeline.data.loaders import make_eval_batches, make_train_batches
 from pipeline.data.prepared import Prepared
 from pipeline.study.artifacts import NetworkSpec
 from pipeline.study.progress import Progress
-from pipeline.study.records import CurvePoint
+from pipeline.study.records import CurvePoint, KeptState
 from pipeline.study.runtime import Workplace
 from pipeline.training.checkpoint import CheckpointFolder, State, clone_state
 from pipeline.training.fit import fit
 from pipeline.training.job import Job, Observer
+from pipeline.training.keep import kept
 from pipeline.training.method import Method
 from pipeline.training.recipe import Recipe
 from pipeline.training.tasks import TASKS, Task
@@ -91,6 +93,21 @@ def train_network(
             progress.close()
     a.model.to("cpu", memory_format=torch.contiguous_format)
     return tuple(curve_point(row) for row in curve)
+
+
+def kept_states(assignment: Assignment, curve: Sequence[CurvePoint]) -> dict[str, KeptState] | None:
+    """The states that the recipe asked to keep, in a finished training; None when it asked for
+    none."""
+    a, rows = assignment, [asdict(point) for point in curve]
+    score = f"validation/{task_of(a.network).main_score}"
+    found = kept(a.recipe, a.method.phases(a.recipe), rows, score)
+    scores = [_validation(point) for point in curve]
+    return {name: KeptState(e, scores[e - 1]) for name, e in found.items()} or None
+
+
+def _validation(point: CurvePoint) -> dict[str, float]:
+    prefix = "validation/"
+    return {k.removeprefix(prefix): v for k, v in point.values.items() if k.startswith(prefix)}
 
 
 def _check_team(recipe: Recipe, place: Workplace) -> None:

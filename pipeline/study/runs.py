@@ -1,30 +1,25 @@
 """What MLflow shows of a record: name, flat params, metrics in named groups, tags.
 
-Metric groups: dense/ pruned/ final/ (test scores), size/ (integers), sparsity/, exact/, cost/
-(MACs spent), weights/ (how many exceed a magnitude), curve/ (numbers of an epoch), latency/ and
-time/ (from the event file only). Numbers one ranks by (seed, sparsity) are metrics too, since
-MLflow params are strings.
+Metric groups: dense/ pruned/ final/ (test scores), size/ (integers), percent/ (what is left of the
+dense network), sparsity/, exact/, cost/ (MACs spent), weights/ (how many exceed a magnitude), kept/
+(validation scores of a kept state), curve/ (numbers of an epoch), latency/ and time/ (from the
+event file only). Numbers one ranks by (seed, sparsity) are metrics too, since MLflow params are
+strings.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.study.cost import costs
 from pipeline.study.events import Event
-from pipeline.study.records import (
-    CurvePoint,
-    EvalRecord,
-    Exactness,
-    SweepRecord,
-    TrainRecord,
-    sha,
-    to_json,
-)
+from pipeline.study.records import CurvePoint, EvalRecord, Exactness, TrainRecord, sha, to_json
+from pipeline.study.sweep_record import SweepRecord
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def train_view(record: TrainRecord) -> RunView:
         name=f"train/{record.training}",
         sha=sha(record),
         params=train_params(record),
-        points=(Point("seed", float(record.seed)), *curve_points(record.curve)),
+        points=(Point("seed", float(record.seed)), *_kept(record), *curve_points(record.curve)),
         tags=_train_tags(record) | {"weights_sha": record.weights_sha},
         document=to_json(record),
         data=_data(record),
@@ -110,11 +105,11 @@ def evaluate_view(record: EvalRecord, training: TrainRecord) -> RunView:
         "target": record.target,
         "finetune": record.finetune,
     }
-    metrics = {
-        "seed": float(record.seed),
-        **_scores(dense=record.dense, pruned=record.pruned, final=record.final),
-        **{f"size/{k}": float(v) for k, v in asdict(record.counts).items()},
+    metrics = {  # the first one is what MLflow's compare view shows
+        **_scores(final=record.final, pruned=record.pruned, dense=record.dense),
+        **_counted(asdict(record.counts)),
         "sparsity/weight": record.weight_sparsity,
+        "seed": float(record.seed),
         **_exactness(record.exactness),
         **costs(record, training),
     }
@@ -131,7 +126,12 @@ def evaluate_view(record: EvalRecord, training: TrainRecord) -> RunView:
         params=train_params(training) | flat(own),
         points=(*_points(metrics), *curve_points(record.finetune_curve)),
         tags=_train_tags(training)
-        | {"stage": "evaluate", "pruning": record.pruning, "plan_digest": record.plan_digest},
+        | {
+            "stage": "evaluate",
+            "pruning": record.pruning,
+            "row": _row(training, record.pruning),
+            "plan_digest": record.plan_digest,
+        },
         document=to_json(record),
         data=_data(training),
         parent=record.training_sha,
@@ -161,11 +161,10 @@ def point_view(leaf: SweepRecord, training: TrainRecord, parent: str) -> RunView
     view = sweep_view(leaf, training)
     how = {k: getattr(point, k) for k in ("ranked", "scope", "sparsity", "recalibrated")}
     counts = ("params_kept", "params_nonzero", "macs_kept", "macs_nonzero", "units", "units_kept")
+    dense = {"params_dense": leaf.params_dense, "macs_dense": leaf.macs_dense}
     metrics = {
         **_scores(final=point.scores),
-        "size/params_dense": float(leaf.params_dense),
-        "size/macs_dense": float(leaf.macs_dense),
-        **{f"size/{name}": float(getattr(point, name)) for name in counts},
+        **_counted(dense | {name: getattr(point, name) for name in counts}),
         "sparsity/target": point.sparsity,
         **costs(leaf, training),
     }
@@ -178,7 +177,12 @@ def point_view(leaf: SweepRecord, training: TrainRecord, parent: str) -> RunView
         name=f"sweep/{leaf.training}@{point.sparsity:g}{marks}",
         params={**view.params, **flat(how)},
         points=(*view.points, *_points(metrics)),
-        tags={**view.tags, "stage": "sweep-point", "plan_digest": point.plan_digest},
+        tags={
+            **view.tags,
+            "stage": "sweep-point",
+            "row": _row(training, f"{leaf.training}@{point.sparsity:g}{marks}"),
+            "plan_digest": point.plan_digest,
+        },
         parent=parent,
     )
 
@@ -253,11 +257,31 @@ def _train_tags(record: TrainRecord) -> dict[str, str]:
     return {
         "stage": "train",
         "training": record.training,
+        "row": _row(record, record.training),
         "method": record.method,
         "model": record.model,
         "data": record.data,
         "seed": str(record.seed),
     }
+
+
+def _row(training: TrainRecord, name: str) -> str:
+    """The same for all seeds: what runs are grouped by. The method comes first, since MLflow cuts
+    long names: "hspg-p90 | resnet20-hspg" for a pruning resnet20-hspg-s0-p90."""
+    base = re.sub(rf"-s{training.seed}(?=-|$)", "", training.training, count=1)
+    if not name.startswith(training.training):
+        return f"{training.method} | {re.sub(rf'-s{training.seed}(?=-|$)', '', name, count=1)}"
+    return f"{training.method}{name.removeprefix(training.training)} | {base}"
+
+
+def _counted(counts: Mapping[str, int]) -> dict[str, float]:
+    """The integers, and what is left in percent of the dense network."""
+    percent = {
+        f"percent/{what}_{left}": 100.0 * counts[f"{what}_{left}"] / counts[f"{what}_dense"]
+        for what in ("macs", "params")
+        for left in ("kept", "nonzero")
+    }
+    return {f"size/{name}": float(count) for name, count in counts.items()} | percent
 
 
 def _data(record: TrainRecord) -> tuple[str, str]:
@@ -266,6 +290,14 @@ def _data(record: TrainRecord) -> tuple[str, str]:
 
 def _points(metrics: Mapping[str, float]) -> tuple[Point, ...]:
     return tuple(Point(name, value) for name, value in metrics.items())
+
+
+def _kept(record: TrainRecord) -> Iterable[Point]:
+    """kept/best-10/top1, kept/best-10/epochs: at the step where that epoch ended."""
+    for name, state in (record.kept or {}).items():
+        step = record.curve[state.epochs - 1].step
+        for key, value in {"epochs": float(state.epochs), **state.validation}.items():
+            yield Point(f"kept/{name}/{key}", value, step)
 
 
 def _sizes(record: SweepRecord) -> dict[str, float]:
@@ -280,7 +312,12 @@ def _sizes(record: SweepRecord) -> dict[str, float]:
 
 
 def _scores(**groups: Mapping[str, float]) -> dict[str, float]:
-    return {f"{g}/{name}": v for g, scores in groups.items() for name, v in scores.items()}
+    """The loss comes last."""
+    return {
+        f"{group}/{name}": scores[name]
+        for group, scores in groups.items()
+        for name in sorted(scores, key=lambda name: name == "loss")
+    }
 
 
 def _exactness(exactness: Exactness | None) -> dict[str, float]:

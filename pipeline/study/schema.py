@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pipeline.data.config import DataConfig
 from pipeline.training.recipe import Recipe, Strict
 from pipeline.units.groups import Granularity
+from pipeline.units.masks import Shuffle
 from pipeline.units.saliency import FROM_DATA
 from pipeline.units.saliency import NAMES as SALIENCIES
 from pipeline.units.selection import Target
@@ -98,6 +99,9 @@ class PruningParams(Strict):
 
     `reference`: width arguments of the network whose cost a macs or params target is a fraction of,
     where that is not the trained one (Pruning from Scratch trains a wider one).
+
+    `shuffle`: the control of a ticket: as many weights in every layer that lost some ("layerwise"),
+    or in all of these together ("global"), at random places drawn by `shuffle_seed`.
     """
 
     training: str
@@ -108,13 +112,16 @@ class PruningParams(Strict):
     saliency_batch_size: Annotated[int, Field(ge=1)] = 128
     target: Target
     reference: Mapping[str, Any] | None = None
+    shuffle: Shuffle = "none"
+    shuffle_seed: int = 0
     finetune: FinetuneParams = FinetuneParams()
 
     @property
     def ranking(self) -> str:
-        """The saliency, and the data it saw."""
+        """The saliency, the data it saw, and whether the places it found were given up."""
         seen = f" on {self.saliency_batches} batches of {self.saliency_batch_size}"
-        return self.saliency + seen * (self.saliency in FROM_DATA)
+        lost = f", shuffled {self.shuffle} ({self.shuffle_seed})"
+        return self.saliency + seen * (self.saliency in FROM_DATA) + lost * (self.shuffle != "none")
 
 
 class SweepParams(Strict):

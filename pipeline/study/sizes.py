@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pipeline.study.records import Histogram, WeightDistribution
+from pipeline.study.sweep_record import Histogram, WeightDistribution
 from pipeline.training.distribution import (
     OVERALL,
     MagnitudeHistogram,

@@ -6,7 +6,8 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.files import DamagedFileError, load_tree, save_tree
+from pipeline.files import DamagedFileError, load_tree, read_json, save_tree, write_json
 
 State = dict[str, Tensor]
+LINEAGE, FINISHED = "lineage.json", "finished.json"
 
 
 def clone_state(model: nn.Module) -> State:
@@ -52,28 +54,54 @@ def restore_rng(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+@dataclass(frozen=True)
+class Lineage:
+    """Trainings that share `mark` share their first phases: the longer goes on with the shorter."""
+
+    mark: str
+    phases: int
+
+    def extends(self, path: Path) -> bool:
+        """Whether the finished training whose lineage is in that file is a part of this one."""
+        if not path.is_file():
+            return False
+        shorter = Lineage(**read_json(path))
+        return shorter.mark == self.mark and shorter.phases < self.phases
+
+
 class CheckpointFolder:
     """`.checkpoints/<stage>/<key>/`: the last good state of one training, and its snapshots.
 
     Outside every DVC output, because DVC deletes the outputs of a stage before it runs. A folder
-    whose fingerprint differs belongs to other params: it is emptied, never resumed.
+    whose fingerprint differs belongs to other params: it is emptied, never resumed. One exception:
+    a finished training (`retire`) that shares its `lineage` with a longer one is where that begins.
 
     Args:
         folder: where to keep it.
         fingerprint: of everything that decides the result.
         writes: False in all processes of a training but the first: they read only.
+        lineage: of a training that further phases may extend.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, writes: bool = True) -> None:
-        self.folder = Path(folder)
-        self.fingerprint, self.writes = fingerprint, writes
+    def __init__(
+        self, folder: Path, fingerprint: str, writes: bool = True, lineage: Lineage | None = None
+    ) -> None:
+        self.folder, self.fingerprint, self.writes = Path(folder), fingerprint, writes
         if not writes:
             return
-        mark = self.folder / "fingerprint"
-        if self.folder.exists() and (not mark.exists() or mark.read_text() != fingerprint):
-            shutil.rmtree(self.folder)
+        mark, finished = self.folder / "fingerprint", self.folder / FINISHED
+        same = mark.is_file() and mark.read_text() == fingerprint and not finished.exists()
+        if not same and not (lineage is not None and lineage.extends(finished)):
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(fingerprint)
+        if lineage is not None:
+            write_json(self.folder / LINEAGE, asdict(lineage))
+
+    @property
+    def extended(self) -> bool:
+        """The checkpoint is the end of a shorter training, which this one has not left behind."""
+        return (self.folder / FINISHED).exists()
 
     @property
     def last(self) -> Path:
@@ -90,6 +118,7 @@ class CheckpointFolder:
             return
         try:
             save_tree(self.last, dict(tree))
+            (self.folder / FINISHED).unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 f"{self.last}: the checkpoint could not be written ({error}); "
@@ -131,6 +160,36 @@ class CheckpointFolder:
             )
         return dict(load_tree(path)["model"])
 
+    def keep_epoch(self, epochs: int, tree: Any) -> None:
+        """Keep the state after so many epochs until `name_epochs` or `drop_epochs`."""
+        if self.writes:
+            save_tree(self._epoch(epochs), tree)
+
+    def drop_epochs(self, wanted: Collection[int]) -> None:
+        """Remove the states of epochs that no name stands for any more. Call it after `save`: the
+        last checkpoint may stand before the epoch that made another one superfluous."""
+        for path in (self.folder / "epochs").glob("*.safetensors") if self.writes else ():
+            if int(path.stem) not in wanted:
+                path.unlink()
+
+    def name_epochs(self, names: Mapping[str, int]) -> None:
+        """Give the states of epochs their names among the snapshots."""
+        for name, epochs in names.items():
+            self.snapshot(name, load_tree(self._epoch(epochs)) if self.writes else None)
+
+    def _epoch(self, epochs: int) -> Path:
+        return self.folder / "epochs" / f"{epochs}.safetensors"
+
     def snapshots(self) -> dict[str, Path]:
         """All named states kept so far."""
         return {p.stem: p for p in sorted((self.folder / "snapshots").glob("*.safetensors"))}
+
+
+def retire(folder: Path) -> None:
+    """After a training has ended well: remove its checkpoints, unless further phases may extend
+    it."""
+    lineage = folder / LINEAGE
+    if lineage.is_file():
+        lineage.replace(folder / FINISHED)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
         [the phase's state becomes a named artefact]
+    [so do the states of recipe.keep_epochs and, with recipe.keep_best, the best ones]
 
 Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
 same bits, on one device, as one that was never stopped: order and augmentation of the data depend
@@ -25,25 +26,25 @@ this loop on its part of every batch; all hold the same weights throughout.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from pipeline.training.backward import Backward
 from pipeline.training.checkpoint import (
     CheckpointFolder,
     restore_rng,
     rng_state,
     seed_everything,
 )
-from pipeline.training.distributed import MeanGradients, TeamError
-from pipeline.training.job import FirstEpoch, Job, Observer
+from pipeline.training.distributed import MeanGradients
+from pipeline.training.job import SECONDS, FirstEpoch, Job, Observer
+from pipeline.training.keep import check, kept
 from pipeline.training.method import EpochStats, Phase, StepContext
 from pipeline.training.schedules import Schedule
-from pipeline.training.tasks import parts
 from pipeline.training.totals import Totals
 from pipeline.units.enforce import Enforcer
 from pipeline.units.plan import PruningPlan
@@ -58,8 +59,9 @@ class DivergedError(RuntimeError):
 def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str, Any]]:
     """Train `job.model` in place; resume from `folder` if it holds a checkpoint.
 
-    Leaves in `folder.snapshots()`: "init", "rewind" and every phase with `keep`, each a tree with
-    "model" and "method" state.
+    Leaves in `folder.snapshots()`: "init", "rewind", every phase with `keep`, what the recipe asks
+    to keep (`keep.names`) and what the method does (`Method.states`), each a tree with "model" and
+    "method" state.
 
     Returns:
         The curve: per epoch "epoch", "step" (optimizer steps done by its end), "phase" and
@@ -67,6 +69,7 @@ def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str
 
     Raises:
         DivergedError: the loss is not finite; names the step and the last good checkpoint.
+        ValueError: the recipe asks to keep what this training cannot have.
         DamagedFileError: the checkpoint is damaged.
     """
     return _Loop(job, folder, observer).run()
@@ -89,9 +92,10 @@ class _Loop:
         self.schedule: Schedule
         self.gradients: MeanGradients
         self.totals = Totals.on(job.device)
-        self.forward: nn.Module = self.model
+        self.passes = Backward(job, self.model)
 
     def run(self) -> list[dict[str, Any]]:
+        check(self.recipe, self.phases, self.job.validation is not None)
         seed_everything(self.job.seed)
         self.team.wait()  # the first process may have had to empty the folder
         saved = self.folder.load()
@@ -101,9 +105,10 @@ class _Loop:
             self._snapshot("init")
             if not (self.recipe.rewind_step or self.recipe.rewind_epoch):
                 self._snapshot("rewind")
-        self.method.prepare(self.model, self.job.units, FirstEpoch(self.job.train))
+        first = FirstEpoch(self.job.train, self.job.task)
+        self.method.prepare(self.model, self.job.units, first)
         if self.recipe.compile:
-            self.forward = torch.compile(self.model)
+            self.passes = Backward(self.job, torch.compile(self.model))
         for index, phase in enumerate(self.phases):
             if saved is not None and index < saved["phase_index"]:
                 continue
@@ -111,6 +116,8 @@ class _Loop:
             self._begin(phase, saved)
             saved = None
             self._run_phase(phase)
+        self.folder.name_epochs(self._kept())
+        self.team.wait()
         return self.curve
 
     def _begin(self, phase: Phase, saved: Mapping[str, Any] | None) -> None:
@@ -151,7 +158,7 @@ class _Loop:
         self.team.average_buffers(self.model)
         totals = self.totals.over(self.team)
         self.examples += totals.count
-        stats = EpochStats(self.epoch, self.phase_epoch, totals.means(), self._validate())
+        stats = EpochStats(self.epoch, self.phase_epoch, totals.means(), self.passes.validate())
         self.stop = self.method.end_epoch(self.model, stats)
         self._agree(f"after epoch {self.epoch}")
         self._log(stats, perf_counter() - began)
@@ -162,7 +169,13 @@ class _Loop:
         self.totals = Totals.on(self.job.device)
         if self.recipe.rewind_step is None and self.epoch == self.recipe.rewind_epoch:
             self._snapshot("rewind")
+        for name in stats.keep:
+            self._snapshot(name)
+        wanted = set(self._kept().values())
+        if self.epoch in wanted:
+            self.folder.keep_epoch(self.epoch, self._state())
         self._checkpoint()
+        self.folder.drop_epochs(wanted)
 
     def _batches(self) -> Iterator[Any]:
         if self.team.alone:
@@ -170,10 +183,11 @@ class _Loop:
         return self.job.train.epoch(self.epoch, self.step_in_epoch, self.team.part)
 
     def _train_step(self, batch: Any, phase: Phase) -> None:
-        at = StepContext(phase, self.step, self.phase_step, len(self.job.train))
         self.schedule.within(self.step_in_epoch / len(self.job.train))
         self.optimizer.zero_grad(set_to_none=True)
-        self._backward(batch)
+        self.passes.batch(batch, self.step, self.gradients, self.totals, self.step_in_epoch)
+        loss = self.totals.last_over(self.team) if self.method.needs_loss else None
+        at = StepContext(phase, self.step, self.phase_step, len(self.job.train), loss)
         self.method.after_backward(self.model, at)
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -188,41 +202,6 @@ class _Loop:
         if self.step_in_epoch % CHECK_STEPS == 0:
             self._check_finite()
 
-    def _backward(self, batch: Any) -> None:
-        """The gradients of the whole batch, of which this process sees a part, possibly none."""
-        size = self.job.task.size(batch)
-        self.totals.last_count = size
-        if size:
-            with self.team.own_randomness(self.job.device, self.job.seed, self.step):
-                loss, sums = self._backward_parts(parts(batch, self.recipe.accumulation), size)
-            self.totals.add(loss, sums, size, self.step_in_epoch)
-        elif self.recipe.sync_batchnorm:
-            raise TeamError(
-                f"the last batch of the epoch is too small for {self.team.size} processes with "
-                "sync_batchnorm: true; change batch_size in params.yaml"
-            )
-        self.gradients.apply(size)
-
-    def _backward_parts(self, pieces: list[Any], size: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the gradients of the pieces, the penalty with the first; the batch's loss and
-        sums."""
-        total, sums = torch.zeros((), device=self.job.device), dict[str, Tensor]()
-        for number, piece in enumerate(pieces):
-            with self._autocast():
-                loss, found = self.job.task.loss(self.forward, piece)
-            loss = loss * (self.job.task.size(piece) / size)
-            penalty = None if number else self.method.penalty(self.model)
-            whole = loss if penalty is None else loss + penalty
-            whole.backward(self.gradients.weight(whole, size))
-            total = total + loss.detach()
-            sums = {k: sums[k] + v if number else v for k, v in found.items()}
-        return total, sums
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.recipe.precision == "bf16":
-            return torch.autocast(self.job.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
     def _plan(self) -> PruningPlan | None:
         return self.method.plan() or self.job.keep
 
@@ -233,16 +212,6 @@ class _Loop:
             self.enforced = (plan, enforcer)
         if self.enforced[1] is not None:
             self.enforced[1].apply()
-
-    def _validate(self) -> dict[str, float]:
-        """Scores on the validation split; the first process measures, the others wait."""
-        if self.job.validation is None:
-            return {}
-        if not self.team.first:
-            return self.team.tell({})
-        with self._autocast():
-            scores = self.job.task.scores(self.forward, self.job.validation)
-        return self.team.tell(scores)
 
     def _agree(self, when: str) -> None:
         """
@@ -274,14 +243,19 @@ class _Loop:
         row["examples"] = float(self.examples)
         phase = self.phases[self.phase_index].name
         self.curve.append({"epoch": self.epoch, "step": self.step, "phase": phase, "values": row})
-        timed = {**row, "system/epoch_seconds": seconds}
-        self.observer.metrics(timed, epoch=self.epoch, step=self.step)
+        self.observer.metrics({**row, SECONDS: seconds}, epoch=self.epoch, step=self.step)
 
     def _snapshot(self, name: str) -> None:
         self.team.average_buffers(self.model)
-        tree = {"model": self.model.state_dict(), "method": self.method.state_dict()}
-        self.folder.snapshot(name, tree)
+        self.folder.snapshot(name, self._state())
         self.team.wait()
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "method": self.method.state_dict()}
+
+    def _kept(self) -> dict[str, int]:
+        score = f"validation/{self.job.task.main_score}"
+        return kept(self.recipe, self.phases, self.curve, score)
 
     def _restore(self, phase: Phase) -> None:
         if phase.start_from == "current":
@@ -322,8 +296,18 @@ class _Loop:
         self.totals = Totals.on(self.job.device)
         if self.team.first:
             self.totals = Totals.restored(saved["totals"], self.job.device)
-        self.observer.begin(saved["observer"])
+        self._tell(saved["observer"])
         restore_rng(saved["rng"])
+
+    def _tell(self, offset: int) -> None:
+        """The observer goes on where the checkpoint stands. One of a shorter training has a run of
+        its own, and this one hears of its epochs anew."""
+        if not self.folder.extended:
+            self.observer.begin(offset)
+            return
+        self.observer.begin()
+        for row in self.curve:
+            self.observer.metrics(row["values"], epoch=row["epoch"], step=row["step"])
 
 
 _COUNTERS = ("phase_epoch", "phase_step", "epoch", "step_in_epoch", "step", "examples", "stop")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.batches import WHOLE, Part
 from pipeline.training.checkpoint import State
@@ -28,13 +28,19 @@ class TrainBatches(Protocol):
 
 
 class FirstEpoch:
-    """The batches of epoch 0, whole, as often as somebody asks."""
+    """The batches of epoch 0, whole, as often as somebody asks, and the task's loss of one."""
 
-    def __init__(self, train: TrainBatches) -> None:
-        self._train = train
+    def __init__(self, train: TrainBatches, task: Task) -> None:
+        self._train, self._task = train, task
 
     def __iter__(self) -> Iterator[Any]:
         return self._train.epoch(0)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return self._task.loss(model, batch)[0]
+
+
+SECONDS = "system/epoch_seconds"  # among the metrics of an epoch that was trained just now
 
 
 class Observer(Protocol):

@@ -6,7 +6,7 @@ ICLR 2022; hyper-parameters as in both papers' released code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.training.constraints import ConvexSet, Unconstrained
-from pipeline.training.method import Batches
 
 ITERATIONS = 390
 BATCHES_PER_ITERATION = 3
@@ -31,7 +30,7 @@ Named = dict[str, Tensor]
 def learn_scales(
     model: nn.Module,
     sets: Mapping[str, ConvexSet],
-    batches: Batches,
+    batches: Iterable[tuple[Tensor, Tensor]],
     lr: float,
     iterations: int = ITERATIONS,
 ) -> dict[str, float]:
@@ -111,7 +110,9 @@ def _loss(
     return F.cross_entropy(functional_call(model, params, (x,)), y)
 
 
-def _endless(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(
+    batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """
     Raises:
         ValueError: there are no batches.

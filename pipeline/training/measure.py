@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -62,6 +62,12 @@ class Latency:
     median: float
     spread: float
 
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Latency:
+        """Of all but the first `WARM_UP` times."""
+        low, median, high = statistics.quantiles(times[WARM_UP:], n=4)
+        return cls(median, high - low)
+
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
@@ -74,20 +80,20 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@torch.inference_mode()
 def latency(model: nn.Module, inputs: Tensor, repeats: int) -> Latency:
     """Time `model(inputs)` in evaluation mode, after a warm-up, the device idle around it."""
     model.eval()
-    times = []
-    for turn in range(WARM_UP + repeats):
-        _wait(inputs.device)
-        began = perf_counter()
-        model(inputs)
-        _wait(inputs.device)
-        if turn >= WARM_UP:
-            times.append(1e3 * (perf_counter() - began))
-    low, median, high = statistics.quantiles(times, n=4)
-    return Latency(median, high - low)
+    return Latency.of([forward_ms(model, inputs) for _ in range(WARM_UP + repeats)])
+
+
+@torch.inference_mode()
+def forward_ms(model: nn.Module, inputs: Tensor) -> float:
+    """Wall-clock milliseconds of one `model(inputs)`, the device idle around it."""
+    _wait(inputs.device)
+    began = perf_counter()
+    model(inputs)
+    _wait(inputs.device)
+    return 1e3 * (perf_counter() - began)
 
 
 def _wait(device: torch.device) -> None:

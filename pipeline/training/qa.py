@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ class QuestionAnswering:
         max_answer: longest answer, in tokens.
     """
 
+    main_score: ClassVar[str] = "f1"
     num_classes: int = 2
     label_smoothing: float = 0.0
     n_best: int = 20

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -63,19 +70,27 @@ class ScheduleConfig(Strict):
         return self
 
 
+# Settings younger than the first records, absent from them while nobody asks: no hash moves.
+LATER = ("keep_epochs", "keep_best", "mixup")
+
+
 class Recipe(Strict):
     """How a network is trained.
 
-    `precision`: fp32, or bf16 autocast. `clip_norm`: largest gradient norm over all parameters,
-    None = no clipping. `accumulation`: a batch goes through the network in so many parts, whose
-    gradients add up: the same step in less memory. `rewind_epoch`: the weights after this many
-    epochs are kept as "rewind"; `rewind_step`: after this many optimizer steps, instead. A phase
-    that starts there goes on in the middle of an epoch: its first epoch is the rest of that one, at
-    that epoch's learning rate. `checkpoint_steps`: also checkpoint every so many steps inside an
-    epoch, 0 = at its end only. `sync_batchnorm`: in several processes BatchNorm sees the whole
-    batch, not this process's part of it (GPU only).
+    `mixup`: alpha of the Beta distribution that weighs the blends of two images (mixup.py), 0 = no
+    blends; for images only. `precision`: fp32, or bf16 autocast. `clip_norm`: largest gradient norm
+    over all parameters, None = no clipping. `accumulation`: a batch goes through the network in so
+    many parts, whose gradients add up: the same step in less memory. `rewind_epoch`: the weights
+    after this many epochs are kept as "rewind"; `rewind_step`: after this many optimizer steps,
+    instead. A phase that starts there goes on in the middle of an epoch: its first epoch is the
+    rest of that one, at that epoch's learning rate. `checkpoint_steps`: also checkpoint every so
+    many steps inside an epoch, 0 = at its end only. `sync_batchnorm`: in several processes
+    BatchNorm sees the whole batch, not this process's part of it (GPU only).
     `data_seed`: order and augmentation of the batches, None = the seed of the training; two
     trainings of one seed and two data seeds are children of the same initial weights.
+    `keep_epochs`: the states after so many epochs of the whole training are kept, as "epoch-<e>".
+    `keep_best`: so is the state with the best validation score, as "best", the best until each of
+    `keep_epochs`, as "best-<e>", and the best of every kept phase, as "best-<phase>".
     """
 
     epochs: Annotated[int, Field(ge=0)]
@@ -83,6 +98,7 @@ class Recipe(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: Fraction = 0.0
+    mixup: NonNegative = 0.0
     clip_norm: Positive | None = None
     accumulation: Annotated[int, Field(ge=1)] = 1
     rewind_epoch: Annotated[int, Field(ge=0)] = 0
@@ -93,6 +109,14 @@ class Recipe(Strict):
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
     data_seed: Annotated[int, Field(ge=0)] | None = None
     sync_batchnorm: bool = False
+    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    keep_best: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unasked = {key for key in LATER if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in standard(self).items() if key not in unasked}
 
     @model_validator(mode="after")
     def _one_rewind(self) -> Recipe:
@@ -101,6 +125,12 @@ class Recipe(Strict):
                 f"rewind_step: {self.rewind_step} and rewind_epoch: {self.rewind_epoch} exclude "
                 "each other; set rewind_epoch: 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keep_in_order(self) -> Recipe:
+        if list(self.keep_epochs) != sorted(set(self.keep_epochs)):
+            raise ValueError(f"keep_epochs must increase: {list(self.keep_epochs)}")
         return self
 
     def stretched(self, factor: float) -> Recipe:

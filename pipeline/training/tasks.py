@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.training.mixup import MixedBatch
 from pipeline.training.qa import QuestionAnswering
 
 
 class Task(Protocol):
-    """Loss for the loop, scores for the harness. Scores are percent, losses are means."""
+    """Loss for the loop, scores for the harness. Scores are percent, losses are means.
+
+    `main_score`: the one that "best" goes by, more is better.
+    """
+
+    main_score: ClassVar[str]
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean loss of the batch, and sums over its examples (0-dim tensors on the device)."""
@@ -40,18 +46,36 @@ def parts(batch: Any, count: int) -> list[Any]:
 class Classification:
     """Cross entropy (mean over the batch), top-1 and, beyond ten classes, top-5 in percent."""
 
+    main_score: ClassVar[str] = "top1"
     num_classes: int
     label_smoothing: float = 0.0
 
     def loss(
-        self, model: nn.Module, batch: tuple[Tensor, Tensor]
+        self, model: nn.Module, batch: tuple[Tensor, Tensor] | MixedBatch
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if len(batch) == 4:
+            return self._mixed_loss(model, batch)
         images, labels = batch
         logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         return loss, {"top1": (logits.detach().argmax(1) == labels).sum()}
 
-    def size(self, batch: tuple[Tensor, Tensor]) -> int:
+    def _mixed_loss(
+        self, model: nn.Module, batch: MixedBatch
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss and hits of both labels of a blend, each by its weight."""
+        images, *labels, weight = batch
+        logits = model(images).float()
+        best = logits.detach().argmax(1)
+        loss, hits = torch.zeros_like(weight), torch.zeros_like(weight)
+        for label, share in zip(labels, (weight, 1.0 - weight), strict=True):
+            own = F.cross_entropy(
+                logits, label, reduction="none", label_smoothing=self.label_smoothing
+            )
+            loss, hits = loss + share * own, hits + share * (best == label)
+        return loss.mean(), {"top1": hits.sum()}
+
+    def size(self, batch: tuple[Tensor, ...]) -> int:
         return int(batch[1].shape[0])
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from pipeline.units.threshold import keep_all_but
 
 Masks = Mapping[str, Tensor]
 Layers = Literal["conv", "all"]
+Shuffle = Literal["none", "layerwise", "global"]
 
 
 def count_of(fraction: float, units: int) -> int:
@@ -50,6 +51,21 @@ def _spread(kept: Tensor, alive: Tensor) -> Tensor:
     if kept.numel() == alive.numel():
         return kept.view_as(alive)
     return alive.clone().masked_scatter_(alive, kept)
+
+
+def shuffled(keep: Masks, across: Shuffle, seed: int) -> dict[str, Tensor]:
+    """Masks with the same number of weights kept per tensor, or in total, at random places."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def permuted(mask: Tensor) -> Tensor:
+        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+        return mask.flatten()[order]
+
+    if across == "layerwise":
+        return {name: permuted(mask).view_as(mask) for name, mask in keep.items()}
+    flat = permuted(torch.cat([mask.flatten() for mask in keep.values()]))
+    parts = torch.split(flat, [mask.numel() for mask in keep.values()])
+    return {n: part.view_as(m) for (n, m), part in zip(keep.items(), parts, strict=True)}
 
 
 def choose_weights(

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from pipeline.units.criteria import erdos_renyi
+from pipeline.units.fill import filled, one_step_wider
 from pipeline.units.groups import Granularity
 from pipeline.units.masks import count_of
+from pipeline.units.measured import cut_to_time
 from pipeline.units.plan import PruningPlan
 from pipeline.units.threshold import keep_all_but
 
@@ -20,12 +29,30 @@ Cost = Callable[[PruningPlan], float]
 Saliency = Mapping[str, Tensor]
 
 
+class LatencyProbe(BaseModel):
+    """How a `latency` target measures: forwards of `batch_size` examples; `threads` on the CPU.
+
+    `repeats`: of the dense and the pruned network, in turns, per measurement; the medians count.
+    `probes`: measurements at most.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+    repeats: Annotated[int, Field(ge=3)] = 20
+    probes: Annotated[int, Field(ge=1)] = 20
+
+
 class Target(BaseModel):
     """How much goes.
 
     Attributes:
         rule: none; zeros: what training brought to zero, no more and no less; fraction: `value` is
-            the fraction of units removed; macs, params: the fraction of the dense cost removed.
+            the fraction of units removed; macs, params: the fraction of the dense cost removed;
+            latency: the fraction of the dense network's measured time that goes. No two
+            measurements agree, so neither do two searches: the plan that was found is what is
+            stored, and what everything after it uses.
         value: in [0, 1).
         scope: rank all units together, remove the same fraction in every layer, or leave layers
             their Erdos-Renyi-kernel densities (weights only).
@@ -33,18 +60,45 @@ class Target(BaseModel):
         min_units: structured: channels kept per group at least.
         closest: macs, params: the plan closest to the budget, even if it costs a little more;
             without it the budget is never exceeded.
+        fill: macs, params: what the cut leaves of the budget is spent on the most salient of the
+            removed units that still fit. With `closest` one unit more of any group may exceed it.
+        latency: how to measure, for the rule of that name.
 
     `zeros` ignores `round_to` and `min_units`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rule: Literal["none", "zeros", "fraction", "macs", "params"]
+    rule: Literal["none", "zeros", "fraction", "macs", "params", "latency"]
     value: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     scope: Literal["global", "layer", "erk"] = "global"
     round_to: Annotated[int, Field(ge=1)] = 1
     min_units: Annotated[int, Field(ge=0)] = 1
     closest: bool = False
+    fill: bool = False
+    latency: LatencyProbe | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`fill` and `latency` are younger than the first records: absent while nobody asks."""
+        told = standard(self) | {"latency": self.probe.model_dump()}
+        asked = {"fill": self.fill, "latency": self.rule == "latency"}
+        return {key: value for key, value in told.items() if asked.get(key, True)}
+
+    @model_validator(mode="after")
+    def _fits_the_rule(self) -> Target:
+        if self.fill and not (self.rule in ("macs", "params") and self.scope == "global"):
+            raise ValueError("fill: needs rule: macs or params, and scope: global")
+        if self.latency is not None and self.rule != "latency":
+            raise ValueError(f"latency: settings of rule: latency, not of rule: {self.rule}")
+        if self.closest and self.rule == "latency":
+            raise ValueError("closest: not for rule: latency, whose measurements are not exact")
+        return self
+
+    @property
+    def probe(self) -> LatencyProbe:
+        """How to measure time."""
+        return self.latency or LatencyProbe()
 
 
 def select(
@@ -60,11 +114,13 @@ def select(
 
     Args:
         cost: what a plan costs, in MACs or parameters; needed by the rules of that name. Removing
-            more must never cost more.
+            more must never cost more. For `latency` the measured time of what the plan leaves, as a
+            fraction of the whole network's.
         reference: the cost that `target.value` is a fraction of; None: that of the whole network.
 
     Raises:
-        ValueError: a saliency is negative or not finite, or the target cannot be met.
+        ValueError: a saliency is negative or not finite, or the target cannot be met, or not by
+            units of this granularity.
     """
     _check(saliency)
     if target.rule == "none":
@@ -77,6 +133,10 @@ def select(
         return ranking.fraction(target.value)
     if cost is None:
         raise ValueError(f"target.rule: {target.rule} needs a cost function")
+    if target.rule == "latency":
+        if granularity is Granularity.UNSTRUCTURED:
+            raise ValueError("target.rule: latency needs structured units: zeros save no time")
+        return cut_to_time(ranking, ranking.last, target.value, target.probe.probes, cost)
     return _cut_to_budget(ranking, target, cost, reference)
 
 
@@ -107,6 +167,7 @@ class _Ranking:
         self.spared = {name: self._spared(s) for name, s in self.saliency.items()}
         self.scores = {name: self._protected(name) for name in saliency}
         self.most = self.total - sum(self.spared.values())
+        self.last = self.total if target.scope == "layer" else self.most
 
     def _spared(self, s: Tensor) -> int:
         """How many units of a tensor never go."""
@@ -180,11 +241,11 @@ class _Ranking:
 def _cut_to_budget(
     ranking: _Ranking, target: Target, cost: Cost, reference: float | None
 ) -> PruningPlan:
-    """The plan that removes the fewest units and costs no more than the budget, or the one with a
-    unit more if that is closer and `target.closest`."""
+    """The plan that removes the fewest units and costs no more than the budget, filled up if
+    `target.fill`; if `target.closest`, one with a unit more where that comes closer."""
     dense = cost(ranking.plan(0))
     budget = (1.0 - target.value) * (dense if reference is None else reference)
-    low, high = 0, ranking.total if target.scope == "layer" else ranking.most
+    low, high = 0, ranking.last
     best = ranking.plan(high)
     if (least := cost(best)) > budget:
         raise ValueError(
@@ -199,8 +260,9 @@ def _cut_to_budget(
             high, best = middle, plan
         else:
             low = middle + 1
-    if target.closest and low > 0:
-        above = ranking.plan(low - 1)
-        if cost(above) - budget < budget - cost(best):
-            return above
-    return best
+    above = [ranking.plan(low - 1)] if target.closest and low > 0 else []
+    if target.fill:
+        best = filled(best, ranking.saliency, cost, budget, target.round_to)
+        if target.closest:
+            above += one_step_wider(best, ranking.saliency, target.round_to)
+    return min((best, *above), key=lambda plan: abs(cost(plan) - budget))

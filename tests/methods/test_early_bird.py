@@ -126,6 +126,8 @@ def test_watches_all_ratios_and_stops_at_the_chosen_one() -> None:
     assert stopped is not None
     ticket = method.state_dict()["tickets"]["0.7"]
     assert ticket["epoch"] == stopped + 1 == stats.logged["eb/ticket_epoch/0.7"]
+    assert "ticket-0.7" in stats.keep
+    assert set(method.states()) == {"ticket-0.3", "ticket-0.5", "ticket-0.7"}
     kept = sum(int(m.sum()) for m in ticket["mask"].values())
     assert kept == 112 - int(0.7 * 112)
     assert {n: len(m) for n, m in ticket["mask"].items()} == {
@@ -144,6 +146,8 @@ def test_without_stop_the_search_goes_on_and_the_first_ticket_stays() -> None:
         stats = trained_epoch(method, net, gammas(sequence, epoch), epoch)
         assert not stats.logged["stop"]
         epochs.append(method.tickets.get("0.5", {}).get("epoch"))
+        emerged_now = method.tickets.get("0.5", {}).get("epoch") == epoch + 1
+        assert ("ticket-0.5" in stats.keep) is emerged_now
     assert len({e for e in epochs if e}) == 1
 
 
@@ -275,6 +279,7 @@ def test_config_is_checked() -> None:
 
 
 NETWORKS = {
+    "vgg11": ("vgg", "vgg11_bn_gap", {}, 10),
     "vgg16": ("vgg", "vgg16_bn_gap", {}, 10),
     "vgg16-cifar100": ("vgg", "vgg16_bn_gap", {}, 100),
     "vgg19": ("vgg", "vgg19_bn_gap", {}, 10),
@@ -284,21 +289,42 @@ NETWORKS = {
 }
 
 
+ORIGINAL = json.loads((Path(__file__).parent / "data" / "eb_flops.json").read_text())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_of_the_original_have_its_macs_and_parameters(name: str) -> None:
-    """Its counter says 2 MACs + rest or, by a switch, MACs + rest; it counts one entry per channel
-    of every channel selection as a parameter."""
-    rows = json.loads((Path(__file__).parent / "data" / "eb_flops.json").read_text())
-    row = next(r for r in rows if r["model"] == name)
+def test_networks_of_the_original_have_its_macs_flops_and_parameters(name: str) -> None:
+    """Its counter says 2 MACs + rest or, by a switch, MACs + rest; the rest is 2 per output of
+    BatchNorm and 1 of the ReLU behind it, 4 per output of max-pooling, 1 per linear output; it
+    counts one entry per channel of every channel selection as a parameter."""
+    row = next(r for r in ORIGINAL if r["model"] == name)
     family, network, args, classes = NETWORKS[name]
     model = build_model(family, network, DatasetInfo("cifar", (3, 32, 32), classes), args)
     counted = count(model.eval(), torch.zeros(1, 3, 32, 32))
     assert (
         counted.macs == row["flops_original_counter_x2"] - row["flops_counter_multiply_adds_False"]
     )
+    assert 2 * counted.macs + _rest(model) == row["flops_original_counter_x2"]
     first = [m for n, m in model.named_modules() if n.endswith("bn1") or n == "bn"]
     selected = sum(m.num_features for m in first) if family == "preact" else 0
     assert counted.params == row["params_original_counter"] - selected
+
+
+def _rest(model: nn.Module) -> int:
+    """Operations beside multiplying and adding, as the original counts them."""
+    found: list[int] = []
+    for kind, each in ((nn.BatchNorm2d, 3), (nn.MaxPool2d, 4), (nn.Linear, 1)):
+        for module in model.modules():
+            if isinstance(module, kind):
+                module.register_forward_hook(
+                    lambda *call, each=each: found.append(each * call[-1].numel())
+                )
+    model(torch.zeros(1, 3, 32, 32))
+    return sum(found)
+
+
+def test_every_network_of_the_trace_is_counted() -> None:
+    assert {row["model"] for row in ORIGINAL} == set(NETWORKS)
 
 
 def test_logs_the_whole_matrix_of_distances() -> None:

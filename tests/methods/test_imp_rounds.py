@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from methods.imp import IMP, IMPConfig, Shuffle, shuffled
+from methods.imp import IMP, IMPConfig
 from pipeline.files import load_tree
 from pipeline.training.checkpoint import CheckpointFolder
 from pipeline.training.method import Phase, StepContext
 from pipeline.training.recipe import OptimizerConfig, Recipe
+from pipeline.units.masks import Shuffle, shuffled
 from tests.methods.imp_net import (
     RECIPE,
     apply_plan,

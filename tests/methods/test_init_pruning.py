@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from methods.init_pruning import InitPruning, InitPruningConfig
+from pipeline.data.info import DatasetInfo
+from pipeline.study.artifacts import NetworkSpec
 from pipeline.study.registry import method_spec
 from pipeline.training.method import Phase, StepContext
+from pipeline.training.qa import QuestionAnswering
+from pipeline.training.tasks import Classification, Task
+from pipeline.units.criteria import snip
 from pipeline.units.groups import Units
+from tests.squad_world import TINY, windows
 
-BATCHES = [
-    (torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3)
-]
+IMAGES = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+Seen = Sequence[tuple[Tensor, Tensor]]
+
+
+class Batches:
+    """What the loop gives to `prepare`."""
+
+    def __init__(self, seen: Seen, task: Task) -> None:
+        self.seen, self.task = seen, task
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.seen)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.task.loss(model, batch)[0]
+
+
+BATCHES = Batches([(IMAGES, torch.arange(8) % 3)], Classification(3))
+SPANS = torch.tensor([[9, 10], [12, 12], [10, 15]])
 
 
 def net_and_units() -> tuple[nn.Sequential, Units]:
@@ -34,7 +57,7 @@ def net_and_units() -> tuple[nn.Sequential, Units]:
 
 def prepared(net: nn.Module, units: Units, **settings: object) -> InitPruning:
     method = method_spec("init_pruning").build(InitPruningConfig(**settings))
-    method.prepare(net, units, iter(BATCHES))
+    method.prepare(net, units, BATCHES)
     return method
 
 
@@ -67,7 +90,7 @@ def test_synflow_in_rounds_avoids_layer_collapse() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((36, 4), (4, 60), (60, 3))))
     units = Units(tuple(f"{k}.weight" for k in range(3)), ())
-    batches = [(torch.randn(2, 36), torch.tensor([0, 1]))]
+    batches = Batches([(torch.randn(2, 36), torch.tensor([0, 1]))], Classification(3))
 
     def emptied(rounds: int | None) -> bool:
         config = InitPruningConfig(criterion="synflow", sparsity=0.97, rounds=rounds)
@@ -92,7 +115,7 @@ def test_the_mask_holds_through_training_and_resume() -> None:
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
     for step in range(3):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(BATCHES[0][0]), BATCHES[0][1]).backward()
+        BATCHES.loss(net, BATCHES.seen[0]).backward()
         method.after_backward(net, StepContext(Phase("train", 1), step, step, 3))
         optimizer.step()
     saliency = method.saliency(net, units)
@@ -106,3 +129,76 @@ def test_data_is_needed_and_asked_for() -> None:
     net, units = net_and_units()
     with pytest.raises(ValueError, match="criterion: snip needs a training batch"):
         InitPruning(InitPruningConfig()).prepare(net, units)
+    with pytest.raises(ValueError, match="criterion: grasp needs a training batch"):
+        prepared_on(Batches([], Classification(3)), net, units, criterion="grasp")
+
+
+def prepared_on(batches: Batches, net: nn.Module, units: Units, **settings: object) -> InitPruning:
+    method = InitPruning(InitPruningConfig(**settings))
+    torch.manual_seed(5)  # dropout
+    method.prepare(net, units, batches)
+    return method
+
+
+def reader(**more: object) -> tuple[nn.Module, Units]:
+    """A tiny BERT that answers questions."""
+    torch.manual_seed(0)
+    sizes = {**TINY, "freeze_embeddings": True, **more}
+    network = NetworkSpec("bert", "encoder_qa", sizes, DatasetInfo("squad", (3, 32), 2))
+    net = network.build()
+    return net, network.units(net)
+
+
+def asked(targets: Tensor = SPANS) -> Batches:
+    return Batches([(windows(), targets)], QuestionAnswering())
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+@pytest.mark.parametrize("criterion", ["snip", "grasp"])
+def test_question_answering(criterion: str, pooler: bool) -> None:
+    net, units = reader(pooler=pooler)
+    before = copy.deepcopy(net.state_dict())
+    method = prepared_on(asked(), net, units, criterion=criterion, sparsity=0.5)
+    assert method.plan().kept == method.plan().total // 2
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    moved = prepared_on(asked(SPANS + 3), net, units, criterion=criterion, sparsity=0.5)
+    assert moved.plan().digest() != method.plan().digest()  # it is the spans that count
+    if pooler and criterion == "snip":  # a layer that this task does not use
+        assert not method.keep["bert.pooler.dense.weight"].any()
+
+
+def test_snip_ranks_by_the_loss_of_the_task() -> None:
+    net, units = reader(dropout=0.0)
+    method = prepared_on(asked(), net, units, criterion="snip", sparsity=0.7)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = model(batch[0]).masked_fill(batch[0][:, 1, None] == 0, -1e30)
+        both = [nn.functional.cross_entropy(logits[:, k], batch[1][:, k]) for k in (0, 1)]
+        return (both[0] + both[1]) / 2
+
+    scores = snip(net, units.weights, asked().seen, loss)
+    worst = min(scores[n][keep].min() for n, keep in method.keep.items() if keep.any())
+    best = max(scores[n][~keep].max() for n, keep in method.keep.items() if not keep.all())
+    assert worst >= best * (1 - 1e-4)
+
+
+def test_grasp_divides_the_logits_by_the_temperature() -> None:
+    net, units = net_and_units()
+
+    class Counted(Batches):
+        largest = 0.0
+
+        def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            self.largest = float(model(batch[0]).detach().abs().max())
+            return super().loss(model, batch)
+
+    seen = {t: Counted(BATCHES.seen, BATCHES.task) for t in (1.0, 200.0)}
+    for temperature, batches in seen.items():
+        prepared_on(batches, net, units, criterion="grasp", temperature=temperature)
+    assert seen[1.0].largest == pytest.approx(200 * seen[200.0].largest, rel=1e-4)
+
+
+def test_synflow_refuses_tokens() -> None:
+    net, units = reader()
+    with pytest.raises(ValueError, match="criterion: synflow .* tokens are no numbers"):
+        prepared_on(asked(), net, units, criterion="synflow")

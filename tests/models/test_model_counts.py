@@ -47,6 +47,7 @@ ROWS = [
     Row("preact/preact_resnet18", {}, 11_218_340, classes=100),
     Row("mlp/mlp", {}, 118_282, 784 * 128 + 128 * 128 + 128 * 10, shape=MNIST),
     # Pruning from Scratch: convolutions + linear layer of its counter.
+    Row("vgg/vgg11_bn_gap", {}, 9_228_362, 152_764_416 + 5_120),
     Row("vgg/vgg16_bn_gap", {}, 14_724_042, 313_196_544 + 5_120),
     Row("vgg/vgg16_bn_gap", {"width": 80}, 23_001_530, 488_816_640 + 6_400),
     Row("vgg/vgg16_bn_gap", {}, 14_770_212, classes=100),

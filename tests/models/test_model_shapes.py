@@ -31,6 +31,7 @@ SMALLEST = {
     "vgg16": 32,
     "vgg16_bn": 32,
     "vgg16_bn_linear": 32,
+    "vgg11_bn_gap": 16,
     "vgg16_bn_gap": 16,
     "vgg19_bn_gap": 16,
 }
@@ -51,7 +52,7 @@ def test_families_and_networks() -> None:
         ("resnet_imagenet", "resnet50"),
         *(("preact", f"preact_resnet{kind}") for kind in ("", "b", "18")),
         *(("vgg", f"vgg16{kind}") for kind in ("", "_bn", "_bn_linear", "_bn_gap")),
-        ("vgg", "vgg19_bn_gap"),
+        *(("vgg", f"vgg{depth}_bn_gap") for depth in (11, 19)),
         *(("mobilenet", f"mobilenet_v{v}") for v in (1, 2)),
         ("mlp", "mlp"),
         *(("small", name) for name in ("resnet8", "vgg_small")),

@@ -19,16 +19,13 @@ from pipeline.study.records import (
     Difference,
     EvalRecord,
     Exactness,
-    Histogram,
-    SweepPoint,
-    SweepRecord,
     TrainRecord,
-    WeightDistribution,
     sha,
     write_record,
 )
 from pipeline.study.runs import RunView
 from pipeline.study.schema import Ranked
+from pipeline.study.sweep_record import Histogram, SweepPoint, SweepRecord, WeightDistribution
 from pipeline.study.tracking import Store
 
 DATA_SHA = "d" * 64

@@ -108,6 +108,13 @@ def test_in_a_terminal_columns_are_aligned(tables):
     assert [row[at:].split()[0] for row in rows] == ["dense", "hspg", "imp"]
 
 
+def test_in_a_terminal_numbers_stand_to_the_right(tables):
+    head, *rows = str(tables[0]).splitlines()[1:]
+    end = head.index("seeds") + len("seeds")
+    assert [row[:end].split()[-1] for row in rows] == ["1", "2", "0"]
+    assert {row[end : end + 2] for row in rows} == {"  "}
+
+
 def test_every_cell_is_traceable(tables):
     for table in tables:
         sources = json.loads(provenance([table]))[table.name]

@@ -41,12 +41,14 @@ methods:
   dense: {{}}
   hesso: {{target_group_sparsity: 0.5, start_fraction: 0.2, pruning_fraction: 0.3, periods: 2}}
   hspg: {{warmup_epochs: 1, upper_group_sparsity_linear: 0.5, adapt_epsilon_steps: 2}}
+  init_pruning: {{criterion: grasp, sparsity: 0.5, ignore: [qa_outputs]}}
 trainings:
   dense: &net
     model: {{family: bert, name: encoder_qa, freeze_embeddings: true, {sizes}}}
     method: dense
     weights: {{path: encoder.safetensors, sha256: "{sha}", into: bert}}
   hesso: {{<<: *net, method: hesso}}
+  grasp: {{<<: *net, method: init_pruning}}
   hspg:
     <<: *net
     method: hspg
@@ -61,6 +63,7 @@ prunings:
   dense-weights: {{training: dense, target: {{rule: fraction, value: 0.4}}}}
   hesso-zeros: {{training: hesso, target: {{rule: zeros}}}}
   hspg-zeros: {{training: hspg, target: {{rule: zeros}}}}
+  grasp-zeros: {{training: grasp, target: {{rule: zeros}}}}
 """
 
 
@@ -143,6 +146,7 @@ def test_surgery_is_exact_and_zeros_change_nothing(records):
             assert exactness.dense.max_rel < 1e-5, key
             assert records[key].pruned == pytest.approx(records[key].dense, abs=1e-4)
     assert records["dense-weights"].exactness is None
+    assert records["grasp-zeros"].weight_sparsity == pytest.approx(0.5, abs=0.02)
 
 
 def test_targets_and_counts_leave_the_embeddings_out(records):

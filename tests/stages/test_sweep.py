@@ -17,18 +17,11 @@ from pipeline.files import write_json
 from pipeline.study import paths
 from pipeline.study.artifacts import NetworkSpec, TrainArtifact
 from pipeline.study.params import Params, load_params
-from pipeline.study.records import (
-    Histogram,
-    SweepRecord,
-    TrainRecord,
-    from_json,
-    sha,
-    to_json,
-    write_record,
-)
+from pipeline.study.records import TrainRecord, from_json, sha, to_json, write_record
 from pipeline.study.runtime import Workplace
 from pipeline.study.schema import SweepParams
 from pipeline.study.sizes import distribution_of
+from pipeline.study.sweep_record import Histogram, SweepRecord
 from pipeline.training.measure import output_difference
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity

@@ -110,7 +110,57 @@ BAD = [
     ("lr: 0.2", "lrr: 0.2", r"trainings\.b\.train\.optimizer\.lrr: unknown key \(known: .*lr"),
     ("{optimizer: {lr: 0.01}}", "{optimizer: {lr: -1}}", r"finetune\.train\.optimizer\.lr"),
     ("milestones: [3]", "milestones: [5, 3]", r"train\.schedule: .*milestones must increase"),
+    (
+        "rewind_epoch: 1",
+        "keep_epochs: [2, 7]",
+        r"params\.yaml: train\.keep_epochs: 7 is beyond the end, epoch 6 \(training 'a'\)",
+    ),
+    (
+        "method: dense}",
+        "method: dense, train: {keep_epochs: [9]}}",
+        r"trainings\.a\.train\.keep_epochs: 9 is beyond",
+    ),
+    ("rewind_epoch: 1", "keep_epochs: [0]", r"train\.keep_epochs\.0: .*greater than"),
+    ("rewind_epoch: 1", "keep_epochs: [3, 2]", r"train: .*keep_epochs must increase"),
+    (
+        "at: round-1,",
+        "at: round-1, shuffle: layerwise,",
+        r"prunings\.b-r1\.shuffle: the weights .* are zero.*start_from: init, rewind or random",
+    ),
+    (
+        "{training: a,",
+        "{training: a, granularity: structured, saliency: magnitude, shuffle: global,",
+        r"prunings\.a-p50\.shuffle: 'global' is for unstructured masks only",
+    ),
+    ("{training: a,", "{training: a, shuffle: all,", r"prunings\.a-p50\.shuffle: .*'layerwise'"),
+    ("{training: a,", "{training: a, at: epoch-2,", r"a-p50\.at: 'epoch-2' is no state.*init"),
+    (
+        "{optimizer: {lr: 0.01}}",
+        "{keep_best: true}",
+        r"prunings\.a-p50\.finetune\.train\.keep_best: a retraining keeps its last state",
+    ),
 ]
+
+
+def test_kept_states_are_states_of_a_training(tmp_path: Path) -> None:
+    text = GOOD.replace("rewind_epoch: 1", "rewind_epoch: 1\n  keep_epochs: [2]\n  keep_best: true")
+    text = text.replace("at: round-1", "at: best-round-1")
+    for at in ("epoch-2", "best-2", "best"):
+        params = load(tmp_path, text.replace("{training: a,", f"{{training: a, at: {at},"))
+        assert params.recipe("a").keep_epochs == (2,)
+        assert "keep_epochs" not in params.retraining_recipe("a-p50").model_dump()
+
+
+def test_the_best_state_needs_a_validation_split(tmp_path: Path) -> None:
+    text = GOOD.replace("name: digits, val_size: 200", "name: digits")
+    load(tmp_path, text)
+    wanted = text.replace("batch_size: 32", "keep_best: true")
+    with pytest.raises(
+        ParamsError,
+        match=r"params\.yaml: trainings\.b\.train\.keep_best: true needs a validation split.*"
+        r"set data\.val_size",
+    ):
+        load(tmp_path, wanted)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), BAD)

@@ -15,8 +15,7 @@ from pipeline.study.records import (
     Counts,
     CurvePoint,
     EvalRecord,
-    SweepPoint,
-    SweepRecord,
+    KeptState,
     TrainRecord,
     canonical,
     from_json,
@@ -25,6 +24,7 @@ from pipeline.study.records import (
     to_json,
     write_record,
 )
+from pipeline.study.sweep_record import SweepPoint, SweepRecord
 from tests.reports.samples import check_golden, eval_record, sweep_record, train_record
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -71,6 +71,17 @@ def test_int_where_a_float_belongs_gives_the_same_bytes():
 def test_key_order_does_not_matter():
     turned = dict(reversed(list(TRAINING.recipe.items())))
     assert sha(replace(TRAINING, recipe=turned)) == sha(TRAINING)
+
+
+def test_kept_states_are_in_the_bytes_only_where_there_are_some():
+    assert "kept" not in json.loads(to_json(TRAINING))
+    kept = replace(TRAINING, kept={"best-2": KeptState(2, {"top1": 90.5})})
+    told = json.loads(to_json(kept))["kept"]
+    assert told == {"best-2": {"epochs": 2, "validation": {"top1": 90.5}}}
+    assert from_json(TrainRecord, to_json(kept)) == kept
+    assert sha(kept) != sha(TRAINING)
+    with pytest.raises(ValueError, match="edited by hand"):
+        from_json(TrainRecord, to_json(TRAINING).replace('"kind"', '"kept": null,\n  "kind"'))
 
 
 def test_parents_are_in_the_hash():

@@ -113,6 +113,64 @@ def test_closest_may_exceed_the_budget_by_less() -> None:
     assert select(saliency, S, below.model_copy(update={"closest": True}), cost).kept == 3
 
 
+def test_filling_skips_what_is_too_dear() -> None:
+    """a costs 10 each, b 3 each; a budget of 31 of 62 takes 2 of a and 3 of b."""
+    saliency = {
+        "a": torch.tensor([7.0, 9.0, 8.0, 6.0, 5.0]),
+        "b": torch.tensor([9.5, 1.0, 4.0, 3.0]),
+    }
+    cost = lambda plan: 10.0 * int(plan.keep["a"].sum()) + 3.0 * int(plan.keep["b"].sum())  # noqa: E731
+    target = Target(rule="macs", value=0.5)  # 31 of 62: the next unit, 7.0, would make it 33
+    cut = select(saliency, S, target, cost)
+    assert (cut.keep["a"].tolist(), cut.keep["b"].sum()) == ([False, True, True, False, False], 1)
+    full = select(saliency, S, target.model_copy(update={"fill": True}), cost)
+    assert full.keep["a"].tolist() == cut.keep["a"].tolist()
+    assert full.keep["b"].tolist() == [True, False, True, True]
+    assert cost(full) == 29
+    both = target.model_copy(update={"fill": True, "closest": True})
+    assert cost(select(saliency, S, both, cost)) == 32  # one b more: 1 above is closer than 2 below
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, st.floats(0, 0.9), st.integers(1, 3))
+def test_filling_leaves_no_step_that_fits(rows: list[list[float]], value: float, step: int) -> None:
+    saliency = named(rows)
+    prices = {name: 1.0 + 2.5 * i for i, name in enumerate(saliency)}
+
+    def cost(plan: PruningPlan) -> float:
+        return sum(prices[n] * int(m.sum()) for n, m in plan.keep.items())
+
+    dense = sum(prices[n] * s.numel() for n, s in saliency.items())
+    target = Target(rule="params", value=value, min_units=0, round_to=step)
+    cut = select(saliency, S, target, cost)
+    full = select(saliency, S, target.model_copy(update={"fill": True}), cost)
+    assert cost(cut) <= cost(full) <= (1 - value) * dense + 1e-9
+    for name, mask in full.keep.items():
+        assert bool((mask | ~cut.keep[name]).all())
+        missing = mask.numel() - int(mask.sum())
+        if missing:
+            assert int(mask.sum()) % step == 0
+            assert not mask.any() or saliency[name][mask].min() >= saliency[name][~mask].max()
+            assert cost(full) + prices[name] * min(step, missing) > (1 - value) * dense - 1e-9
+    both = target.model_copy(update={"fill": True, "closest": True})
+    off = abs(cost(select(saliency, S, both, cost)) - (1 - value) * dense)
+    assert off <= abs(cost(full) - (1 - value) * dense)
+
+
+def test_filling_breaks_ties_by_position() -> None:
+    """Of equal saliencies the later unit went last and comes back first."""
+    saliency = {"a": torch.tensor([9.0, 9.0]), "b": torch.full((4,), 1.0)}
+    prices = {"a": 4.0, "b": 1.0}
+
+    def cost(plan: PruningPlan) -> float:
+        return sum(prices[n] * int(m.sum()) for n, m in plan.keep.items())
+
+    target = Target(rule="macs", value=0.75, min_units=0, fill=True)  # 3 of 12
+    plan = select(saliency, S, target, cost)
+    assert plan.keep["a"].tolist() == [False, False]
+    assert plan.keep["b"].tolist() == [False, True, True, True]
+
+
 def test_a_budget_may_refer_to_another_network() -> None:
     saliency = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0])}
     cost = lambda plan: 10.0 * plan.kept  # noqa: E731
@@ -156,6 +214,17 @@ def test_refusals_in_words() -> None:
         select({"a": torch.ones(2)}, S, target, lambda p: float(p.kept))
 
 
+def test_a_target_tells_what_was_asked_and_no_more() -> None:
+    """Records of before `fill` and `latency` keep their bytes."""
+    before = ("rule", "value", "scope", "round_to", "min_units", "closest")
+    assert tuple(Target(rule="macs", value=0.5).model_dump(mode="json")) == before
+    assert Target(rule="macs", fill=True).model_dump(mode="json")["fill"] is True
+    asked = Target(rule="latency", latency={"threads": 2}).model_dump(mode="json")
+    assert asked["latency"] == {"batch_size": 1, "threads": 2, "repeats": 20, "probes": 20}
+    assert Target(rule="latency").model_dump(mode="json")["latency"]["batch_size"] == 1
+    assert Target.model_validate(asked).probe.threads == 2
+
+
 def test_target_refuses_nonsense() -> None:
     for wrong in (
         {"rule": "fraction", "value": 1.0},
@@ -163,6 +232,11 @@ def test_target_refuses_nonsense() -> None:
         {"rule": "flops"},
         {"rule": "none", "ratio": 1},
         {"rule": "none", "round_to": 0},
+        {"rule": "fraction", "value": 0.5, "fill": True},
+        {"rule": "macs", "value": 0.5, "scope": "layer", "fill": True},
+        {"rule": "macs", "value": 0.5, "latency": {"batch_size": 1}},
+        {"rule": "latency", "value": 0.5, "closest": True},
+        {"rule": "latency", "value": 0.5, "latency": {"repeats": 1}},
     ):
         with pytest.raises(ValidationError):
             Target(**wrong)

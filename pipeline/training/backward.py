@@ -1,0 +1,87 @@
+"""The gradients of one batch: in one piece or several, in one process or as a part of a team."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.training.distributed import MeanGradients, TeamError
+from pipeline.training.job import Job
+from pipeline.training.mixup import mixed
+from pipeline.training.tasks import parts
+from pipeline.training.totals import Totals
+
+
+class Backward:
+    """Forward and backward of `job` through `forward`, the model itself or compiled."""
+
+    def __init__(self, job: Job, forward: nn.Module) -> None:
+        self.job, self.forward = job, forward
+
+    def batch(
+        self, batch: Any, step: int, gradients: MeanGradients, totals: Totals, at: int
+    ) -> None:
+        """The gradients of the whole batch, of which this process sees a part, possibly none.
+
+        Args:
+            step: optimizer steps done in the whole training; `at`: in this epoch.
+            totals: of the epoch, to which the batch is added.
+
+        Raises:
+            TeamError: this process sees nothing, and the others would wait for its statistics.
+        """
+        job = self.job
+        size = job.task.size(batch)
+        totals.last_count = size
+        if job.recipe.mixup and size:
+            seed = job.seed if job.recipe.data_seed is None else job.recipe.data_seed
+            batch = mixed(batch, job.recipe.mixup, seed, step)
+        if size:
+            with job.team.own_randomness(job.device, job.seed, step):
+                loss, sums = self._pieces(parts(batch, job.recipe.accumulation), size, gradients)
+            totals.add(loss, sums, size, at)
+        elif job.recipe.sync_batchnorm:
+            raise TeamError(
+                f"the last batch of the epoch is too small for {job.team.size} processes with "
+                "sync_batchnorm: true; change batch_size in params.yaml"
+            )
+        gradients.apply(size)
+
+    def _pieces(
+        self, pieces: list[Any], size: int, gradients: MeanGradients
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add up the gradients of the pieces, the penalty with the first; the batch's loss and
+        sums."""
+        job = self.job
+        total, sums = torch.zeros((), device=job.device), dict[str, Tensor]()
+        for number, piece in enumerate(pieces):
+            with self.autocast():
+                loss, found = job.task.loss(self.forward, piece)
+            loss = loss * (job.task.size(piece) / size)
+            penalty = None if number else job.method.penalty(job.model)
+            whole = loss if penalty is None else loss + penalty
+            whole.backward(gradients.weight(whole, size))
+            total = total + loss.detach()
+            sums = {k: sums[k] + v if number else v for k, v in found.items()}
+        return total, sums
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that the recipe asks for."""
+        if self.job.recipe.precision == "bf16":
+            return torch.autocast(self.job.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def validate(self) -> dict[str, float]:
+        """Scores on the validation split, if there is one; the first process measures, the others
+        wait."""
+        job = self.job
+        if job.validation is None:
+            return {}
+        if not job.team.first:
+            return job.team.tell({})
+        with self.autocast():
+            scores = job.task.scores(self.forward, job.validation)
+        return job.team.tell(scores)

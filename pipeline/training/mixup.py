@@ -1,0 +1,32 @@
+"""Mixup (Zhang et al., ICLR 2018): train on blends of two images, with the blend of their losses.
+
+    x = w x_i + (1 - w) x_j        loss = w L(f(x), y_i) + (1 - w) L(f(x), y_j)
+
+One w ~ Beta(alpha, alpha) per batch; the partners j are a permutation of the batch, as in the
+authors' program. The loss is the task's, label smoothing included: it is linear in the labels.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+from torch import Tensor
+
+MixedBatch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def mixed(batch: tuple[Tensor, Tensor], alpha: float, seed: int, step: int) -> MixedBatch:
+    """Blended images, labels, the partners' labels, and w once per example.
+
+    A function of (seed, step) and the batch: a resumed training mixes as it would have. Of several
+    processes each finds partners in its own part of the batch; w is everybody's.
+    """
+    images, labels = batch
+    random = Random(f"mixup/{seed}/{step}")
+    weight = random.betavariate(alpha, alpha)
+    generator = torch.Generator().manual_seed(random.getrandbits(32))
+    partners = torch.randperm(len(labels), generator=generator).to(labels.device, non_blocking=True)
+    blend = images * weight + images[partners] * (1.0 - weight)
+    weights = torch.full(labels.shape, weight, device=labels.device)
+    return blend, labels, labels[partners], weights

@@ -1,0 +1,65 @@
+"""What a cut in whole steps leaves of a budget, spent on units that still fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.units.plan import PruningPlan
+
+
+def filled(
+    plan: PruningPlan,
+    saliency: Mapping[str, Tensor],
+    cost: Callable[[PruningPlan], float],
+    budget: float,
+    step: int = 1,
+) -> PruningPlan:
+    """`plan` with removed units put back, the most salient first, while it costs at most `budget`.
+
+    A cut along the ranking stops before the first unit that is too dear; cheaper ones behind it may
+    still fit. `step` units of a group come back together (or what is left of it). Of equal
+    saliencies the later unit comes back first, as it would have gone last. Where one unit of a
+    group is too dear no other of it is tried: removing more never costs more.
+    """
+    closed: set[str] = set()
+    for name, position in _removed(plan, saliency):
+        if name in closed or plan.keep[name][position]:
+            continue
+        more = _with(plan, saliency, name, step)
+        if cost(more) <= budget:
+            plan = more
+        else:
+            closed.add(name)
+    return plan
+
+
+def one_step_wider(
+    plan: PruningPlan, saliency: Mapping[str, Tensor], step: int = 1
+) -> Iterator[PruningPlan]:
+    """`plan` with one step more of each group in turn, that of the most salient unit first."""
+    for name in dict.fromkeys(name for name, _ in _removed(plan, saliency)):
+        yield _with(plan, saliency, name, step)
+
+
+def _with(plan: PruningPlan, saliency: Mapping[str, Tensor], name: str, step: int) -> PruningPlan:
+    """`plan` with the `step` most salient of the units it removes from one group."""
+    mask = plan.keep[name].clone()
+    order = torch.argsort(saliency[name], stable=True)
+    mask[order[~mask[order]][-step:]] = True
+    return PruningPlan(plan.granularity, {**plan.keep, name: mask})
+
+
+def _removed(plan: PruningPlan, saliency: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+    """The units that `plan` removes, in the reverse of the order in which they go."""
+    units = [
+        (float(score), number, name, position)
+        for number, (name, mask) in enumerate(plan.keep.items())
+        for position, (score, kept) in enumerate(
+            zip(saliency[name].tolist(), mask.tolist(), strict=True)
+        )
+        if not kept
+    ]
+    return [(name, position) for _, _, name, position in sorted(units, reverse=True)]
