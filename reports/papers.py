@@ -249,8 +249,8 @@ def _row(table: PublishedTable, row: Row, group: Sequence[Run]) -> dict[str, Any
             if published.std is not None:
                 cells[f"paper_{key}_std"] = published.std
         read = QUANTITIES[key].read
-        if read is None or not group:
-            continue
+        if read is None or not group or any(QUANTITIES[key].field not in run for run in group):
+            continue  # never measured here, not run yet, or no such score: top-5 of ten classes
         ours = [read(run) for run in group]
         cells[f"ours_{key}"] = statistics.fmean(ours)
         if len(ours) > 1:

@@ -32,18 +32,17 @@ def markdown(table: Table) -> str:
 
 
 def plain(table: Table) -> str:
-    """For a terminal: aligned columns, without those that are empty and the record column."""
+    """For a terminal: aligned columns, numbers to the right, without those that are empty and the
+    record column."""
     heads, rows = [c.header for c in table.columns], cells(table)
-    columns = [
-        [head, *(row[i] for row in rows)]
-        for i, head in enumerate(heads)
-        if table.columns[i].key != "record" and {row[i] for row in rows} - {NOTHING}
-    ]
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*columns, strict=True)
-    ]
+    columns = []
+    for i, column in enumerate(table.columns):
+        texts = [heads[i], *(row[i] for row in rows)]
+        if column.key != "record" and set(texts[1:]) - {NOTHING}:
+            width = max(map(len, texts))
+            side = ">" if _is_number(column) else "<"
+            columns.append([f"{text:{side}{width}}" for text in texts])
+    lines = ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
     return "\n".join([f"{table.title}.", *lines])
 
 
@@ -105,7 +104,9 @@ def _text(column: Column, row: Mapping[str, Any]) -> str:
 
 
 def _is_number(column: Column) -> bool:
-    return column.source.startswith("metrics.") or column.key in _NUMBERS
+    """Also a published value: it has no source in MLflow, but it is rounded."""
+    rounded = column.format != Column.format
+    return rounded or column.source.startswith("metrics.") or column.key in _NUMBERS
 
 
 def _missing(value: Any) -> bool:

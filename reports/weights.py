@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import write_text
-from pipeline.study.records import SweepRecord, WeightDistribution
+from pipeline.study.sweep_record import SweepRecord, WeightDistribution
 from reports.figures import save_figure
 
 if TYPE_CHECKING:
