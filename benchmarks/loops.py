@@ -1,0 +1,151 @@
+"""What the benchmarks of the training loop share: real jobs of `fit` on made-up CIFAR-10."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.data.augment import Transform
+from pipeline.data.batches import WHOLE, Batch, Part, Placement
+from pipeline.data.config import DataConfig, Statistics
+from pipeline.data.info import DatasetInfo
+from pipeline.data.loaders import TrainBatches
+from pipeline.data.splits import TensorSplit
+from pipeline.study.artifacts import NetworkSpec
+from pipeline.study.registry import method_spec
+from pipeline.training.checkpoint import CheckpointFolder
+from pipeline.training.fit import fit
+from pipeline.training.job import Job, Silent
+from pipeline.training.recipe import Recipe
+from pipeline.training.tasks import Classification
+from pipeline.units.groups import Units
+
+INFO = DatasetInfo("cifar10", (3, 32, 32), 10)
+IMAGES = 50_000
+WARM = 1  # steps of every measurement that do not count: they allocate what later ones reuse
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network, a method and a batch size, trained as params.yaml could say it.
+
+    Attributes:
+        preset: whose augmentation and statistics.
+        options: settings of the method.
+        recipe: further keys of `train`: precision, channels_last, compile, ...
+    """
+
+    family: str
+    network: str
+    batch_size: int
+    method: str = "dense"
+    preset: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-IMAGES // self.batch_size)
+
+    @property
+    def transform(self) -> Transform:
+        config = DataConfig(name="cifar10", preset=self.preset)
+        assert isinstance(config.normalise, Statistics)
+        return Transform(config.augment, (32, 32), config.normalise.mean, config.normalise.std)
+
+    @property
+    def spec(self) -> NetworkSpec:
+        return NetworkSpec(self.family, self.network, {}, INFO)
+
+    def build(self) -> tuple[nn.Module, Units]:
+        """The network with the same initial weights every time, and its units."""
+        torch.manual_seed(0)
+        model = self.spec.build()
+        return model, self.spec.units(model)
+
+
+def images() -> TensorSplit:
+    """As many as CIFAR-10's training split has; noise."""
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=g)
+    return TensorSplit(pixels, torch.randint(0, 10, (IMAGES,), generator=g))
+
+
+class FirstSteps:
+    """The first steps of an epoch over all images, and when they began and ended (thread time).
+
+    Attributes:
+        planned: seconds the plan of the epoch took: order and random numbers.
+        began, ended: the clock after `WARM` steps and after the last one.
+    """
+
+    def __init__(self, inner: TrainBatches, steps: int) -> None:
+        self._inner, self._steps = inner, steps
+        self.planned = self.began = self.ended = 0.0
+
+    def __len__(self) -> int:
+        return self._steps + WARM
+
+    def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
+        start = time.thread_time()
+        source = self._inner.epoch(epoch, start_step, part)
+        self.planned = time.thread_time() - start
+        for number in range(len(self)):
+            if number == WARM:
+                self.began = time.thread_time()
+            yield next(source)
+        self.ended = time.thread_time()
+
+
+def make_job(setting: Setting, split: TensorSplit, steps: int) -> tuple[Job, FirstSteps]:
+    """One epoch of `WARM + steps` steps, without validation, built as `train_network` does."""
+    model, units = setting.build()
+    spec = method_spec(setting.method)
+    recipe = Recipe(epochs=1, batch_size=setting.batch_size, **setting.recipe)
+    form = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    placement = Placement(device=setting.device, channels_last=recipe.channels_last)
+    batches = TrainBatches(
+        split, setting.transform, batch_size=setting.batch_size, seed=0, placement=placement
+    )
+    first = FirstSteps(batches, steps)
+    job = Job(
+        model=model.to(setting.device, memory_format=form),
+        units=units,
+        method=spec.build(spec.config(**setting.options)),
+        task=Classification(INFO.num_classes),
+        recipe=recipe,
+        train=first,
+        validation=None,
+        seed=0,
+        device=torch.device(setting.device),
+        fresh=lambda _: model.state_dict(),
+    )
+    return job, first
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one step, and of what an epoch does once."""
+
+    step: float
+    once: float
+
+    def epoch(self, steps: int) -> float:
+        return self.once + steps * self.step
+
+
+def run_fit(setting: Setting, split: TensorSplit, steps: int) -> Cost:
+    """Our loop: `fit` itself, from the first measured batch to its return."""
+    job, first = make_job(setting, split, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(job, CheckpointFolder(Path(folder), "benchmark"), Silent())
+        done = time.thread_time()
+    return Cost((first.ended - first.began) / steps, first.planned + done - first.ended)
