@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.data.presets import PRESETS
 from pipeline.study.params import Params, load_params
 from pipeline.study.registry import method_spec, model_spec
 from pipeline.training.recipe import Recipe
@@ -227,3 +230,53 @@ def test_the_page_on_the_seeds_names_what_exists():
         assert (ROOT / folder).is_dir(), folder
     for family, name in re.findall(r"family: (\w+), name: (\w+)", page):
         model_spec(family, name)
+    for preset in re.findall(r"preset: ([\w-]+)", page):
+        assert preset in PRESETS, preset
+
+
+OPTIONS = {
+    "SFW-pruning": """--data --arch --optimizer --constraint --lr --lr_scheme --momentum
+        --weight_decay --k_sparseness --k_frac --tau --mode --rescale --sfw_init --train_batchsize
+        --test_batchsize --epoch_num --color_channel --gpu""",
+    "Pruning from Scratch": """-a -e -m -s -p --lambd --lr --epochs --max_iter --mm --wd
+        --budget_train --lr_scheduler --label_smooth --data_dir --dump_path --data --dataset
+        --train_batch_size -b --seed --log_interval --eval_interval --gpu --local_rank""",
+    "(Un)Structured Pruning": """--model --depth --dataset --epochs --batch-size --test-batch-size
+        --lr --momentum --nest --w-decay --o --sched --lr_update_epochs --gamma --pr --priter
+        --start-pr-iter --reinit --prunety --sr --load --epochs-save --seed --save --nw --no-cuda
+        --no-mps --print-freq --log-train --filter --sigma --sparsity_gt --dry-run""",
+}
+
+
+@pytest.mark.parametrize("program", OPTIONS)
+def test_every_option_of_the_programs_is_answered(program):
+    page = (ROOT / "docs" / "from-the-seeds.md").read_text()
+    part = page[page.index(f"## {program}") :].partition("\n## ")[0]
+    words = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", part))
+    assert set(OPTIONS[program].split()) <= words, set(OPTIONS[program].split()) - words
+
+
+TICKETS = {
+    "learning-rate rewinding": "retraining/lr",
+    "weight rewinding (epoch 2)": "retraining/wr",
+    "rewinding to init": "controls/init",
+    "fine-tuning": "retraining/ft",
+    "new random weights": "controls/random",
+    "masks shuffled, initial weights": "controls/shuffled",
+}
+
+
+def test_the_note_on_tickets_says_what_the_records_say():
+    study = STUDIES / "tickets-digits"
+    rows = [
+        line.strip("| ").split(" | ") for line in (study / "README.md").read_text().splitlines()
+    ]
+    found = {row[0]: row[1:4] for row in rows if row[0] in TICKETS}
+    assert found.keys() == TICKETS.keys()
+    for rule, cells in found.items():
+        part, _, name = TICKETS[rule].partition("/")
+        records = study / part / "reports" / "records" / "evaluate"
+        for cell, density in zip(cells, ("d512", "d262", "d107"), strict=True):
+            files = [records / f"{name}-s{seed}-{density}.json" for seed in range(3)]
+            scores = [json.loads(file.read_text())["final"]["top1"] for file in files]
+            assert cell == f"{mean(scores):.2f} ± {stdev(scores):.2f}", (rule, density)
