@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.study.registry import register_method
 from pipeline.training.method import Batches, MethodBase, StepContext
@@ -23,7 +24,7 @@ from pipeline.training.recipe import Positive, Strict
 from pipeline.units.criteria import (
     Allocation,
     Batch,
-    classification_loss,
+    Loss,
     grasp,
     keep_density,
     snip,
@@ -68,26 +69,66 @@ class InitPruningConfig(Strict):
 Score = Callable[[nn.Module], dict[str, Tensor]]
 
 
-def scorer(config: InitPruningConfig, names: Sequence[str], batches: Sequence[Batch]) -> Score:
+class _Tempered(nn.Module):
+    """A network whose logits are divided by `temperature`."""
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs)
+        return logits / self.temperature
+
+
+def scorer(config: InitPruningConfig, names: Sequence[str], batches: Batches | None) -> Score:
     """The criterion as a function of the model alone.
 
     Raises:
-        ValueError: the criterion looks at data and there is none.
+        ValueError: the criterion looks at data and there is none, or none that it can look at.
     """
-    if config.criterion in ("snip", "grasp", "synflow") and not batches:
+    if config.criterion == "magnitude":
+        return lambda model: {n: model.get_parameter(n).detach().abs() for n in names}
+    if config.criterion == "random":
+        return lambda model: _random(model, names, config.seed)
+    seen = [] if batches is None else list(islice(batches, config.batches))
+    if batches is None or not seen:
         raise ValueError(
             f"methods.init_pruning: criterion: {config.criterion} needs a training batch"
         )
-    if config.criterion == "snip":
-        return lambda model: snip(model, names, batches, classification_loss())
-    if config.criterion == "grasp":
-        loss = classification_loss(config.temperature)
-        return lambda model: grasp(model, names, batches, loss)
     if config.criterion == "synflow":
-        return lambda model: synflow(model, names, batches[0][0])
-    if config.criterion == "magnitude":
-        return lambda model: {n: model.get_parameter(n).detach().abs() for n in names}
-    return lambda model: _random(model, names, config.seed)
+        _check_flow(seen[0][0])
+        return lambda model: synflow(model, names, seen[0][0])
+    if config.criterion == "grasp":
+        return lambda model: _grasp(model, names, seen, batches.loss, config.temperature)
+    return lambda model: snip(model, names, seen, batches.loss)
+
+
+def _grasp(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    loss: Loss,
+    temperature: float,
+) -> dict[str, Tensor]:
+    def tempered(probe: nn.Module, batch: Batch) -> Tensor:
+        return loss(_Tempered(probe, temperature), batch)
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+        return grasp(model, names, batches, tempered)
+
+
+def _check_flow(inputs: Tensor) -> None:
+    """
+    Raises:
+        ValueError: the inputs are tokens.
+    """
+    if not inputs.is_floating_point():
+        raise ValueError(
+            "methods.init_pruning: criterion: synflow sends ones through a network of absolute "
+            "weights, and tokens are no numbers; nor is there a flow to conserve through LayerNorm "
+            "and the softmax of attention. Use snip, grasp or magnitude"
+        )
 
 
 def _random(model: nn.Module, names: Sequence[str], seed: int) -> dict[str, Tensor]:
@@ -111,8 +152,7 @@ class InitPruning(MethodBase):
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
         self.parameters = dict(model.named_parameters())
         names = choose_weights(model, units, self.config.layers, self.config.ignore)
-        score = scorer(self.config, names, list(islice(batches or (), self.config.batches)))
-        self._keep(self._draw(model, names, score))
+        self._keep(self._draw(model, names, scorer(self.config, names, batches)))
 
     @torch.no_grad()
     def _draw(self, model: nn.Module, names: Sequence[str], score: Score) -> dict[str, Tensor]:

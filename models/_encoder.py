@@ -6,6 +6,8 @@ import inspect
 
 from torch import Tensor, nn
 
+from pipeline.units.trace.tracer import Attention
+
 OUTPUTS = 2  # start and end
 
 
@@ -13,7 +15,14 @@ class EncoderQA(nn.Module):
     """An encoder under the name its own checkpoints use, and a linear layer `qa_outputs`.
 
     Inputs [B, 3, T]: token ids, attention mask, token types; outputs [B, 2, T].
+
+    Attributes:
+        window: (3, T) of the data it was built for.
+        attention: the unit of attention, as `trace_units` takes it.
     """
+
+    window: tuple[int, ...] = (3, 8)
+    attention: Attention = "heads"
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

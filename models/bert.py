@@ -18,19 +18,37 @@ from models._encoder import EncoderQA
 from models._slim import DELIVERY
 from pipeline.data.info import DatasetInfo
 from pipeline.study.registry import register_model
+from pipeline.units.groups import Units
+from pipeline.units.trace import trace_units
+from pipeline.units.trace.tracer import Attention
 
 FAMILY = "bert"
+NEVER_PRUNE = ("qa_outputs",)
 
 
 def example(info: DatasetInfo, batch: int) -> Tensor:
     """`batch` full windows of the first few tokens of the vocabulary."""
-    inputs = torch.zeros(batch, *info.input_shape, dtype=torch.int64)
-    inputs[:, 0] = torch.arange(info.input_shape[-1]) % 4
+    return _windows(info.input_shape, batch)
+
+
+def _windows(shape: tuple[int, ...], batch: int) -> Tensor:
+    inputs = torch.zeros(batch, *shape, dtype=torch.int64)
+    inputs[:, 0] = torch.arange(shape[-1]) % 4
     inputs[:, 1] = 1
     return inputs
 
 
-def finished(encoder: nn.Module, info: DatasetInfo, freeze_embeddings: bool) -> EncoderQA:
+def traced(model: nn.Module) -> Units:
+    """Inner features of every layer, and heads, or features of all heads, as the model says."""
+    assert isinstance(model, EncoderQA)
+    inputs = _windows(model.window, 1).to(next(model.parameters()).device)
+    unused = tuple(n for n, _ in model.named_modules() if n == f"{model.prefix}.pooler")
+    return trace_units(model, inputs, NEVER_PRUNE + unused, model.attention)
+
+
+def finished(
+    encoder: nn.Module, info: DatasetInfo, freeze_embeddings: bool, attention: Attention
+) -> EncoderQA:
     """The encoder with its head.
 
     Raises:
@@ -42,12 +60,15 @@ def finished(encoder: nn.Module, info: DatasetInfo, freeze_embeddings: bool) -> 
             f"model: windows of {length} tokens (data.squad.max_length), {positions} positions"
         )
     encoder.embeddings.requires_grad_(not freeze_embeddings)
-    return EncoderQA(encoder)
+    network = EncoderQA(encoder)
+    network.window, network.attention = info.input_shape, attention
+    return network
 
 
 _SPEC: dict[str, Any] = {
     "task": "question_answering",
-    "never_prune": ("qa_outputs",),
+    "never_prune": NEVER_PRUNE,
+    "units": traced,
     "example": example,
     "uncounted": ("embeddings",),
     "delivery": DELIVERY,
@@ -67,9 +88,11 @@ def encoder_qa(  # noqa: PLR0913 (what params.yaml may set)
     dropout: float = 0.1,
     pooler: bool = False,
     freeze_embeddings: bool = False,
+    attention: Attention = "heads",
 ) -> nn.Module:
     """`pooler`: also hold the layer that this task does not use, as the OTO authors' BERT does:
-    it counts among the parameters."""
+    it counts among the parameters. `attention`: prune whole "heads" (OTOv2), or with "head_dim" one
+    feature of all heads (OTO), or "none" of it."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -82,7 +105,7 @@ def encoder_qa(  # noqa: PLR0913 (what params.yaml may set)
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return finished(BertModel(config, add_pooling_layer=pooler), info, freeze_embeddings)
+    return finished(BertModel(config, add_pooling_layer=pooler), info, freeze_embeddings, attention)
 
 
 @register_model(FAMILY, "auto_qa", **_SPEC)
@@ -92,8 +115,10 @@ def auto_qa(
     config: str = "bert-base-uncased",
     layers: int | None = None,
     freeze_embeddings: bool = False,
+    attention: Attention = "heads",
 ) -> nn.Module:
     """The architecture that `config` (a folder or a hub name) describes; `layers`: only its first.
+    `attention`: as above.
 
     Raises:
         ValueError: no config.json there, or no encoder of this kind.
@@ -107,4 +132,5 @@ def auto_qa(
     if layers is not None:
         found.num_hidden_layers = min(layers, found.num_hidden_layers)
     more = {"add_pooling_layer": False} if found.model_type in ("bert", "roberta") else {}
-    return finished(AutoModel.from_config(found, **more), info, freeze_embeddings)
+    encoder = AutoModel.from_config(found, **more)
+    return finished(encoder, info, freeze_embeddings, attention)

@@ -88,9 +88,10 @@ def test_keys_are_those_of_transformers():
     torch.testing.assert_close(found, torch.stack([logits.start_logits, logits.end_logits], 1))
 
 
-def test_every_layer_offers_its_inner_features_and_the_head_stays():
-    model = tiny()
-    units = spec().units(model)
+@pytest.mark.parametrize("pooler", [False, True])
+def test_every_layer_offers_its_inner_features_and_the_head_stays(pooler):
+    model = tiny(pooler=pooler)
+    units = spec(pooler=pooler).units(model)
     inner = [g for g in units.prunable if "intermediate" in g.name]
     assert [g.size for g in inner] == [24, 24]
     for group in inner:
@@ -100,7 +101,8 @@ def test_every_layer_offers_its_inner_features_and_the_head_stays():
             ("output.dense.weight", "consumer"),
         }
     named = {s.tensor for g in units.prunable for s in g.slices}
-    assert not any("qa_outputs" in name or "embeddings" in name for name in named)
+    for other in ("qa_outputs", "embeddings", "pooler"):
+        assert not any(other in name for name in named)
 
 
 def half(units, seed: int = 0) -> PruningPlan:
@@ -135,6 +137,20 @@ def test_surgery_is_exact(plan):
     with torch.no_grad():
         torch.testing.assert_close(shrunk(windows()), masked(windows()), atol=1e-6, rtol=1e-5)
     assert spec().count(shrunk).params < spec().count(masked).params
+
+
+@pytest.mark.parametrize(("attention", "sizes"), [("head_dim", [4, 24]), ("none", [24])])
+def test_other_units_of_attention(tmp_path, attention, sizes):
+    """Of 4 heads of 4 features, one feature of all heads; cut exactly, and loaded again."""
+    units = spec(attention=attention).units(tiny(attention=attention))
+    assert [g.size for g in units.prunable] == 2 * sizes
+    masked, shrunk = pruned(attention=attention)
+    with torch.no_grad():
+        torch.testing.assert_close(shrunk(windows()), masked(windows()), atol=1e-6, rtol=1e-5)
+    assert shrunk.bert.encoder.layer[0].attention.self.num_attention_heads == 4
+    save_slim(shrunk, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_slim(tmp_path)(windows()), shrunk(windows()))
 
 
 @pytest.mark.parametrize("plan", [None, half, all_inner])
