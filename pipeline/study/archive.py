@@ -5,9 +5,11 @@ The hashes find damage, mix-ups and edits of single files; they are no signature
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,6 +45,17 @@ def pack(
             tar.add(path.resolve(), name, recursive=False)
 
 
+def _read_to_the_end(archive: Path) -> None:
+    """tarfile stops at the end of the entries, before gzip's checksum of what it has unpacked.
+
+    Raises:
+        EOFError, OSError: cut short, or altered.
+    """
+    with gzip.open(archive) as stream:
+        while stream.read(1 << 20):
+            pass
+
+
 def unpack(archive: Path, folder: Path, allowed: Iterable[str]) -> dict[str, Any]:
     """Extract into an empty `folder`, check every byte; returns the manifest.
 
@@ -55,6 +68,7 @@ def unpack(archive: Path, folder: Path, allowed: Iterable[str]) -> dict[str, Any
     """
     beginnings = tuple(allowed)
     try:
+        _read_to_the_end(archive)
         with tarfile.open(archive) as tar:
             names = {m.name for m in tar.getmembers()}
             for member in tar.getmembers():
@@ -63,7 +77,15 @@ def unpack(archive: Path, folder: Path, allowed: Iterable[str]) -> dict[str, Any
             tar.extractall(folder, filter="data")
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         hashes = dict(manifest["files"])
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        tarfile.TarError,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         if isinstance(error, DamagedFileError):
             raise
         raise DamagedFileError(f"{archive}: not a whole bundle ({error})") from error

@@ -45,7 +45,15 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _plain(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_meta and x.is_contiguous()
+    """Row-major, also where a dimension has one element: torch reads layouts off those strides."""
+    if not (isinstance(x, Tensor) and x.is_meta and x.is_contiguous()):
+        return False
+    step = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _new(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -53,7 +61,7 @@ def _new(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _same(first: Tensor) -> Tensor:
-    return _new(first.shape, first) if first.is_contiguous() else torch.empty_like(first)
+    return _new(first.shape, first) if _plain(first) else torch.empty_like(first)
 
 
 def _alike(args: tuple[Any, ...]) -> bool:

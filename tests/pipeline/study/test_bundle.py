@@ -65,10 +65,21 @@ def test_what_was_changed_is_named(tmp_path, change, told):
         unpack(archive, tmp_path / "out", ["a/"])
 
 
-def test_half_an_archive_is_refused(tmp_path):
+@pytest.mark.parametrize("missing", [1, 8, 40, 200])
+def test_a_shortened_archive_is_refused(tmp_path, missing):
     archive = made(tmp_path / "in")
-    archive.write_bytes(archive.read_bytes()[:-40])
+    archive.write_bytes(archive.read_bytes()[:-missing])
     with pytest.raises(DamagedFileError, match=r"x\.tar\.gz: not a whole bundle"):
+        unpack(archive, tmp_path / "out", ["a/"])
+
+
+@pytest.mark.parametrize("place", [-1, -8, -20, 30])
+def test_an_altered_byte_is_refused(tmp_path, place):
+    archive = made(tmp_path / "in")
+    data = bytearray(archive.read_bytes())
+    data[place] ^= 0x5A
+    archive.write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"x\.tar\.gz"):
         unpack(archive, tmp_path / "out", ["a/"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from torch import Tensor
 
 from pipeline.units.trace.calls import tensors_in
@@ -103,6 +103,7 @@ def test_products(a: tuple[int, ...], b: tuple[int, ...], fits: bool) -> None:
 
 
 @given(st.lists(shapes, min_size=1, max_size=3), st.integers(-4, 4), st.booleans())
+@example([(1, 2, 1, 1), (1,)], -1, True)  # contiguous and channels-last at once
 @settings(max_examples=60, deadline=None)
 def test_cat(parts: list[tuple[int, ...]], dim: int, fits: bool) -> None:
     if fits:
