@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,6 +62,19 @@ def environment(folder: Path) -> dict[str, str]:
         "GIT_COMMITTER_NAME": "t",
         "GIT_COMMITTER_EMAIL": "t@t",
     }
+
+
+def wait_until_free(folder: Path, instance: str) -> None:
+    """Until no process works on a stage instance such as `train@a`: its lock tells."""
+    with (folder / f".checkpoints/{instance}.lock").open() as lock:
+        for _ in range(3000):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+    raise AssertionError(f"{instance} outlived the DVC that started it")
 
 
 def run(folder: Path, *command: str, check: bool = True) -> str:

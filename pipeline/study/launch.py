@@ -6,10 +6,7 @@ params that DVC watches, so another number retrains nothing.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,9 +14,9 @@ from typing import Literal
 
 import torch
 
+from pipeline.study.orphans import die_with_parent
 from pipeline.training.distributed import ALONE, Team, TeamError
 
-PR_SET_PDEATHSIG = 1
 PATIENCE_S = 1800.0  # how long a process waits for the others, e.g. while the first one validates
 Processes = int | Literal["auto"]
 
@@ -90,9 +87,3 @@ def joined(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
         yield Team(dist.get_rank(), size), device
     finally:
         dist.destroy_process_group()
-
-
-def die_with_parent() -> None:
-    """Killing `dvc repro` must not leave a training behind that a second one would write over."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -15,7 +15,8 @@ import torch
 
 from pipeline.files import file_sha256
 from pipeline.study import paths
-from pipeline.study.launch import die_with_parent, joined
+from pipeline.study.launch import joined
+from pipeline.study.orphans import die_with_parent
 from pipeline.training.distributed import ALONE, Team
 
 log = logging.getLogger("espalier")

@@ -1,7 +1,7 @@
 """SIGTERM asks a training to stop at its next checkpoint; a second one ends it at once.
 
-A process whose parent died gets SIGTERM from the kernel (`launch.die_with_parent`): nobody waits
-for it and the next `dvc repro` needs its lock, so it ends at once.
+A process whose parent or DVC died gets it too (`orphans.die_with_parent`): nobody waits for it and
+the next `dvc repro` needs its lock, so it ends at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 from types import FrameType
+
+from pipeline.study.orphans import dvc_is_gone
 
 STOPPED = 128 + signal.SIGTERM  # the exit code a shell gives a process that SIGTERM ended
 
@@ -41,7 +43,7 @@ class StopRequest:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.asked or os.getppid() != self._parent:
+        if self.asked or os.getppid() != self._parent or dvc_is_gone():
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.asked = True
