@@ -24,7 +24,7 @@ from pipeline.study.registry import register_method
 from pipeline.training.method import Batches, EpochStats, MethodBase, Phase, StepContext
 from pipeline.training.recipe import NonNegative, Positive, Recipe, Strict
 from pipeline.training.schedules import Schedule, make_schedule
-from pipeline.units.criteria import add_l1_subgradient, scale_saliency, scale_slices
+from pipeline.units.criteria import add_l1_subgradient, scale_saliency, trained_scales
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.masks import count_of, drop_smallest
 from pipeline.units.plan import PruningPlan
@@ -163,8 +163,7 @@ class EarlyBird(MethodBase):
     @torch.no_grad()
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
         self.groups = units.prunable
-        names = {s.tensor for pieces in scale_slices(model, self.groups).values() for s in pieces}
-        self.scales = [model.get_parameter(name) for name in sorted(names)]
+        self.scales = trained_scales(model, self.groups)
         if self.config.gamma_init is not None:
             for scale in self.scales:
                 scale.fill_(self.config.gamma_init)

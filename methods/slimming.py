@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.study.registry import register_method
 from pipeline.training.method import Batches, MethodBase, StepContext
 from pipeline.training.recipe import NonNegative, Positive, Strict
-from pipeline.units.criteria import add_l1_subgradient, scale_saliency, scale_slices
+from pipeline.units.criteria import add_l1_subgradient, scale_saliency, trained_scales
 from pipeline.units.groups import Granularity, Units
 
 
@@ -48,10 +48,7 @@ class Slimming(MethodBase):
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        names = {
-            s.tensor for pieces in scale_slices(model, units.prunable).values() for s in pieces
-        }
-        self.scales = [model.get_parameter(name) for name in sorted(names)]
+        self.scales = trained_scales(model, units.prunable)
         if self.config.gamma_init is not None:
             for scale in self.scales:
                 scale.fill_(self.config.gamma_init)

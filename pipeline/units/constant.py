@@ -75,8 +75,15 @@ _NORMS = (
 
 
 def _is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """One of torch's own layers, or a subclass that computes the same."""
-    return any(isinstance(layer, k) and type(layer).forward is k.forward for k in kinds)
+    """One of torch's own layers, or a subclass that computes the same, and no hook does more."""
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
+        return False
+    return any(isinstance(layer, k) and _computes_as(type(layer), k) for k in kinds)
+
+
+def _computes_as(kind: type[nn.Module], own: type[nn.Module]) -> bool:
+    names = ("forward", "_conv_forward")  # a convolution's forward calls the second
+    return all(getattr(kind, n, None) is getattr(own, n, None) for n in names)
 
 
 def folded(layer: nn.Module, dead: dict[str, set[int]]) -> nn.Module | None:
@@ -88,8 +95,8 @@ def folded(layer: nn.Module, dead: dict[str, set[int]]) -> nn.Module | None:
     """
     if _is_plain(layer, _NORMS):
         return nn.Identity() if 0 in dead.get("weight", ()) else None
-    if not _is_plain(layer, _PLAIN) or "weight" not in dead:
-        return None
+    if not _is_plain(layer, _PLAIN) or "weight" not in dead or "bias" not in layer._parameters:
+        return None  # a bias that is no parameter of its own is computed in the forward
     assert isinstance(layer, (_ConvNd, nn.Linear))
     transposed = isinstance(layer, _ConvTransposeNd)
     inner, outer = (0, 1) if transposed else (1, 0)

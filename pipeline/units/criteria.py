@@ -180,6 +180,23 @@ def scale_slices(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, 
     return found
 
 
+def trained_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[nn.Parameter]:
+    """The BatchNorm scales of these groups that training may change, in order of their names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = {s.tensor for pieces in scale_slices(model, groups).values() for s in pieces}
+    scales = [model.get_parameter(name) for name in sorted(names)]
+    found = [scale for scale in scales if scale.requires_grad]
+    if not found:
+        raise ValueError(
+            f"all {len(scales)} BatchNorm scales of prunable channel groups are frozen "
+            "(requires_grad is False), and this method learns them: unfreeze some"
+        )
+    return found
+
+
 @torch.no_grad()
 def scale_saliency(
     model: nn.Module, groups: Sequence[ChannelGroup], across: str = "mean"

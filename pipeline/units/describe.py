@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.units.count import MacsModel
-from pipeline.units.groups import ChannelGroup, Granularity, Role, Units
+from pipeline.units.groups import ChannelGroup, Granularity, Role, Units, layer_of
 from pipeline.units.plan import PruningPlan
 
 
@@ -121,11 +121,6 @@ def _parts(group: ChannelGroup, role: Role) -> tuple[Part, ...]:
             layer = layer_of(s.tensor)
             widths[layer] = max(widths.get(layer, 1), s.index.shape[1])
     return tuple(Part(layer, width) for layer, width in widths.items())
-
-
-def layer_of(tensor: str) -> str:
-    """Path of the module that owns a tensor; a parameter of the network itself keeps its name."""
-    return tensor.rpartition(".")[0] or tensor
 
 
 def _makers(units: Units) -> dict[str, list[str]]:

@@ -17,6 +17,13 @@ from torch import Tensor
 Role = Literal["producer", "norm", "consumer"]
 
 
+def layer_of(tensor: str) -> str:
+    """Path of the layer that a tensor is of, parametrized or not; a parameter of the network itself
+    keeps its name."""
+    owner = tensor.rpartition(".")[0]
+    return owner.partition(".parametrizations.")[0] or tensor
+
+
 class Granularity(StrEnum):
     """What one unit is: a single weight, or one channel of a channel group."""
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from pipeline.units.frozen import STATISTICS, is_frozen_norm
 from pipeline.units.groups import SizeAttribute, Units
+from pipeline.units.modules import tensors_in as tensors_in_layers
 from pipeline.units.trace.attributes import Attributes, share
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
@@ -47,16 +49,18 @@ def trace_units(
         never_prune: names of modules whose outputs stay whole.
         attention: the unit of attention: "heads" (query, key, value and output of one head, with
             grouped queries one key-value head and its queries), "head_dim" (one feature of all
-            heads: of query and key, and of value and output, apart where the code allows it), or
-            "none". The scale of the scores stays that of the dense network.
+            heads: of query and key, and of value and output, apart where the code allows it),
+            "query_key" (of query and key alone; values stay), or "none". The scale of the scores
+            stays that of the dense network.
 
     Raises:
-        ValueError: `never_prune` names no module.
+        ValueError: `never_prune` names no module, or a lazy layer has no shape yet.
     """
     forward = Forward(model, example_inputs)
     if unknown := [n for n in never_prune if n not in forward.layers]:
         known = ", ".join(n for n in forward.layers if n)
         raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
+    _check_materialised(forward)
     try:
         tracer = _trace(forward, never_prune, attention)
     except Exception:  # the network's own code may fail without values: it then gets some
@@ -68,6 +72,15 @@ def trace_units(
         for number, parts in tracer.products.items()
     }
     return Units(_weights(forward, tracer), grouping.groups, attributes, products)
+
+
+def _check_materialised(forward: Forward) -> None:
+    lazy = [name for name, x in tensors_in_layers(forward.named).items() if is_lazy(x)]
+    if lazy:
+        raise ValueError(
+            f"lazy layers have no shapes yet ({', '.join(lazy)}): run the model once on the "
+            "example, then trace it"
+        )
 
 
 def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention) -> Tracer:
@@ -143,7 +156,7 @@ def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttri
                 return grouping, values
         adapted = _adapted(forward, found, book, (grouping, failure))
         if adapted is None:
-            blame(failure, tracer.steps, book)
+            blame(failure, tracer.steps, book, found.of(failure.stack))
             failure = None
         else:
             grouping, failure = adapted
@@ -170,8 +183,11 @@ def _adapted(
 
 
 def _weights(forward: Forward, tracer: Tracer) -> tuple[str, ...]:
-    """Weights of convolution and linear layers, used in the forward or not, in model order."""
+    """Weights of convolution and linear layers, used in the forward or not, in model order; without
+    those that another weight is computed from, where a zero need not stay one."""
     kinds = (_ConvNd, nn.Linear)
-    layers = {id(m.weight) for m in forward.layers.values() if isinstance(m, kinds)}
-    named = forward.parameters()
+    layers = {
+        id(m._parameters.get("weight")) for m in forward.layers.values() if isinstance(m, kinds)
+    }
+    named = {n: p for n, p in forward.parameters().items() if n not in tracer.remade}
     return tuple(n for n, p in named.items() if n in tracer.multiplied or id(p) in layers)

@@ -20,7 +20,8 @@ def contraction(t: Tracer, a: Tensor, b: Tensor) -> Shadow:
     """(..., m, k) @ (..., k, n), with the head in a leading dimension if there is one.
 
     Heads: what varies within a head is one unit, and both factors' heads are joined.
-    Features: heads are joined; position k of both factors is one unit; m or n passes through.
+    Features: heads are joined; position k of both factors is one unit; m or n passes through,
+    unless only queries and keys may lose features: what passes through is values.
     """
     x, y = t.shadow(a), t.shadow(b)
     if t.attention == "none":
@@ -60,6 +61,8 @@ def _by_feature(
             t.book.pin(shadow.ids, f"{OP} has channels on both sides")
     elif rows or columns:
         kept, shape, dim = (x, shapes[0], m) if rows else (y, shapes[1], k)
+        if t.attention == "query_key":
+            t.book.pin(kept.ids, "values are left whole (attention='query_key')")
         flat = kept.spread(shape, (dim,)).shaped((-1,))
         _remember(t, kept, shape, (dim,))
         return along(flat.ids, flat.nonzero, x.ndim, dim)

@@ -68,6 +68,10 @@ class Attributes:
                 found.append(SizeAttribute(path, name, own))
         return tuple(found)
 
+    def of(self, modules: Sequence[str]) -> list[Ids]:
+        """What attributes of these modules follow."""
+        return [ids for (path, _), ids in self.bound.items() if path in modules]
+
     def checks(self, grouping: Grouping) -> Iterator[Chosen]:
         """Which groups to cut together: all, then those of one kind of attribute and the others.
 

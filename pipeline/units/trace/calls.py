@@ -24,7 +24,7 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
         yield from tensors_in([getattr(tree, f) for f in tree.__dataclass_fields__])
 
 
-COPIES = frozenset({"clone", "alias", "detach", "contiguous"})
+COPIES = frozenset({"clone", "alias", "detach", "contiguous", "as_strided"})
 """Operators that come and go with the memory layout."""
 
 
@@ -85,9 +85,10 @@ class Call:
         args: by name, defaults included.
         tensors: tensor arguments in order, lists flattened.
         outs: tensors of the result.
+        relaid: an as_strided that moved no element.
     """
 
-    __slots__ = ("args", "func", "mutates", "name", "out", "outs", "pointwise", "tensors")
+    __slots__ = ("args", "func", "mutates", "name", "out", "outs", "pointwise", "relaid", "tensors")
 
     def __init__(self, func: Any, args: dict[str, Any], out: Any) -> None:
         kind = operator(func)
@@ -98,6 +99,7 @@ class Call:
         self.mutates = kind.mutates
         self.pointwise = kind.pointwise
         self.tensors = _flat(args.values())
+        self.relaid = False
         self.outs = [out] if isinstance(out, Tensor) else list(tensors_in(out))
 
     def __getitem__(self, key: str) -> Any:

@@ -81,11 +81,15 @@ class Forward:
         self.layers = {path: layer for path, layer in self.named if first[id(layer)] == path}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, shared ones shared, on the device of the run."""
+        """Parameters and buffers by name, shared ones shared, on the device of the run.
+
+        Buffers that a forward writes (statistics, observers) are copies there.
+        """
         own = tensors_in(self.named)
-        if not self.meta:
-            return own
-        unique = {id(x): torch.empty_like(x, device=META) for x in own.values()}
+        if self.meta:
+            unique = {id(x): torch.empty_like(x, device=META) for x in own.values()}
+        else:
+            unique = {id(x): x if isinstance(x, nn.Parameter) else x.clone() for x in own.values()}
         return {name: unique[id(x)] for name, x in own.items()}
 
     def parameters(self) -> dict[str, Tensor]:
@@ -114,7 +118,8 @@ class Forward:
 
     @contextmanager
     def _standing_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """The modules hold `tensors` in place of their own."""
+        """The modules hold `tensors` in place of their own; attributes that a forward sets (a cache
+        or the weight that a hook of weight_norm computes) come back as they were."""
         stores = [
             (store, key, f"{path}.{key}" if path else key)
             for path, layer in self.named
@@ -123,6 +128,7 @@ class Forward:
             if x is not None
         ]
         own = [store[key] for store, key, _ in stores]
+        plain = [(layer.__dict__, dict(layer.__dict__)) for layer in self.layers.values()]
         try:
             for store, key, name in stores:
                 store[key] = tensors[name]  # type: ignore[assignment]
@@ -130,6 +136,10 @@ class Forward:
         finally:
             for (store, key, _), x in zip(stores, own, strict=True):
                 store[key] = x
+            for attributes, before in plain:
+                for key in attributes.keys() - before.keys():
+                    del attributes[key]
+                attributes.update(before)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

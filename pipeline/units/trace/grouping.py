@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.units.groups import ChannelGroup, Role, Slice
+from pipeline.units.groups import ChannelGroup, Role, Slice, layer_of
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.shadow import FIXED, Ids
 
@@ -192,6 +192,6 @@ def _build(
 def _name(slices: list[Slice], taken: dict[str, int]) -> str:
     """Module of the first producer; a second group of the same module is "name~2"."""
     source = next((s for s in slices if s.role == "producer"), slices[0]).tensor
-    name = source.rpartition(".")[0] or source
+    name = layer_of(source)
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else f"{name}~{taken[name]}"

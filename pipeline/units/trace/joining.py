@@ -65,6 +65,20 @@ def split(t: Tracer, call: Call) -> Outcome:
     return [Shadow(parts[0].ids, part.nonzero).narrow() for part in parts]
 
 
+def glu(t: Tracer, call: Call) -> Outcome:
+    """One half times the sigmoid of the other: position k of both is one unit."""
+    x, dim = first(call), call["dim"] % first(call).ndim
+    shadow, width = t.shadow(x), first(call).shape[dim] // 2
+    if shadow.ids.shape[dim] == 1:
+        return shadow
+    full = shadow.spread(x.shape, (dim,))
+    one, other = (
+        full.at((slice(None),) * dim + (slice(start, start + width),)) for start in (0, width)
+    )
+    ids = t.book.union(one.ids, other.ids, "glu joins it with channels that must stay")
+    return Shadow(ids, one.nonzero)
+
+
 def unbind(t: Tracer, call: Call) -> Outcome:
     """One output per position."""
     x, dim = first(call), call["dim"] % first(call).ndim

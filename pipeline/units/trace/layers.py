@@ -14,7 +14,9 @@ from pipeline.units.trace.tracer import Outcome, Tracer
 def convolution(t: Tracer, call: Call) -> Outcome:
     """Plain, grouped, depthwise; transposed or not. Channels stand in dimension 1."""
     view = t.param(call["weight"])
-    if view is None or view.axes[0] is None or view.axes[1] is None:
+    if view is None:
+        return _computed(t, call, (call["input"], call["weight"], call["bias"]), 1)
+    if view.axes[0] is None or view.axes[1] is None:
         return None
     t.multiplied.add(view.name)
     x = t.channels(call["input"], 1, "convolution")
@@ -95,6 +97,8 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
     left = t.param(b) is None
     data, weight = (b, a) if left else (a, b)
     view = t.param(weight)
+    if view is None and t.makers(b) and not (bias is None and t.shadow(b).varying):
+        return _computed(t, call, (a, b, bias), -1)
     if view is None and bias is None:
         return contraction(t, a, b)
     if view is None or t.param(data) is not None or (left and bias is not None):
@@ -114,7 +118,9 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
 def linear(t: Tracer, call: Call) -> Outcome:
     """x @ weight.T + bias over the last dimension."""
     view = t.param(call["weight"])
-    if view is None or view.axes[0] is None or view.axes[1] is None:
+    if view is None:
+        return _computed(t, call, (call["input"], call["weight"], call["bias"]), -1)
+    if view.axes[0] is None or view.axes[1] is None:
         return None
     t.multiplied.add(view.name)
     x = t.channels(call["input"], -1, "linear")
@@ -126,10 +132,48 @@ def linear(t: Tracer, call: Call) -> Outcome:
     return along(ids, np.full_like(ids, residue), ndim, ndim - 1)
 
 
+def _computed(
+    t: Tracer, call: Call, operands: tuple[Tensor, Tensor, Tensor | None], dim: int
+) -> Outcome:
+    """A weight made from parameters in the forward: weight_norm, spectral_norm, pruning masks, any
+    parametrization. What its other rows become without a channel is unknown, so both sides stay."""
+    data, weight, bias = operands
+    names = t.makers(weight)
+    if not names:
+        return None
+    kind = "linear" if call.name in ("mm", "addmm") else call.name
+    trained = [n for n in names if n in t.book.trained] or names
+    reason = f"{kind} takes a weight that is computed from {', '.join(trained)} in the forward"
+    t.book.pin(t.shadow(data).ids, reason)
+    t.remade.update(names)
+    t.book.locks |= dict.fromkeys(names, t.book.code(reason))  # says more than what was there
+    size = call.outs[0].shape[dim]
+    axis = _rows(t, names, size)
+    ids = t.book.fresh(size) if axis is None else t.book.axis_ids(axis[0], axis[1], "producer")
+    t.book.pin(ids, reason)
+    t.attach(bias, ids, "producer", kind)
+    ndim = call.outs[0].ndim
+    return along(ids, np.full_like(ids, t.book.code(reason)), ndim, dim % ndim)
+
+
+def _rows(t: Tracer, names: tuple[str, ...], size: int) -> tuple[str, Axis] | None:
+    """The largest of these tensors that has a row for each of `size` channels, a parameter if one
+    has."""
+    shapes, trained = t.book.shapes, t.book.trained
+    by_size = sorted(names, key=lambda n: (n not in trained, -int(np.prod(shapes[n]))))
+    for dim in (0, 1):
+        for name in by_size:
+            if len(shapes[name]) > dim and shapes[name][dim] == size:
+                return name, Axis(dim, np.arange(size))
+    return None
+
+
 def embedding(t: Tracer, call: Call) -> Outcome:
     """Rows of a table: the channels are its columns."""
     view = t.param(call["weight"])
-    if view is None or view.axes[1] is None:
+    if view is None:
+        return _computed(t, call, (call["indices"], call["weight"], None), -1)
+    if view.axes[1] is None:
         return None
     ids = t.book.axis_ids(view.name, view.axes[1], "producer")
     ndim = call.outs[0].ndim

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.units.trace.calls import Call
 from pipeline.units.trace.shadow import (
+    Axis,
     ParamView,
     Shadow,
     Value,
@@ -30,6 +31,11 @@ def value_of(t: Tracer, call: Call) -> Value:
 def same_layout(t: Tracer, call: Call) -> Outcome:
     """Every output position holds the input's (clone, cast, detach)."""
     return value_of(t, call)
+
+
+def as_strided(t: Tracer, call: Call) -> Outcome:
+    """Pooling marks its result as channels-last that way, with every element where it was."""
+    return value_of(t, call) if call.relaid else None
 
 
 def zeros_like(t: Tracer, call: Call) -> Outcome:
@@ -100,12 +106,16 @@ def view(t: Tracer, call: Call) -> Outcome:
 
 
 def _view_param(t: Tracer, value: ParamView, old: tuple[int, ...], new: tuple[int, ...]) -> Outcome:
-    """Dimensions of size 1 may come and go."""
+    """Dimensions of size 1 may come and go, and those that only repeat it may be cut anew."""
     del t
-    if [n for n in old if n > 1] != [n for n in new if n > 1]:
-        return None
-    kept = iter(a for a, n in zip(value.axes, old, strict=True) if n > 1)
-    axes = tuple(next(kept) if n > 1 else None for n in new)
+    axes: tuple[Axis | None, ...] = ()
+    for a, b in blocks(old, new):
+        wide = [(axis, n) for axis, n in zip(value.axes[a], old[a], strict=True) if n > 1]
+        repeats = all(axis is None for axis, _ in wide)
+        if not repeats and [n for _, n in wide] != [n for n in new[b] if n > 1]:
+            return None
+        kept = iter(axis for axis, _ in wide)
+        axes += tuple(next(kept) if n > 1 and not repeats else None for n in new[b])
     if max(new, default=1) == 1 and math.prod(old) == 1:
         single = next((a for a in value.axes if a is not None), None)
         axes = (single,) + axes[1:] if new else axes

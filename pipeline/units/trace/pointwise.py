@@ -32,6 +32,8 @@ def pointwise(t: Tracer, call: Call) -> Outcome:
     """Join the channels of all operands; broadcast ones keep out of it."""
     if not is_pointwise(call) or any(isinstance(a, list) for a in call.args.values()):
         return None
+    if any(x.is_quantized for x in (*call.tensors, *call.outs)):
+        return None  # it has no numbers to be tried on
     shape = tuple(call.outs[0].shape)
     if len(call.tensors) == 1 and _is_shadow(t, call.tensors[0]):
         one = t.shadow(call.tensors[0])

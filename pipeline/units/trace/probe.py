@@ -8,7 +8,7 @@ it must stay.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -211,12 +211,14 @@ def _words(error: Exception, steps: Sequence[Step], at: int) -> str:
     return f"the smaller network fails at {where}: {first[0] if first else type(error).__name__}"
 
 
-def blame(failure: Failure, steps: Sequence[Step], book: Book) -> None:
-    """Pin what enters or leaves the failing call; if nothing there was cut, all that was."""
+def blame(failure: Failure, steps: Sequence[Step], book: Book, bound: Iterable[Ids] = ()) -> None:
+    """Pin what enters or leaves the failing call; if nothing there was cut, what an attribute of
+    the running modules follows (`bound`); failing that, all that was cut."""
     near: list[Ids] = []
     if failure.at < len(steps):
         step = steps[failure.at]
         near = [s.ids for s in [*step.inputs, *step.shadows] if s is not None]
-    touched = [ids for ids in near if not failure.keep[ids].all()]
+    lost = [[ids for ids in some if not failure.keep[ids].all()] for some in (near, bound)]
+    touched = lost[0] or lost[1]
     for ids in touched or [np.flatnonzero(~failure.keep)]:
         book.pin(ids, failure.reason)

@@ -42,6 +42,7 @@ def _families() -> dict[str, Rule]:
 
 RULES: dict[str, Rule] = _families() | {
     "<constant>": layout.constant,
+    "as_strided": layout.as_strided,
     "zeros_like": layout.zeros_like,
     "new_zeros": layout.fixed_zeros,
     "expand": layout.expand,
@@ -51,6 +52,7 @@ RULES: dict[str, Rule] = _families() | {
     "slice": joining.slice_,
     "select": joining.select,
     "unbind": joining.unbind,
+    "glu": joining.glu,
     "cat": joining.cat,
     "stack": joining.stack,
     "constant_pad_nd": joining.pad,

@@ -16,7 +16,7 @@ from pipeline.units.trace.calls import COPIES, PRODUCTS, Call, bind, numbers_of,
 from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, uniform
 from pipeline.units.trace.shapes import run
 
-Attention = Literal["heads", "head_dim", "none"]
+Attention = Literal["heads", "head_dim", "query_key", "none"]
 
 INPUT = "the network's input"
 CONSTANT = "a constant"
@@ -65,6 +65,8 @@ class Tracer(TorchDispatchMode):
         self.steps: list[Step] = []
         self.multiplied: set[str] = set()
         self.norm_groups: dict[str, int] = {}
+        self.made_from: dict[int, frozenset[str]] = {}
+        self.remade: set[str] = set()
 
     # -- values -------------------------------------------------------------------------------
 
@@ -106,6 +108,10 @@ class Tracer(TorchDispatchMode):
         if view.name in self.book.trained:
             return 0
         return self.book.code(f"{view.name} is a buffer, which masking leaves as it is")
+
+    def makers(self, tensor: Tensor) -> tuple[str, ...]:
+        """Parameters that alone this tensor was computed from in the forward; none: it was not."""
+        return tuple(sorted(self.made_from.get(id(tensor), ())))
 
     def owns_groups(self, weight: str, groups: int) -> bool:
         """Does a GroupNorm module with this weight say that many groups?"""
@@ -168,11 +174,14 @@ class Tracer(TorchDispatchMode):
         del types
         self.product_number += operator_name(func) in PRODUCTS
         bound = bind(func, args, kwargs or {})
+        strides = _wide_strides(args[0]) if operator_name(func) == "as_strided" else None
         out = run(func, args, kwargs or {})
         call = Call(func, bound, out)
+        call.relaid = strides is not None and strides == _wide_strides(out)
         before = {id(o): self.values.get(id(o)) for o in call.outs} if call.mutates else {}
         inputs = [v for t in call.tensors if isinstance(v := self.values.get(id(t)), Shadow)]
         main = self._record(call, self._apply(call))
+        self._remember_makers(call)
         for tensor in call.outs if call.mutates else ():
             self._settle_aliases(call, tensor, before[id(tensor)])
         self._log(call, inputs, main)
@@ -188,6 +197,23 @@ class Tracer(TorchDispatchMode):
         if isinstance(outcome, list):
             return outcome
         return [outcome] + [self._by_product(call, outcome)] * (len(call.outs) - 1)
+
+    def _remember_makers(self, call: Call) -> None:
+        """A weight may be computed from parameters, by operators with a rule or without."""
+        names: set[str] = set()
+        for tensor in call.tensors:
+            value = self.values.get(id(tensor))
+            if isinstance(value, ParamView):
+                names.add(value.name)
+            elif id(tensor) in self.made_from:
+                names |= self.made_from[id(tensor)]
+            elif value is not None:  # an activation
+                names.clear()
+                break
+        for out in call.outs if names or call.mutates else ():
+            self.made_from.pop(id(out), None)
+            if names:
+                self.made_from[id(out)] = frozenset(names)
 
     def _by_product(self, call: Call, value: Value) -> Value:
         """Indices of a pooling and the like: laid out as the result, never known to be zero."""
@@ -246,6 +272,12 @@ class Tracer(TorchDispatchMode):
         numbers = numbers_of(call.func, call.args)
         shapes = [tuple(t.shape) for t in call.outs]
         self.steps.append(Step(call.name, shapes, shadows, inputs, numbers))
+
+
+def _wide_strides(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Where the elements of a tensor lie; the stride of a dimension of size 1 says nothing."""
+    strides = tuple(s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1)
+    return tuple(x.shape), strides, int(x.storage_offset())
 
 
 def same(a: Shadow, b: Shadow) -> bool:
