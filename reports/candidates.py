@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from reports.tables import by_seed, dicts, known, scores_of
+from reports.tables import OF, by_seed, dicts, known, scores_of, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +24,9 @@ Run = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity to spend: less is better. `source` is the MLflow field; `of` the one it is a
-    percentage of. `exact`: it comes from records, so it is the same wherever it is rebuilt."""
+    """A quantity to spend: less is better. `source` is the MLflow field; `of` whose whole it is a
+    percentage of: macs or params. `exact`: it comes from records, so it is the same wherever it is
+    rebuilt."""
 
     key: str
     label: str
@@ -38,12 +39,11 @@ class Axis:
         value = run.get(self.source)
         if value is None or not known(value):
             return None
-        return float(100.0 * value / run[self.of] if self.of else value)
+        return float(100.0 * value / whole(run, self.of) if self.of else value)
 
 
 def _share(key: str, label: str) -> Axis:
-    size = f"metrics.size/{key.partition('_')[0]}_dense"
-    return Axis(key, label, "% of dense", f"metrics.size/{key}", size)
+    return Axis(key, label, "% of dense", f"metrics.size/{key}", key.partition("_")[0])
 
 
 AXES = (
@@ -58,7 +58,8 @@ AXES = (
 @dataclass(frozen=True)
 class Candidate:
     """One row. `values` holds, per quantity, one number per seed, in the order of `seeds`; `below`
-    is how far the main score is below the best dense network of the league, on average."""
+    is how far the main score is below the best dense network of the league, on average. `of` are
+    the width arguments of a pruning's reference, whose league it then is; "" without one."""
 
     name: str
     network: str
@@ -69,6 +70,7 @@ class Candidate:
     seeds: tuple[int, ...]
     values: Mapping[str, tuple[float, ...]]
     runs: tuple[tuple[str, str], ...]
+    of: str = ""
 
     @property
     def league(self) -> tuple[str, str]:
@@ -109,8 +111,9 @@ def candidates(
         ("pruning", pruned),
         ("one-shot", swept),
     ]
+    networks = {_size(run, "dense"): _network(run) for run in reversed([*pruned, *swept])}
     found = [
-        _candidate(kind, group, scores, axes)
+        _candidate(kind, group, networks, scores, axes)
         for kind, runs in groups
         for group in by_seed(runs, skip=_NAMES)
     ]
@@ -128,8 +131,13 @@ def _with_below(row: Candidate, rows: Sequence[Candidate], score: str) -> Candid
 
 
 def _candidate(
-    kind: Kind, group: Sequence[Run], scores: Sequence[str], axes: Sequence[Axis]
+    kind: Kind,
+    group: Sequence[Run],
+    networks: Mapping[Hashable, str],
+    scores: Sequence[str],
+    axes: Sequence[Axis],
 ) -> Candidate:
+    """`networks`: names by size, to find the one that a reference is."""
     first = group[0]
     read: dict[str, Callable[[Run], float | None]] = {axis.key: axis.read for axis in axes}
     for name in scores:
@@ -139,11 +147,13 @@ def _candidate(
         found = [of(run) for run in group]
         if all(known(v) for v in found):
             values[key] = tuple(float(v) for v in found if v is not None)
-    network = first["params.model"].rpartition("/")[2]
-    knobs = _texts(first, "params.model_args.")
+    network, reference = _network(first), _reference(first)
+    if reference:
+        bare = f"{network.split()[0]} {reference}"
+        network = networks.get(_size(first, "reference"), bare)
     return Candidate(
         name=_name(kind, first),
-        network=" ".join([network, *(f"{k}={v}" for k, v in knobs.items())]),
+        network=network,
         data=str(first["params.data"]),
         method=str(first["params.method"]),
         kind=kind,
@@ -151,7 +161,26 @@ def _candidate(
         seeds=tuple(int(run["params.seed"]) for run in group),
         values=values,
         runs=tuple((str(run["run"]), str(run["record_sha"])) for run in group),
+        of=reference,
     )
+
+
+def _network(run: Run) -> str:
+    """Its name, and the width arguments that are not the defaults."""
+    knobs = _texts(run, "params.model_args.")
+    name = run["params.model"].rpartition("/")[2]
+    return " ".join([name, *(f"{k}={v}" for k, v in knobs.items())])
+
+
+def _reference(run: Run) -> str:
+    found = run.get(OF.source)
+    return str(found) if known(found) else ""
+
+
+def _size(run: Run, which: str) -> Hashable:
+    """Networks of one name, one data set and one size are the same."""
+    sizes = (run[f"metrics.size/{what}_{which}"] for what in ("macs", "params"))
+    return run["params.model"], run["params.data"], *sizes
 
 
 def _dense(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -195,7 +224,11 @@ def _settings(kind: Kind, run: Run) -> str:
     told.append(f"{run.get('params.recipe.epochs', '?')} epochs")
     if kind == "pruning":
         rule, value = run.get("params.target.rule"), run.get("params.target.value")
-        told.append(f"target {rule}" + ("" if rule in ("zeros", "none") else f" {value}"))
+        reference = _reference(run)
+        of = f" of {reference}" if reference else ""
+        told.append(f"target {rule}" + ("" if rule in ("zeros", "none") else f" {value}{of}"))
+        if reference:
+            told.append(f"trained as {_network(run)}")
         told.append(str(run.get("params.granularity")))
         if run.get("params.finetune.epochs", "0") not in ("0", 0):
             told.append(f"retrained {run['params.finetune.epochs']} epochs")

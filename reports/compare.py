@@ -14,7 +14,7 @@ from typing import Any
 
 from reports.candidates import AXES, Axis, Candidate
 from reports.significance import holm, sign_flip, smallest_p
-from reports.tables import Column, Table
+from reports.tables import OF, OR_REFERENCE, TRAINED, Column, Table
 
 MIN_SEEDS = 3  # fewer shared seeds are not tested
 CLOSE = 5.0  # percentage points of non-zero MACs within which two methods did the same job
@@ -39,7 +39,7 @@ def compare_table(rows: Sequence[Candidate], score: str) -> Table:
     """Dense networks and prunings; sweep points have a table of their own and the page."""
     rows = [c for c in rows if c.kind != "one-shot"]
     fronts = {axis.key: front(rows, score, axis.key) for axis in AXES}
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("network", "network", "params.model"),
         Column("data", "data", "params.data"),
         Column("row", "row", "params.pruning"),
@@ -56,11 +56,16 @@ def compare_table(rows: Sequence[Candidate], score: str) -> Table:
         Column("front", "Pareto front in", "computed"),
         Column("record", "record", "record_sha"),
     )
+    if any(c.of for c in rows):
+        sizes = next(i for i, column in enumerate(columns) if column.key == AXES[0].key)
+        columns = (*columns[:sizes], OF, *columns[sizes:])
     title = (
         "Comparison: same network, data and harness; ± is the standard deviation over seeds; on "
         "the Pareto front = no row of this network has less of it and a higher score; training "
         "cost = 3 x MACs x examples, retraining included; MACs, not FLOPs"
     )
+    if OF in columns:
+        title += f"; sizes in percent of the dense network{OR_REFERENCE}"
     body = []
     for i, c in enumerate(rows):
         marks = [axis.label for axis in AXES if i in fronts[axis.key]]
@@ -107,7 +112,7 @@ def pairs_table(rows: Sequence[Candidate], score: str) -> Table:
 def _cells(c: Candidate, score: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "network": c.network, "data": c.data, "row": c.name, "method": c.method,
-        "seeds": len(c.seeds), "status": "done",
+        "seeds": len(c.seeds), "status": "done", "of": c.of or TRAINED,
         "record": " ".join(sha[:12] for _, sha in c.runs),
     }  # fmt: skip
     for key in (score, "below", *(axis.key for axis in AXES)):

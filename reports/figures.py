@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import replacing, write_text
-from reports.tables import dicts, scores_of
+from reports.tables import dicts, scores_of, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +76,8 @@ def write_figures(
 def _fraction(runs: pd.DataFrame, size: str) -> Any:
     if f"metrics.size/{size}" not in runs:
         return None
-    dense = runs[f"metrics.size/{size.partition('_')[0]}_dense"]
-    return runs[f"metrics.size/{size}"] / dense
+    what = size.partition("_")[0]
+    return runs[f"metrics.size/{size}"] / [whole(run, what) for run in dicts(runs)]
 
 
 def _accuracy_sparsity(ax: Any, sweep: pd.DataFrame, score: str, ranked: str) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reports.tables import whole
+
 Run = Mapping[str, Any]
 
 
@@ -33,11 +35,11 @@ def _score(header: str, field: str) -> Quantity:
 
 
 def _size(header: str, what: str, unit: float | None) -> Quantity:
-    """Kept MACs or parameters, in `unit` or, without one, in percent of the dense network."""
+    """Kept MACs or parameters, in `unit` or, without one, in percent of the dense network or of the
+    reference that the pruning names."""
     field = f"metrics.size/{what}_kept"
     if unit is None:
-        dense = f"metrics.size/{what}_dense"
-        return Quantity(header, field, lambda run: 100.0 * run[field] / run[dense])
+        return Quantity(header, field, lambda run: 100.0 * run[field] / whole(run, what))
     return Quantity(header, field, lambda run: run[field] / unit)
 
 

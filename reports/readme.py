@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.files import write_text
+from reports.tables import TRAINED
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 STUDIES = (
     (".", "scikit-learn's digits, the default study (`make repro`)"),
     ("studies/resnet-cifar10", "trained CIFAR-10 ResNets, imported, pruned on real CIFAR-10"),
 )
+MARK = "†"  # behind a percentage that counts from the pruning's reference
 HEADER = (
     "row | method | dense % | pruned % | final % | params kept % | params ≠ 0 % | MACs kept % "
     "| MACs ≠ 0 % | shrunk = masked to | record"
@@ -33,9 +35,10 @@ def results(root: Path) -> str:
     intro = (
         "Accuracy is top-1 on the test set, measured once: of the network before pruning, right "
         "after it, and as delivered. MACs are multiply-accumulates. Each row is one tracked run; "
-        "its record is in `reports/records/` of the study. Percentages count from the network that "
-        "was trained: for gates one a quarter wider than the standard, of whose MACs they are "
-        "asked to leave 50 % (digits) or 70 % (CIFAR-10).\n"
+        "its record is in `reports/records/` of the study. Sizes are in percent of the trained "
+        f"network; those marked {MARK} of the standard one, which the pruning names as its "
+        "reference: gates learn the widths of a network a quarter wider, to leave 50 % (digits) or "
+        "70 % (CIFAR-10) of the standard one's MACs.\n"
     )
     return f"## Results\n\n{intro}\n" + "\n".join(parts)
 
@@ -61,12 +64,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _table(rows: Iterable[Mapping[str, str]]) -> str:
     lines = [f"| {HEADER} |", "|" + "---|" * len(HEADER.split(" | "))]
     for row in rows:
+        mark = f" {MARK}" if row.get("of", TRAINED) != TRAINED else ""
         cells = [
             f"`{row['pruning']}`",
             row["method"],
             *(_number(row[f"{when}_top1"], 2) for when in ("dense", "pruned", "final")),
-            *(_number(row[k], 1) for k in ("params_kept", "params_nonzero")),
-            *(_number(row[k], 1) for k in ("macs_kept", "macs_nonzero")),
+            *(_number(row[k], 1) + mark for k in ("params_kept", "params_nonzero")),
+            *(_number(row[k], 1) + mark for k in ("macs_kept", "macs_nonzero")),
             f"{float(row['exact_masked']):.0e}" if row["exact_masked"] else "–",
             f"`{row['record'].split()[0]}`",
         ]

@@ -1,7 +1,8 @@
 """The tables of a study: runs (one row per MLflow run) -> rows of a table, numbers not yet rounded.
 
 Rows that differ in nothing but the seed become one: mean, and sample standard deviation where
-there is more than one seed. Percentages are of the dense network.
+there is more than one seed. Percentages are of the dense network; sizes of a pruning that names a
+reference are of that one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class Column:
     format: str = "{}"
 
 
+OF = Column("of", "sizes in % of", "params.reference")  # only where a pruning names a reference
+TRAINED = "trained"
+OR_REFERENCE = ", or of the reference that the pruning names"
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns and rows. `label` is the key of the column that names a row; `runs` holds, per row,
@@ -55,7 +61,7 @@ class Table:
 
 def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
     """One row per pruning of params.yaml, in its order; without a record: "not run"."""
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("pruning", "pruning", "params.pruning"),
         Column("model", "model", "params.model"),
         Column("method", "method", "params.method"),
@@ -74,14 +80,16 @@ def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
         _error("exact_dense", "dense vs shrunk", "metrics.exact/dense_max_rel"),
         Column("record", "record", "record_sha"),
     )
+    if named(runs):
+        sizes = next(i for i, c in enumerate(columns) if c.key == "params_kept")
+        columns = (*columns[:sizes], OF, *columns[sizes:])
     groups = by_seed(dicts(runs), skip=_NAMES)
     rows = {g[0]["params.pruning"]: (_row(columns, g), _behind(g)) for g in groups}
     for entry in prunings:
         if not entry.record.exists():
             rows[entry.key] = (_absent(columns, entry, "pruning"), ())
-    title = (
-        "Prunings: scores on the test set; sizes in percent of the dense network; MACs, not FLOPs"
-    )
+    dense = "the dense network" + OR_REFERENCE * (OF in columns)
+    title = f"Prunings: scores on the test set; sizes in percent of {dense}; MACs, not FLOPs"
     ordered = [rows[e.key] for e in prunings if e.key in rows]
     return _table("main", title, "pruning", columns, ordered)
 
@@ -221,6 +229,8 @@ def _row(columns: Sequence[Column], group: Sequence[Mapping[str, Any]]) -> dict[
         else:
             row[column.key] = values[0] if values else None
     row["model"] = row["model"].rpartition("/")[2]
+    if OF in columns:
+        row["of"] = row["of"] or TRAINED
     if row.get("rule") in _WITHOUT_VALUE:
         row["target"] = None
     row["seeds"] = len(group)
@@ -230,14 +240,26 @@ def _row(columns: Sequence[Column], group: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _cell(column: Column, run: Mapping[str, Any]) -> Any:
-    """Sizes as percent of the dense network, sparsities as percent, the rest as it is."""
+    """Sizes as percent of the whole network, sparsities as percent, the rest as it is."""
     value: Any = run.get(column.source)
     if not known(value):
         return None
     if column.source.startswith("metrics.size/"):
-        dense = column.source.rpartition("_")[0] + "_dense"
-        return 100.0 * value / run[dense]
+        what = column.source.removeprefix("metrics.size/").partition("_")[0]
+        return 100.0 * value / whole(run, what)
     return 100.0 * value if column.source.startswith("metrics.sparsity/") else value
+
+
+def whole(run: Mapping[str, Any], what: str) -> float:
+    """What 100 % are: the params or macs of the reference that the pruning names, else those of the
+    dense network that was trained."""
+    reference: Any = run.get(f"metrics.size/{what}_reference")
+    return float(reference if known(reference) else run[f"metrics.size/{what}_dense"])
+
+
+def named(runs: pd.DataFrame) -> bool:
+    """Does any of these runs count its sizes from a reference?"""
+    return OF.source in runs and bool(runs[OF.source].notna().any())
 
 
 def _behind(group: Sequence[Mapping[str, Any]]) -> _Behind:

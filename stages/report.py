@@ -35,6 +35,7 @@ def study(params: Params) -> Study:
             paths.record("evaluate", key),
             (paths.events("finetune", key), paths.events("evaluate", key)),
             asked(params, p.training) | {"rule": p.target.rule, "target": f"{p.target.value:g}"},
+            p.reference,
         )
         for key, p in params.file.prunings.items()
     ]

@@ -18,6 +18,7 @@ from pipeline.study.connect_view import connect_view
 from pipeline.study.events import Event, read_events
 from pipeline.study.facts import is_dead, owner
 from pipeline.study.records import EvalRecord, TrainRecord, from_json, read_record, sha
+from pipeline.study.reference import reference_of
 from pipeline.study.runs import (
     RunView,
     evaluate_view,
@@ -42,6 +43,8 @@ class Entry:
         record: where its record is, if it was run.
         events: its event files, e.g. of finetune and evaluate; missing ones are no error.
         asked: what a table says of it when it was not run: model, method, rule, target, ...
+        reference: width arguments of the network that its sizes count from, where a pruning names
+            one; its record does not.
     """
 
     key: str
@@ -49,6 +52,7 @@ class Entry:
     record: Path
     events: tuple[Path, ...] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
+    reference: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Study:
         for entry in _done(self.prunings):
             pruning = read_record(EvalRecord, entry.record)
             parent = _parent(trainings, entry, pruning.training_sha)
-            views[f"evaluate/{entry.key}"] = (_full(evaluate_view(pruning, parent), entry),)
+            base = reference_of(pruning, parent, entry.reference)
+            views[f"evaluate/{entry.key}"] = (_full(evaluate_view(pruning, parent, base), entry),)
         for entry in _done(self.sweeps):
             sweep = read_record(SweepRecord, entry.record)
             parent = _parent(trainings, entry, sweep.training_sha)

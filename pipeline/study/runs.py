@@ -1,10 +1,10 @@
 """What MLflow shows of a record: name, flat params, metrics in named groups, tags.
 
 Metric groups: dense/ pruned/ final/ (test scores), size/ (integers), percent/ (what is left of the
-dense network), sparsity/, exact/, cost/ (MACs spent), weights/ (how many exceed a magnitude), kept/
-(validation scores of a kept state), curve/ (numbers of an epoch), latency/ and time/ (from the
-event file only). Numbers one ranks by (seed, sparsity) are metrics too, since MLflow params are
-strings.
+dense network, or of the pruning's reference where it names one), sparsity/, exact/, cost/ (MACs
+spent), weights/ (how many exceed a magnitude), kept/ (validation scores of a kept state), curve/
+(numbers of an epoch), latency/ and time/ (from the event file only). Numbers one ranks by (seed,
+sparsity) are metrics too, since MLflow params are strings.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.study.cost import costs
 from pipeline.study.events import Event
 from pipeline.study.records import CurvePoint, EvalRecord, Exactness, TrainRecord, sha, to_json
+from pipeline.study.reference import Reference
 from pipeline.study.sweep_record import SweepRecord
 
 
@@ -95,9 +96,11 @@ def train_view(record: TrainRecord) -> RunView:
     )
 
 
-def evaluate_view(record: EvalRecord, training: TrainRecord) -> RunView:
+def evaluate_view(
+    record: EvalRecord, training: TrainRecord, reference: Reference | None = None
+) -> RunView:
     """The run of a pruning: one flat row with the params of its training merged in."""
-    own = {
+    own: dict[str, Any] = {
         "pruning": record.pruning,
         "at": record.at,
         "granularity": record.granularity,
@@ -105,9 +108,13 @@ def evaluate_view(record: EvalRecord, training: TrainRecord) -> RunView:
         "target": record.target,
         "finetune": record.finetune,
     }
+    counts = asdict(record.counts)
+    if reference is not None:
+        own["reference"] = reference.label
+        counts |= {"params_reference": reference.params, "macs_reference": reference.macs}
     metrics = {  # the first one is what MLflow's compare view shows
         **_scores(final=record.final, pruned=record.pruned, dense=record.dense),
-        **_counted(asdict(record.counts)),
+        **_counted(counts),
         "sparsity/weight": record.weight_sparsity,
         "seed": float(record.seed),
         **_exactness(record.exactness),
@@ -275,10 +282,12 @@ def _row(training: TrainRecord, name: str) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> dict[str, float]:
-    """The integers, and what is left in percent of the dense network."""
+    """The integers, and what is left in percent of the reference or, without one, of the dense
+    network."""
+    whole = {k: counts.get(f"{k}_reference", counts[f"{k}_dense"]) for k in ("macs", "params")}
     percent = {
-        f"percent/{what}_{left}": 100.0 * counts[f"{what}_{left}"] / counts[f"{what}_dense"]
-        for what in ("macs", "params")
+        f"percent/{what}_{left}": 100.0 * counts[f"{what}_{left}"] / whole[what]
+        for what in whole
         for left in ("kept", "nonzero")
     }
     return {f"size/{name}": float(count) for name, count in counts.items()} | percent

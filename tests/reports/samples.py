@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.study.artifacts import NetworkSpec
 from pipeline.study.publish import Entry, Study
 from pipeline.study.records import (
     Counts,
@@ -92,6 +93,18 @@ def eval_record(training: TrainRecord, fraction: float = 0.5) -> EvalRecord:
         exactness=Exactness(Difference(2e-7, 1e-7), Difference(3e-7, 1.5e-7) if zeros else None),
         finetune_curve=tuple(curve(7)[:2]),
     )
+
+
+def of_network(network: NetworkSpec) -> tuple[TrainRecord, EvalRecord]:
+    """The records of a training of it and of a pruning to half, as stages write them."""
+    counted = network.count(network.build())
+    sizes = (counted.params, counted.params // 2, counted.params // 2)
+    work = (counted.macs, counted.macs // 2, counted.macs // 2)
+    model = f"{network.family}/{network.name}"
+    training = replace(train_record("gates"), model=model, model_args=dict(network.args))
+    shape = network.info.input_shape
+    pruned = replace(eval_record(training), counts=Counts(*sizes, *work), input_shape=shape)
+    return training, pruned
 
 
 def sizes() -> WeightDistribution:
