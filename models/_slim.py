@@ -1,7 +1,8 @@
 """Pruned encoders as folders that `transformers` users know: config.json and model.safetensors.
 
 What is not as the architecture says stands in the config under "espalier": the sizes of the linear
-layers, layer by layer. `load_slim` builds the network from it; other tools read the rest.
+layers, layer by layer; of queries and keys, where they may be narrower than values, also how many
+features a head has. `load_slim` builds the network from it; other tools read the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models._encoder import EncoderQA
+from models._blocks.attention import query_key_sizes, with_open_queries
+from models._blocks.encoder import EncoderQA
 from pipeline.files import DamagedFileError, read_json, replacing, write_json
 from pipeline.study.registry import Delivery
 from pipeline.units.constant import Constant
@@ -28,8 +30,9 @@ def save_slim(model: nn.Module, folder: Path) -> None:
     assert isinstance(model, EncoderQA)
     config = model.encoder.config.to_dict()
     pooler = getattr(model.encoder, "pooler", None) is not None
+    queries = query_key_sizes(model)
     with torch.device("meta"):
-        dense = _build(config, pooler)
+        dense = _build(config, pooler, bool(queries))
     stem = type(model.encoder).__name__.removesuffix("Model")
     config["architectures"] = [f"{stem}ForQuestionAnswering"]
     config[OURS] = {
@@ -38,6 +41,8 @@ def save_slim(model: nn.Module, folder: Path) -> None:
         "attributes": _attributes(model, dense),
         "constants": {n: m.channels for n, m in model.named_modules() if isinstance(m, Constant)},
     }
+    if queries:
+        config[OURS]["query_key"] = queries
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(folder / WEIGHTS) as temporary:
@@ -51,14 +56,15 @@ def _sizes(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(layer.weight.shape) for name, layer in layers.items()}
 
 
-def _build(config: Mapping[str, Any], pooler: bool) -> EncoderQA:
+def _build(config: Mapping[str, Any], pooler: bool, open_queries: bool) -> EncoderQA:
     from transformers import AutoConfig, AutoModel
 
     more = {} if pooler else {"add_pooling_layer": False}
     try:
-        return EncoderQA(AutoModel.from_config(AutoConfig.for_model(**config), **more))
+        encoder = AutoModel.from_config(AutoConfig.for_model(**config), **more)
     except TypeError:  # an architecture that never has a pooler
-        return EncoderQA(AutoModel.from_config(AutoConfig.for_model(**config)))
+        encoder = AutoModel.from_config(AutoConfig.for_model(**config))
+    return EncoderQA(with_open_queries(encoder) if open_queries else encoder)
 
 
 def _numbers(module: nn.Module) -> dict[str, int | float]:
@@ -93,8 +99,10 @@ def load_slim(folder: Path) -> EncoderQA:
     config = read_json(folder / CONFIG)
     try:
         ours = config.pop(OURS)
-        model = _build(config, ours["pooler"])
+        model = _build(config, ours["pooler"], "query_key" in ours)
         _reshape(model, ours)
+        if query_key_sizes(model) != ours.get("query_key", {}):
+            raise KeyError("query_key: not the sizes of the layers")
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise DamagedFileError(f"{folder}: not a folder of a slim encoder ({error})") from error

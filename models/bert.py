@@ -9,12 +9,13 @@ through the training's `weights:` block.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from models._encoder import EncoderQA
+from models._blocks.attention import with_open_queries
+from models._blocks.encoder import EncoderQA
 from models._slim import DELIVERY
 from pipeline.data.info import DatasetInfo
 from pipeline.study.registry import register_model
@@ -52,13 +53,18 @@ def finished(
     """The encoder with its head.
 
     Raises:
-        ValueError: the data's windows are longer than the encoder's positions.
+        ValueError: the data's windows are longer than the encoder's positions, or there is no such
+            unit of attention, or not in this encoder.
     """
+    if attention not in (known := get_args(Attention)):
+        raise ValueError(f"model: attention: {attention!r} (known: {', '.join(known)})")
     positions, length = encoder.config.max_position_embeddings, info.input_shape[-1]
     if length > positions:
         raise ValueError(
             f"model: windows of {length} tokens (data.squad.max_length), {positions} positions"
         )
+    if attention == "query_key":
+        with_open_queries(encoder)
     encoder.embeddings.requires_grad_(not freeze_embeddings)
     network = EncoderQA(encoder)
     network.window, network.attention = info.input_shape, attention
@@ -91,8 +97,9 @@ def encoder_qa(  # noqa: PLR0913 (what params.yaml may set)
     attention: Attention = "heads",
 ) -> nn.Module:
     """`pooler`: also hold the layer that this task does not use, as the OTO authors' BERT does:
-    it counts among the parameters. `attention`: prune whole "heads" (OTOv2), or with "head_dim" one
-    feature of all heads (OTO), or "none" of it."""
+    it counts among the parameters. `attention`: prune whole "heads" (OTOv2), one feature of the
+    queries and keys of all heads with "query_key" (OTO), of values too with "head_dim", or "none"
+    of it."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(

@@ -79,7 +79,7 @@ def code_digest(root: Path, *files: str) -> dict[str, str]:
 
 def loop_code(root: Path) -> dict[str, str]:
     """`code_digest` of everything a training runs through."""
-    rooms = ("pipeline/data", "pipeline/units", "pipeline/training")
+    rooms = ("pipeline/data", "pipeline/units", "pipeline/training", "models/_blocks")
     found = sorted(p for room in rooms for p in (root / room).rglob("*.py"))
     return code_digest(root, *(str(p.relative_to(root)) for p in found))
 

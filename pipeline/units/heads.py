@@ -11,13 +11,15 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 class OpenAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` for any number and width of heads; one is made by `with_open_heads`.
 
     Attributes:
-        num_heads, head_dim: what is left; surgery sets them.
+        num_heads, head_dim: what is left, `head_dim` of the values; surgery sets them. Queries and
+            keys may be narrower.
         scale: of the scores, that of the dense network whatever goes.
     """
 
@@ -53,6 +55,7 @@ class OpenAttention(nn.MultiheadAttention):
             out = weights @ v
             weights = weights.mean(dim=1) if average_attn_weights else weights
         else:
+            q, k = as_wide_as_values(q, k, v)
             out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         if not batched:
@@ -67,15 +70,20 @@ class OpenAttention(nn.MultiheadAttention):
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys, values: (batch, head, position, feature)."""
         if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.chunk(3)
+            weights = self._thirds(self.in_proj_weight)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        heads = (self.num_heads, self.head_dim)
+        biases = (None,) * 3 if self.in_proj_bias is None else self._thirds(self.in_proj_bias)
         return [
-            F.linear(x, w, b).unflatten(-1, heads).transpose(1, 2)
+            F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         ]
+
+    def _thirds(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Rows of queries, keys, values: thirds, unless features of queries and keys went."""
+        values = self.num_heads * self.head_dim
+        keys = (packed.shape[0] - values) // 2
+        return packed.split([keys, keys, values])
 
     def _mask(
         self, q: Tensor, k: Tensor, attention: Tensor | None, padding: Tensor | None
@@ -100,6 +108,18 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
+
+
+def as_wide_as_values(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys that lost features, for torch's fused attention.
+
+    It wants one width; without, a CPU takes three times as long. Zeros change no score. Who follows
+    the operators, to trace or count them, sees the attention itself.
+    """
+    missing = v.shape[-1] - q.shape[-1]
+    if missing <= 0 or is_in_torch_dispatch_mode():
+        return q, k
+    return F.pad(q, (0, missing)), F.pad(k, (0, missing))
 
 
 def with_open_heads(model: nn.Module) -> nn.Module:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from methods.sfw import SFWConfig, SFWMethod
 from pipeline.training.method import Phase
 from pipeline.training.recipe import Recipe
 from pipeline.units.groups import Units
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 PHASE = Phase("train", 3)
 RECIPE = Recipe(epochs=3)
 UNITS = Units(("0.weight", "4.weight"), ())
@@ -31,7 +34,33 @@ def toy_batches(count: int) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+class ToyBatches:
+    """They, with the loss of a task, as the loop gives them to `prepare`."""
+
+    def __init__(self, seen: Iterable[tuple[Tensor, Tensor]], loss: Loss = cross_entropy) -> None:
+        self.seen, self._loss = seen, loss
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.seen)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self._loss(model(batch[0]), batch[1])
+
+
+class OneShot(ToyBatches):
+    """They, for a single walk."""
+
+    def __init__(self, seen: Iterable[tuple[Tensor, Tensor]]) -> None:
+        super().__init__(iter(seen))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        return next(self.seen)  # type: ignore[call-overload, no-any-return]
+
+
 def prepared(**settings: Any) -> tuple[SFWMethod, nn.Sequential]:
     method, model = SFWMethod(SFWConfig(**settings)), net()
-    method.prepare(model, UNITS, iter(toy_batches(4)))
+    method.prepare(model, UNITS, ToyBatches(toy_batches(4)))
     return method, model

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from methods.sfw import SFW, SFWConfig, SFWMethod, feasible_sets
 from pipeline.training.constraints import ConvexSet, KSparsePolytope, LpBall, Unconstrained
@@ -18,7 +17,16 @@ from pipeline.training.loss_trend import LossTrendSchedule
 from pipeline.training.method import EpochStats
 from pipeline.training.recipe import Recipe, ScheduleConfig
 from pipeline.training.schedules import EpochSchedule
-from tests.methods.sfw_toys import PHASE, RECIPE, UNITS, net, prepared, toy_batches
+from tests.methods.sfw_toys import (
+    PHASE,
+    RECIPE,
+    UNITS,
+    OneShot,
+    ToyBatches,
+    net,
+    prepared,
+    toy_batches,
+)
 
 
 def test_default_sizes_of_a_network() -> None:
@@ -113,8 +121,7 @@ def test_learned_initialisation_is_feasible_unless_told_otherwise(reproject: boo
     )
     start = copy.deepcopy(model)
     buffers = copy.deepcopy(dict(model.named_buffers()))
-    batches: Iterator[tuple[Tensor, Tensor]] = iter(toy_batches(5))
-    method.prepare(model, UNITS, batches)
+    method.prepare(model, UNITS, OneShot(toy_batches(5)))
     inside = [bool(method.sets[n].contains(p, 1e-6)) for n, p in model.named_parameters()]
     assert all(inside) == reproject
     assert all(m.training for m in model.modules())
@@ -130,7 +137,7 @@ def test_learned_initialisation_needstoy_batches() -> None:
     with pytest.raises(ValueError, match=r"methods\.sfw\.sfw_init"):
         method.prepare(net(), UNITS)
     with pytest.raises(ValueError, match="no training batches"):
-        method.prepare(net(), UNITS, [])
+        method.prepare(net(), UNITS, ToyBatches([]))
 
 
 def test_learned_initialisation_with_unconstrained_tensors() -> None:
@@ -138,7 +145,7 @@ def test_learned_initialisation_with_unconstrained_tensors() -> None:
         SFWMethod(SFWConfig(constrain="weights", sfw_init=True, sfw_init_iterations=3)),
         net(),
     )
-    method.prepare(model, UNITS, toy_batches(2))
+    method.prepare(model, UNITS, ToyBatches(toy_batches(2)))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

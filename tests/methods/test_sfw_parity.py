@@ -13,6 +13,7 @@ from pipeline.training.constraints import KSparsePolytope, LpBall, polytope_k
 from pipeline.training.learned_scale import learn_scales
 from pipeline.training.loss_trend import LossTrendSchedule
 from pipeline.training.method import EpochStats
+from tests.methods.sfw_toys import ToyBatches
 from tests.methods.sfw_traces import close, load, set_of, vector
 
 OPEN_LOOP = load("optimizer_open_loop")
@@ -139,7 +140,7 @@ def test_learned_scales(run: dict[str, Any]) -> None:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(vector(run["start_weights"][name], list(p.shape)))
-        scales = learn_scales(model, sets, batches, run["lr"], iterations)
+        scales = learn_scales(model, sets, ToyBatches(batches), run["lr"], iterations)
         assert scales == pytest.approx(run["alpha_at"][str(iterations - 1)], rel=1e-11)
     for name, p in model.named_parameters():
         close(p, run["final_weights"][name])

@@ -20,6 +20,7 @@ def test_rows_of_hspg_are_the_presets(percent: int) -> None:
     params = load_params(study.REPOSITORY / "studies/oto-squad/params.yaml")
     preset, key = PRESETS[f"bert-squad-{percent}"], f"bert-hspg-u{percent}-s0"
     assert params.method_config(key) == HSPGConfig(**preset["method"])
+    assert params.file.trainings[key].model.args["attention"] == "query_key"
     recipe = params.recipe(key).model_dump()
     for name, value in preset["train"].items():
         found = {k: recipe[name][k] for k in value} if isinstance(value, dict) else recipe[name]
@@ -38,7 +39,7 @@ def test_a_row_of_hspg_runs_from_questions_to_the_table(tmp_path: Path) -> None:
     assert record["exactness"]["dense"]["max_rel"] < 1e-5
     assert record["final"]["f1"] == pytest.approx(record["dense"]["f1"])
     bound = 0.5 * 2 * TINY["intermediate"]  # of the inner features of both layers
-    units = 2 * (TINY["heads"] + TINY["intermediate"])
+    units = 2 * (TINY["hidden"] // TINY["heads"] + TINY["intermediate"])
     assert record["group_sparsity"] == pytest.approx(bound / units)
     assert record["counts"]["params_kept"] < record["counts"]["params_dense"]
     training = json.loads((home / "reports/records/train/bert-hspg-u50-s0.json").read_text())

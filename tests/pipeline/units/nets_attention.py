@@ -181,6 +181,18 @@ def features_of_keys_and_of_values() -> nn.Module:
     return Attention(run, {"num_heads": HEADS}, **qkvo())
 
 
+@case(WIDTH, example=TEXT, attention="query_key")
+def features_of_keys_alone() -> nn.Module:
+    """The same, values untouched."""
+    return features_of_keys_and_of_values()
+
+
+@case(0, example=TEXT, attention="query_key")
+def keys_as_wide_as_values() -> nn.Module:
+    """One attribute for the width of all three: values cannot stay as they are."""
+    return features()
+
+
 @case(1 + WIDTH, example=TEXT, attention="head_dim")
 def constant_within_heads() -> nn.Module:
     """A constant as wide as a head, for all heads: queries and keys keep their width."""
@@ -266,6 +278,11 @@ def non_local() -> nn.Module:
 
     layers = {"theta": conv(3, 6, 1), "phi": conv(3, 6, 1), "g": conv(3, 5, 1)}
     return ImageNet(run, **layers, out=conv(5, 4, 1))
+
+
+@case(6, attention="query_key")
+def non_local_theta_and_phi() -> nn.Module:
+    return non_local()
 
 
 class ImageNet(Attention):

@@ -30,6 +30,8 @@ WIDTH = HIDDEN // HEADS
         ("attention_left_whole", "q", "attention is left whole"),
         ("multihead_attention_of_torch", "attention", "mean runs over its channels"),
         ("transformer_layer_of_torch", "0.self_attn", "unflatten"),
+        ("features_of_keys_alone", "v", "values are left whole"),
+        ("keys_as_wide_as_values", "q", "view has a size written in the code"),
         ("one_key_for_all_queries", "q", "cuts its channels at a fixed position"),
     ],
 )
@@ -111,6 +113,7 @@ def example(kind: str) -> dict[str, Tensor]:
 UNITS: dict[tuple[str, Attention], int] = {
     ("bert", "heads"): LAYERS * (HEADS + FFN) + HIDDEN,
     ("bert", "head_dim"): LAYERS * (WIDTH + FFN) + HIDDEN,
+    ("bert", "query_key"): LAYERS * FFN + HIDDEN,
     ("distilbert", "heads"): LAYERS * (HEADS + FFN) + HIDDEN,
     ("gpt2", "heads"): LAYERS * (HEADS + FFN),
     ("gpt2", "head_dim"): LAYERS * (WIDTH + FFN),
@@ -118,7 +121,8 @@ UNITS: dict[tuple[str, Attention], int] = {
     ("llama", "none"): LAYERS * FFN,
     ("vit", "heads"): LAYERS * (HEADS + FFN),
 }
-"""The poolers and heads of BERT and DistilBERT have HIDDEN inner features of their own."""
+"""The poolers and heads of BERT and DistilBERT have HIDDEN inner features of their own. Of queries
+and keys none before `models/_blocks/attention.py` opens the layers, but the rest goes."""
 
 
 def check(
@@ -173,8 +177,8 @@ def test_bert_base_has_the_groups_of_the_paper() -> None:
     found = sizes("heads", 12)
     assert found == [(12, 3 * 64 * 769), (3072, 769)] * 12
     assert sum(n for n, _ in found if n == 3072) == 36_864
-    # The paper's code has features of query and key only, 2 * 12 * 769 = 18,456; this BERT has one
-    # attribute for the width of all three, so that values go along.
+    # One attribute for the width of all three: values go along. The authors' unit, 2 * 12 * 769, is
+    # that of an opened attention (tests/models/test_query_key.py).
     assert sizes("head_dim", 2) == [(64, 3 * 12 * 769), (3072, 769)] * 2
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import Granularity
-from pipeline.units.heads import OpenAttention, with_open_heads
+from pipeline.units.heads import OpenAttention, as_wide_as_values, with_open_heads
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
@@ -81,7 +82,7 @@ def test_laws(name: str, fraction: float) -> None:
         assert_laws(lambda: opened(name), example, units, plan, dtype)
 
 
-@pytest.mark.parametrize("attention", ["heads", "head_dim"])
+@pytest.mark.parametrize("attention", ["heads", "head_dim", "query_key"])
 def test_laws_when_only_attention_is_cut(attention: Any) -> None:
     example = _single(NETWORKS["encoder"][1])
     units = trace_units(opened("encoder"), example, attention=attention)
@@ -101,6 +102,22 @@ def test_surgery_leaves_fewer_heads_of_the_same_width() -> None:
     assert model.attention.q_proj_weight.shape == (8, WIDTH)
     assert model.attention.in_proj_bias.shape == (24,)
     assert model.attention.out_proj.weight.shape == (WIDTH, 8)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.9])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_laws_of_queries_and_keys(name: str, fraction: float) -> None:
+    example = _single(NETWORKS[name][1])
+    units = trace_units(opened(name), example, attention="query_key")
+    layers = [p for p, m in opened(name).named_modules() if isinstance(m, OpenAttention)]
+    assert [units.by_name()[path].size for path in layers] == [WIDTH // HEADS] * len(layers)
+    plan = random_plan(units, fraction, torch.Generator().manual_seed(3))
+    for dtype in (torch.float64, torch.float32):
+        shrunk = assert_laws(lambda: opened(name), example, units, plan, dtype)
+    for path in layers:
+        layer = shrunk.get_submodule(path)
+        assert (layer.num_heads, layer.head_dim, layer.scale) == (HEADS, 4, 0.5)
+        assert layer.out_proj.in_features == WIDTH
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -140,6 +157,18 @@ def test_masks_and_weights_are_those_of_torch(batch_first: bool, case: int) -> N
         assert (a[1] is None) == (b[1] is None)
         if a[1] is not None:
             torch.testing.assert_close(a[1], b[1], rtol=1e-12, atol=1e-12)
+
+
+def test_narrow_queries_keep_the_fused_kernel_and_are_counted_narrow() -> None:
+    """One width for torch's kernels; who follows the operators sees the real ones."""
+    q, k, v = values(2, 3, 5, 2), values(2, 3, 5, 2, seed=1), values(2, 3, 5, 4, seed=2)
+    wide = as_wide_as_values(q, k, v)
+    assert [x.shape[-1] for x in wide] == [4, 4]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(attend(*wide, v, scale=0.5), attend(q, k, v, scale=0.5))
+    with TorchDispatchMode():
+        assert as_wide_as_values(q, k, v) == (q, k)
+    assert as_wide_as_values(v, v, v) == (v, v)
 
 
 def test_a_mask_for_other_heads_is_refused() -> None:
