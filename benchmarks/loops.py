@@ -85,11 +85,12 @@ class FirstSteps:
     Attributes:
         planned: seconds the plan of the epoch took: order and random numbers.
         began, ended: the clock after `WARM` steps and after the last one.
+        warming: seconds on the wall that the first `WARM` steps took, compilers included.
     """
 
     def __init__(self, inner: TrainBatches, steps: int) -> None:
         self._inner, self._steps = inner, steps
-        self.planned = self.began = self.ended = 0.0
+        self.planned = self.began = self.ended = self.warming = 0.0
 
     def __len__(self) -> int:
         return self._steps + WARM
@@ -98,9 +99,10 @@ class FirstSteps:
         start = time.thread_time()
         source = self._inner.epoch(epoch, start_step, part)
         self.planned = time.thread_time() - start
+        wall = time.perf_counter()
         for number in range(len(self)):
             if number == WARM:
-                self.began = time.thread_time()
+                self.began, self.warming = time.thread_time(), time.perf_counter() - wall
             yield next(source)
         self.ended = time.thread_time()
 
@@ -133,10 +135,11 @@ def make_job(setting: Setting, split: TensorSplit, steps: int) -> tuple[Job, Fir
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one step, and of what an epoch does once."""
+    """Seconds of one step, of what an epoch does once, and of the first steps on the wall."""
 
     step: float
     once: float
+    warming: float = 0.0
 
     def epoch(self, steps: int) -> float:
         return self.once + steps * self.step
@@ -148,4 +151,5 @@ def run_fit(setting: Setting, split: TensorSplit, steps: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         fit(job, CheckpointFolder(Path(folder), "benchmark"), Silent())
         done = time.thread_time()
-    return Cost((first.ended - first.began) / steps, first.planned + done - first.ended)
+    once = first.planned + done - first.ended
+    return Cost((first.ended - first.began) / steps, once, first.warming)

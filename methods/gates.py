@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import torch
@@ -28,6 +27,7 @@ from pipeline.study.registry import register_method
 from pipeline.training.method import Batches, EpochStats, MethodBase, Phase, StepContext
 from pipeline.training.recipe import NonNegative, Positive, Recipe, ScheduleConfig, Strict
 from pipeline.training.schedules import EpochSchedule, Schedule
+from pipeline.units.frozen import is_frozen_norm
 from pipeline.units.groups import ChannelGroup, Granularity, Slice, Units
 from pipeline.units.layers import (
     CONVOLUTIONS,
@@ -81,7 +81,7 @@ def gate_places(
     behind_depthwise = False
     for piece in group.slices:
         name, module = owner(piece), model.get_submodule(owner(piece))
-        if isinstance(module, NORMS):
+        if isinstance(module, NORMS) or is_frozen_norm(module):
             if after_depthwise or not behind_depthwise:
                 places.setdefault(name, piece)
             open_producer = None
@@ -114,11 +114,10 @@ def channel_dim(module: nn.Module) -> int | None:
     """Dimension of a layer's output that holds its channels; None when this cannot be told."""
     if type(module).forward in (nn.Linear.forward, nn.LayerNorm.forward):
         return -1
-    if isinstance(module, nn.LayerNorm) or not isinstance(
-        module, (*CONVOLUTIONS, *TRANSPOSED, *NORMS)
-    ):
+    if isinstance(module, nn.LayerNorm):
         return None
-    return 1
+    known = isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, *NORMS)) or is_frozen_norm(module)
+    return 1 if known else None
 
 
 def attach(module: nn.Module, gate: Tensor, piece: Slice) -> RemovableHandle:
@@ -167,17 +166,13 @@ class Gates(MethodBase):
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         return (Phase("gates", recipe.epochs),)
 
-    def gated_groups(self, model: nn.Module, units: Units) -> list[ChannelGroup]:
+    def gated_groups(self, model: nn.Module, units: Units) -> Sequence[ChannelGroup]:
         """The groups of `model` that this configuration gates.
 
         Raises:
             ValueError: none is left; says which setting to change.
         """
-        chosen = []
-        for group in in_scope(units.prunable, model, self.config.groups):
-            names = layers_of(group, model, "producer")
-            if not any(fnmatchcase(n, p) for n in names for p in self.config.skip):
-                chosen.append(group)
+        chosen = in_scope(units.prunable, model, self.config.groups, self.config.skip)
         if not chosen:
             raise ValueError(
                 f"gates: none of the {len(units.prunable)} prunable channel groups is left with "

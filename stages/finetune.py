@@ -10,6 +10,7 @@ import click
 from torch import nn
 
 from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.files import load_tree
 from pipeline.study import paths
 from pipeline.study.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
 from pipeline.study.launch import launched
@@ -20,6 +21,7 @@ from pipeline.study.runtime import Workplace, loop_code, stage_process
 from pipeline.study.schema import MatchCost
 from pipeline.study.tracking import open_tracker
 from pipeline.training.checkpoint import CheckpointFolder, fingerprint
+from pipeline.training.ema import EMA
 from pipeline.training.job import Observer, Silent
 from pipeline.training.method import MethodBase
 from pipeline.training.recipe import Recipe
@@ -57,7 +59,8 @@ def recipe_of(network: NetworkSpec, params: Params, key: str, model: nn.Module) 
 
 
 def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer) -> None:
-    """Retrain for the epochs asked for (none: deliver as pruned) and write the artefact."""
+    """Retrain for the epochs asked for (none: deliver as pruned) and write the artefact: the last
+    weights, or their average where the recipe asks for one."""
     pruned = PrunedArtifact(paths.prune(key))
     network = pruned.network
     model = start(network, params, key, pruned)
@@ -79,6 +82,9 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
     if not place.team.first:
         return
     facts = {"start_from": how, **recipe.model_dump(mode="json")}
+    if recipe.ema_decay and recipe.epochs:
+        model.load_state_dict(load_tree(folder.snapshots()[EMA])["model"])
+        facts["delivered"] = EMA
     spec = pruned.spec | {"finetune": facts, "curve": [asdict(point) for point in curve]}
     PrunedArtifact(paths.finetune(key)).write(spec, pruned.plan, model)
     if (form := network.registered.delivery) is not None:

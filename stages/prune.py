@@ -6,8 +6,8 @@ from dataclasses import replace
 from itertools import islice
 
 import click
+from torch import Tensor, nn
 from torch import device as Device
-from torch import nn
 
 from pipeline.data.loaders import make_train_batches
 from pipeline.data.prepared import Prepared, load_prepared
@@ -21,6 +21,7 @@ from pipeline.training.latency_cost import LatencyCost
 from pipeline.units.count import structured_cost
 from pipeline.units.criteria import Batch
 from pipeline.units.groups import Units
+from pipeline.units.layers import in_scope
 from pipeline.units.masks import shuffled
 from pipeline.units.plan import PruningPlan
 from pipeline.units.saliency import FROM_DATA, compute
@@ -37,6 +38,26 @@ def batches(pruning: PruningParams, prepared: Prepared, seed: int) -> list[Batch
     size = pruning.saliency_batch_size
     train = make_train_batches(prepared, batch_size=size, seed=seed, augmented=False)
     return list(islice(train.epoch(0), pruning.saliency_batches))
+
+
+def narrowed(
+    saliency: dict[str, Tensor], pruning: PruningParams, model: nn.Module, units: Units
+) -> dict[str, Tensor]:
+    """The saliency of the groups that may lose channels; a group without one stays whole.
+
+    Raises:
+        ValueError: none is left.
+    """
+    if pruning.groups is None and not pruning.skip:
+        return saliency
+    chosen = in_scope(units.prunable, model, pruning.groups or "all", pruning.skip)
+    found = {g.name: saliency[g.name] for g in chosen if g.name in saliency}
+    if not found:
+        raise ValueError(
+            f"groups: {pruning.groups}, skip: {list(pruning.skip)} leave none of the "
+            f"{len(saliency)} channel groups that {pruning.saliency!r} ranks; widen one of the two"
+        )
+    return found
 
 
 def moved(plan: PruningPlan, pruning: PruningParams) -> PruningPlan:
@@ -77,16 +98,18 @@ def run(
     """Rank the units, cut to the target, mask or shrink, write. Time is measured on `place`."""
     network, model = source.network, source.model(pruning.at)
     units = network.units(model)
-    granularity = pruning.granularity or source.granularity
+    granularity, seed = pruning.granularity or source.granularity, source.spec["seed"]
     if pruning.saliency == "method":
         saliency = source.saliency(pruning.at)
     else:
-        seed, task = source.spec["seed"], task_of(network)
+        task = task_of(network)
         seen = batches(pruning, prepared, seed)
         data = (seen, lambda net, batch: task.loss(net, batch)[0])
         saliency = compute(pruning.saliency, granularity, model, units, seed, data)
+    saliency = narrowed(saliency, pruning, model, units)
     cost, reference = costs(pruning, network, model, units, place)
-    plan = moved(select(saliency, granularity, pruning.target, cost, reference), pruning)
+    plan = select(saliency, granularity, pruning.target, cost, reference, seed)
+    plan = moved(plan, pruning)
     spec = source.spec | {"at": pruning.at, "granularity": granularity.value}
     if isinstance(cost, LatencyCost):
         spec["latency"] = cost.told(plan, pruning.target.value)

@@ -17,11 +17,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from pipeline.study import registry
+from pipeline.study import pruning_rules, registry
 from pipeline.study.schema import (
     File,
     FinetuneDefaults,
-    MatchCost,
     Pair,
     PruningParams,
     TrainingParams,
@@ -29,8 +28,6 @@ from pipeline.study.schema import (
 from pipeline.training import keep
 from pipeline.training.method import Method
 from pipeline.training.recipe import Recipe, Strict
-from pipeline.units.groups import Granularity
-from pipeline.units.saliency import KNOWN
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 KEEPS = ("keep_epochs", "keep_best")
@@ -258,19 +255,6 @@ def _check_keep(params: Params, key: str, training: TrainingParams) -> None:
         raise ParamsError(f"{params.path}: {where}.{error} (training {key!r})") from error
 
 
-def _check_shuffle(params: Params, where: str, key: str, granularity: Granularity) -> None:
-    pruning = params.pruning(key)
-    if pruning.shuffle == "none":
-        return
-    if granularity is not Granularity.UNSTRUCTURED:
-        raise ParamsError(f"{where}.shuffle: {pruning.shuffle!r} is for unstructured masks only")
-    if pruning.target.rule == "zeros" and params.retraining(key).start_from == "current":
-        raise ParamsError(
-            f"{where}.shuffle: the weights that training removed are zero and would come back as "
-            "such; set finetune.start_from: init, rewind or random"
-        )
-
-
 def _method(params: Params, key: str) -> Method:
     method: Method = registry.method_spec(params.training(key).method).build(
         params.method_config(key)
@@ -289,33 +273,17 @@ def _check_pruning(params: Params, key: str, pruning: PruningParams) -> None:
     where = f"{params.path}: prunings.{key}"
     method = _check_state(params, where, pruning.training, pruning.at)
     granularity = pruning.granularity or method.granularity
-    if pruning.saliency not in ("method", *KNOWN[granularity]):
-        raise ParamsError(
-            f"{where}.saliency: {pruning.saliency!r} does not rank {granularity.value} units "
-            f"(known: method, {', '.join(KNOWN[granularity])})"
-        )
-    surgical = pruning.target.rule in ("macs", "params", "latency")
-    if surgical and granularity is Granularity.UNSTRUCTURED:
-        raise ParamsError(
-            f"{where}.target.rule: {pruning.target.rule!r} counts what surgery removes and needs "
-            "granularity: structured (this pruning masks single weights: use rule: fraction)"
-        )
-    _check_shuffle(params, where, key, granularity)
+    try:
+        pruning_rules.check(pruning, granularity, params.retraining(key))
+    except ValueError as error:
+        raise ParamsError(f"{where}.{error}") from error
     if pruning.reference is not None:
-        if pruning.target.rule not in ("macs", "params"):
-            raise ParamsError(f"{where}.reference: only the rules macs and params have a cost")
         model = params.training(pruning.training).model
         arguments = _builder_arguments(registry.model_spec(model.family, model.name).build)
         _validated(params.path, f"prunings.{key}.reference", arguments, pruning.reference)
     model = params.training(pruning.training).model
     task = registry.model_spec(model.family, model.name).task
     _check_mixup(f"{where}.finetune.train", params.retraining_recipe(key), task)
-    epochs = params.retraining(key).epochs
-    if isinstance(epochs, MatchCost) and epochs.match == "target" and pruning.target.rule != "macs":
-        raise ParamsError(
-            f"{where}.finetune.epochs.match: 'target' needs target.rule: macs "
-            f"(it is {pruning.target.rule}); 'macs' goes by what was counted"
-        )
 
 
 def _check_state(params: Params, where: str, key: str, at: str) -> Method:

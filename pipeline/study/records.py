@@ -96,7 +96,8 @@ class TrainRecord:
         model_args, method_params, recipe: as in params.yaml, defaults filled in.
         parents: what it was made from, name -> SHA-256: "data" (the data card), "weights".
         weights_sha: of the final weights (`files.tensors_sha256`).
-        kept: the states of `keep_epochs` and `keep_best`, by name; absent when none was asked for.
+        kept: the states of `keep_epochs`, `keep_best` and `ema_decay`, by name; absent when
+            none was asked for.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -129,7 +130,8 @@ class EvalRecord:
         saliency: who ranked the units, "method" or a name, as in params.yaml.
         target: the selection rule as in params.yaml: rule, value, scope, round_to, min_units; of a
             latency also "achieved", as the search measured it.
-        finetune: the recipe of the fine-tuning, epochs included; `finetuned` = it had any.
+        finetune: the recipe of the fine-tuning, epochs included; `finetuned` = it had any. With
+            "delivered": "ema" the average of the weights is what was delivered and scored.
         dense, pruned, final: test scores before pruning, after it, and after fine-tuning.
         weight_sparsity, group_sparsity: achieved by the plan, fraction removed; no groups: None.
         exactness: None for unstructured pruning, where no surgery is done.

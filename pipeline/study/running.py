@@ -17,6 +17,7 @@ from pipeline.study.progress import Progress
 from pipeline.study.records import CurvePoint, KeptState
 from pipeline.study.runtime import Workplace
 from pipeline.training.checkpoint import CheckpointFolder, State, clone_state
+from pipeline.training.ema import EMA
 from pipeline.training.fit import fit
 from pipeline.training.job import Job, Observer
 from pipeline.training.keep import kept
@@ -101,12 +102,16 @@ def kept_states(assignment: Assignment, curve: Sequence[CurvePoint]) -> dict[str
     a, rows = assignment, [asdict(point) for point in curve]
     score = f"validation/{task_of(a.network).main_score}"
     found = kept(a.recipe, a.method.phases(a.recipe), rows, score)
-    scores = [_validation(point) for point in curve]
-    return {name: KeptState(e, scores[e - 1]) for name, e in found.items()} or None
+    scores = [_scores(point, "validation") for point in curve]
+    states = {name: KeptState(e, scores[e - 1]) for name, e in found.items()}
+    if a.recipe.ema_decay and curve:
+        states[EMA] = KeptState(len(curve), _scores(curve[-1], EMA))
+    return states or None
 
 
-def _validation(point: CurvePoint) -> dict[str, float]:
-    prefix = "validation/"
+def _scores(point: CurvePoint, whose: str) -> dict[str, float]:
+    """What the network itself ("validation") or its average ("ema") scored."""
+    prefix = f"{whose}/"
     return {k.removeprefix(prefix): v for k, v in point.values.items() if k.startswith(prefix)}
 
 

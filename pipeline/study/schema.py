@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pipeline.data.config import DataConfig
 from pipeline.training.recipe import Recipe, Strict
 from pipeline.units.groups import Granularity
+from pipeline.units.layers import GroupScope
 from pipeline.units.masks import Shuffle
 from pipeline.units.saliency import FROM_DATA
 from pipeline.units.saliency import NAMES as SALIENCIES
@@ -100,6 +101,10 @@ class PruningParams(Strict):
     `reference`: width arguments of the network whose cost a macs or params target is a fraction of,
     where that is not the trained one (Pruning from Scratch trains a wider one).
 
+    `groups`, `skip`: only these channel groups lose channels, as methods have it: "inner" are those
+    that one layer makes and one reads, `skip` leaves out those that a layer of such a name makes.
+    Of the groups that the saliency ranks; None = all of them.
+
     `shuffle`: the control of a ticket: as many weights in every layer that lost some ("layerwise"),
     or in all of these together ("global"), at random places drawn by `shuffle_seed`.
     """
@@ -112,16 +117,22 @@ class PruningParams(Strict):
     saliency_batch_size: Annotated[int, Field(ge=1)] = 128
     target: Target
     reference: Mapping[str, Any] | None = None
+    groups: GroupScope | None = None
+    skip: tuple[str, ...] = ()
     shuffle: Shuffle = "none"
     shuffle_seed: int = 0
     finetune: FinetuneParams = FinetuneParams()
 
     @property
     def ranking(self) -> str:
-        """The saliency, the data it saw, and whether the places it found were given up."""
+        """The saliency, the data it saw, the groups it was kept to, and whether the places it found
+        were given up."""
         seen = f" on {self.saliency_batches} batches of {self.saliency_batch_size}"
         lost = f", shuffled {self.shuffle} ({self.shuffle_seed})"
-        return self.saliency + seen * (self.saliency in FROM_DATA) + lost * (self.shuffle != "none")
+        told = self.saliency + seen * (self.saliency in FROM_DATA)
+        told += f", {self.groups} groups" * (self.groups is not None)
+        told += f", not {', '.join(self.skip)}" * bool(self.skip)
+        return told + lost * (self.shuffle != "none")
 
 
 class SweepParams(Strict):

@@ -36,9 +36,10 @@ class Backward:
         job = self.job
         size = job.task.size(batch)
         totals.last_count = size
-        if job.recipe.mixup and size:
+        if job.recipe.mixup:
             seed = job.seed if job.recipe.data_seed is None else job.recipe.data_seed
-            batch = mixed(batch, job.recipe.mixup, seed, step)
+            count = self._count(size, at)
+            batch = mixed(batch, job.recipe.mixup, seed, step, job.team, count)
         if size:
             with job.team.own_randomness(job.device, job.seed, step):
                 loss, sums = self._pieces(parts(batch, job.recipe.accumulation), size, gradients)
@@ -49,6 +50,14 @@ class Backward:
                 "sync_batchnorm: true; change batch_size in params.yaml"
             )
         gradients.apply(size)
+
+    def _count(self, own: int, at: int) -> int:
+        """Examples of the whole batch at step `at` of the epoch. Only the last may be small, so
+        only there do the processes ask each other, and wait."""
+        if self.job.team.alone:
+            return own
+        last = at + 1 == len(self.job.train)
+        return sum(self.job.team.gather(own)) if last else self.job.recipe.batch_size
 
     def _pieces(
         self, pieces: list[Any], size: int, gradients: MeanGradients

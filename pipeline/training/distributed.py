@@ -1,8 +1,9 @@
 """Several processes on one training: who is who, what they exchange, how they are held together.
 
 Every process holds the whole network and steps the same optimizer; each sees its part of every
-global batch. What crosses between them: gradients, once per step; running statistics and the sums
-of the epoch, once per epoch and checkpoint; what the first process alone measures (validation).
+global batch. What crosses between them: gradients, once per step; the images of a batch, where it
+is blended; running statistics and the sums of the epoch, once per epoch and checkpoint; what the
+first process alone measures (validation).
 Why not DistributedDataParallel: docs/adr/0009.
 """
 
@@ -84,6 +85,18 @@ class Team:
         pair = torch.stack([value * weight, torch.full_like(value, weight)])
         dist.all_reduce(pair)
         return pair[0] / pair[1]
+
+    @torch.no_grad()
+    def whole(self, own: Tensor, count: int) -> Tensor:
+        """What all processes hold of a batch of `count` examples, in its order; `own` is this
+        process's part of it."""
+        if self.alone:
+            return own
+        first, end = self.part.of(count)
+        everything = own.new_zeros((count, *own.shape[1:]))
+        everything[first:end] = own
+        dist.all_reduce(everything)
+        return everything
 
     def check_same(self, what: Mapping[str, str], when: str) -> None:
         """

@@ -10,12 +10,13 @@
             for each batch:
                 loss = task.loss + method.penalty
                 backward, [mean over processes], method.after_backward, clip,
-                optimizer.step, method.after_step, enforce
+                optimizer.step, method.after_step, [average], enforce
             validate, stop = method.end_epoch, schedule.step, checkpoint
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
         [the phase's state becomes a named artefact]
-    [so do the states of recipe.keep_epochs and, with recipe.keep_best, the best ones]
+    [so do the states of recipe.keep_epochs and, with recipe.keep_best, the best ones; with
+    recipe.ema_decay the average of the weights, at the end]
 
 Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
 same bits, on one device, as one that was never stopped: order and augmentation of the data depend
@@ -27,9 +28,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -40,20 +40,19 @@ from pipeline.training.checkpoint import (
     rng_state,
     seed_everything,
 )
+from pipeline.training.compiled import check_compiler, compiled
+from pipeline.training.curve import Curve
 from pipeline.training.distributed import MeanGradients
-from pipeline.training.job import SECONDS, FirstEpoch, Job, Observer
+from pipeline.training.ema import EMA, Average
+from pipeline.training.finite import DivergedError, weights_are_finite
+from pipeline.training.job import FirstEpoch, Job, Observer
 from pipeline.training.keep import check, kept
+from pipeline.training.masking import Masking
 from pipeline.training.method import EpochStats, Phase, StepContext
 from pipeline.training.schedules import Schedule
 from pipeline.training.totals import Totals
-from pipeline.units.enforce import Enforcer
-from pipeline.units.plan import PruningPlan
 
 CHECK_STEPS = 50  # how often a non-finite loss is looked for: a look waits for the device
-
-
-class DivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
 
 
 def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str, Any]]:
@@ -64,12 +63,12 @@ def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str
     "method" state.
 
     Returns:
-        The curve: per epoch "epoch", "step" (optimizer steps done by its end), "phase" and
-        "values", deterministic numbers by name.
+        The rows of the curve (`Curve`), whose "values" are deterministic numbers by name.
 
     Raises:
         DivergedError: the loss is not finite; names the step and the last good checkpoint.
         ValueError: the recipe asks to keep what this training cannot have.
+        CompileError: the recipe asks to compile and there is no compiler.
         DamagedFileError: the checkpoint is damaged.
     """
     return _Loop(job, folder, observer).run()
@@ -79,15 +78,16 @@ class _Loop:
     """The state of a running training; its methods are the lines of the module docstring."""
 
     def __init__(self, job: Job, folder: CheckpointFolder, observer: Observer) -> None:
-        self.job, self.folder, self.observer = job, folder, observer
+        self.job, self.folder = job, folder
         self.model, self.method, self.team = job.model, job.method, job.team
         self.recipe = job.recipe.placed(len(job.train))
         self.phases = list(self.method.phases(self.recipe))
         self.phase_index = self.phase_epoch = self.epoch = self.step_in_epoch = self.step = 0
         self.phase_step = self.examples = 0
         self.stop = False
-        self.curve: list[dict[str, Any]] = []
-        self.enforced: tuple[PruningPlan | None, Enforcer | None] = (None, None)
+        self.curve = Curve(observer)
+        self.masking = Masking(job)
+        self.average = Average(job.model, decay=0.0)  # until `prepare` has been there
         self.optimizer: Optimizer
         self.schedule: Schedule
         self.gradients: MeanGradients
@@ -96,19 +96,23 @@ class _Loop:
 
     def run(self) -> list[dict[str, Any]]:
         check(self.recipe, self.phases, self.job.validation is not None)
+        if self.recipe.compile:
+            check_compiler(self.job.device)
         seed_everything(self.job.seed)
         self.team.wait()  # the first process may have had to empty the folder
         saved = self.folder.load()
         self.team.wait()
         if saved is None:
-            self.observer.begin()
+            self.curve.observer.begin()
             self._snapshot("init")
             if not (self.recipe.rewind_step or self.recipe.rewind_epoch):
                 self._snapshot("rewind")
         first = FirstEpoch(self.job.train, self.job.task)
         self.method.prepare(self.model, self.job.units, first)
+        self.average = Average(self.model, self.recipe.ema_decay)
+        self.masking.models += self.average.models
         if self.recipe.compile:
-            self.passes = Backward(self.job, torch.compile(self.model))
+            self.passes = Backward(self.job, compiled(self.model))
         for index, phase in enumerate(self.phases):
             if saved is not None and index < saved["phase_index"]:
                 continue
@@ -117,13 +121,16 @@ class _Loop:
             saved = None
             self._run_phase(phase)
         self.folder.name_epochs(self._kept())
+        if self.average.model is not None:
+            self._snapshot(EMA, self.average.model)
         self.team.wait()
-        return self.curve
+        return self.curve.rows
 
     def _begin(self, phase: Phase, saved: Mapping[str, Any] | None) -> None:
         if saved is not None:
             self.method.load_state_dict(saved["method"])
             self.model.load_state_dict(saved["model"])
+            self.average.load_state_dict(saved)
         else:
             self._restore(phase)
             self.phase_epoch = self.phase_step = self.step_in_epoch = 0
@@ -135,7 +142,7 @@ class _Loop:
         self.gradients = MeanGradients(self.team, self.model, self.optimizer)
         if saved is not None:
             self._resume(saved)
-        self._enforce()
+        self.masking.apply()
         self._agree(f"at the start of phase {phase.name!r}")
 
     def _run_phase(self, phase: Phase) -> None:
@@ -155,10 +162,11 @@ class _Loop:
                 self._check_finite()
                 self._checkpoint()
         self._check_finite()
-        self.team.average_buffers(self.model)
+        self._share_buffers()
         totals = self.totals.over(self.team)
         self.examples += totals.count
         stats = EpochStats(self.epoch, self.phase_epoch, totals.means(), self.passes.validate())
+        stats.logged |= self.average.scores(self.job)
         self.stop = self.method.end_epoch(self.model, stats)
         self._agree(f"after epoch {self.epoch}")
         self._log(stats, perf_counter() - began)
@@ -173,14 +181,13 @@ class _Loop:
             self._snapshot(name)
         wanted = set(self._kept().values())
         if self.epoch in wanted:
-            self.folder.keep_epoch(self.epoch, self._state())
+            self.folder.keep_epoch(self.epoch, self._state(self.model))
         self._checkpoint()
         self.folder.drop_epochs(wanted)
 
     def _batches(self) -> Iterator[Any]:
-        if self.team.alone:
-            return self.job.train.epoch(self.epoch, self.step_in_epoch)
-        return self.job.train.epoch(self.epoch, self.step_in_epoch, self.team.part)
+        part = () if self.team.alone else (self.team.part,)
+        return self.job.train.epoch(self.epoch, self.step_in_epoch, *part)
 
     def _train_step(self, batch: Any, phase: Phase) -> None:
         self.schedule.within(self.step_in_epoch / len(self.job.train))
@@ -193,7 +200,8 @@ class _Loop:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.method.after_step(self.model, at)
-        self._enforce()
+        self.average.update()
+        self.masking.apply()
         self.step += 1
         self.phase_step += 1
         self.step_in_epoch += 1
@@ -202,17 +210,6 @@ class _Loop:
         if self.step_in_epoch % CHECK_STEPS == 0:
             self._check_finite()
 
-    def _plan(self) -> PruningPlan | None:
-        return self.method.plan() or self.job.keep
-
-    def _enforce(self) -> None:
-        plan = self._plan()
-        if plan is not self.enforced[0]:
-            enforcer = None if plan is None else Enforcer(plan, self.model, self.job.units)
-            self.enforced = (plan, enforcer)
-        if self.enforced[1] is not None:
-            self.enforced[1].apply()
-
     def _agree(self, when: str) -> None:
         """
         Raises:
@@ -220,58 +217,56 @@ class _Loop:
         """
         if self.team.alone:
             return
-        plan = self._plan()
-        same = {"plan": "none" if plan is None else plan.digest()}
-        self.team.check_same(same | {"weights": self.gradients.digest()}, when)
+        same = {"plan": self.masking.digest, "weights": self.gradients.digest()}
+        self.team.check_same(same | self.average.digest(), when)
 
     def _check_finite(self) -> None:
         bad = self.totals.first_bad_step(self.team)
         if bad >= 0:
-            self._diverged("loss", bad)
+            raise self._diverged("loss", bad)
 
-    def _diverged(self, what: str, step: int) -> NoReturn:
-        last = self.folder.last if self.folder.last.exists() else "none (the training began)"
-        raise DivergedError(
-            f"the {what} is not finite at epoch {self.epoch}, step {step} "
-            f"(phase {self.phases[self.phase_index].name!r}); last good checkpoint: {last}. "
-            "Lower the learning rate or set train.clip_norm in params.yaml."
-        )
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        where = f"epoch {self.epoch}, step {step} (phase {self.phases[self.phase_index].name!r})"
+        return DivergedError(what, where, self.folder.last)
 
     def _log(self, stats: EpochStats, seconds: float) -> None:
         row = stats.values()
         row["lr"] = float(self.optimizer.param_groups[0]["lr"])
         row["examples"] = float(self.examples)
         phase = self.phases[self.phase_index].name
-        self.curve.append({"epoch": self.epoch, "step": self.step, "phase": phase, "values": row})
-        self.observer.metrics({**row, SECONDS: seconds}, epoch=self.epoch, step=self.step)
+        self.curve.add(self.epoch, self.step, phase, row, seconds)
 
-    def _snapshot(self, name: str) -> None:
-        self.team.average_buffers(self.model)
-        self.folder.snapshot(name, self._state())
+    def _share_buffers(self) -> None:
+        for model in (self.model, *self.average.models):
+            self.team.average_buffers(model)
+
+    def _snapshot(self, name: str, model: nn.Module | None = None) -> None:
+        self._share_buffers()
+        self.folder.snapshot(name, self._state(model or self.model))
         self.team.wait()
 
-    def _state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "method": self.method.state_dict()}
+    def _state(self, model: nn.Module) -> dict[str, Any]:
+        return {"model": model.state_dict(), "method": self.method.state_dict()}
 
     def _kept(self) -> dict[str, int]:
         score = f"validation/{self.job.task.main_score}"
-        return kept(self.recipe, self.phases, self.curve, score)
+        return kept(self.recipe, self.phases, self.curve.rows, score)
 
     def _restore(self, phase: Phase) -> None:
         if phase.start_from == "current":
             return
         if phase.start_from == "random":
             self.model.load_state_dict(self.job.fresh(self.phase_index))
-            return
-        self.model.load_state_dict(self.folder.weights(phase.start_from, phase.name))
+        else:
+            self.model.load_state_dict(self.folder.weights(phase.start_from, phase.name))
+        self.average.restart()
 
     def _checkpoint(self) -> None:
-        self.team.average_buffers(self.model)
+        self._share_buffers()
         together = self.totals.over(self.team)  # goes on in the first process, here as on resume
         self.totals = together if self.team.first else Totals.on(self.job.device)
-        largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()])
-        if not bool(torch.isfinite(largest).all()):  # a finite loss may precede poisoned weights
-            self._diverged("largest weight", self.step_in_epoch)
+        if not weights_are_finite(self.model):
+            raise self._diverged("largest weight", self.step_in_epoch)
         self.folder.save(
             {
                 "phase_index": self.phase_index,
@@ -281,9 +276,10 @@ class _Loop:
                 "schedule": self.schedule.state_dict(),
                 "method": self.method.state_dict(),
                 "rng": rng_state(),
-                "curve": self.curve,
+                "curve": self.curve.rows,
                 "totals": self.totals.state_dict(),
-                "observer": self.observer.offset(),
+                "observer": self.curve.observer.offset(),
+                **self.average.state_dict(),
             }
         )
 
@@ -292,22 +288,11 @@ class _Loop:
         self.schedule.load_state_dict(saved["schedule"])
         for key, value in saved["counters"].items():
             setattr(self, key, value)
-        self.curve = list(saved["curve"])
+        self.curve.resume(saved["curve"], saved["observer"], anew=self.folder.extended)
         self.totals = Totals.on(self.job.device)
         if self.team.first:
             self.totals = Totals.restored(saved["totals"], self.job.device)
-        self._tell(saved["observer"])
         restore_rng(saved["rng"])
-
-    def _tell(self, offset: int) -> None:
-        """The observer goes on where the checkpoint stands. One of a shorter training has a run of
-        its own, and this one hears of its epochs anew."""
-        if not self.folder.extended:
-            self.observer.begin(offset)
-            return
-        self.observer.begin()
-        for row in self.curve:
-            self.observer.metrics(row["values"], epoch=row["epoch"], step=row["step"])
 
 
 _COUNTERS = ("phase_epoch", "phase_step", "epoch", "step_in_epoch", "step", "examples", "stop")

@@ -1,4 +1,4 @@
-"""States worth keeping: after chosen epochs, and the best so far by validation score.
+"""States worth keeping: after chosen epochs, the best so far by validation score, the average.
 
 Which state a name stands for follows from the curve and the recipe alone, so a training that was
 killed and resumed keeps the same ones. An epoch is kept once, whatever number of names it has.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.training.ema import EMA
 from pipeline.training.method import Phase
 from pipeline.training.recipe import Recipe
 
@@ -22,7 +23,7 @@ def names(recipe: Recipe, phases: Sequence[Phase]) -> list[str]:
     if recipe.keep_best:
         found += [BEST, *(f"{BEST}-{e}" for e in recipe.keep_epochs)]
         found += [f"{BEST}-{p.name}" for p in phases if p.keep]
-    return found
+    return found + [EMA] * bool(recipe.ema_decay)
 
 
 def check(recipe: Recipe, phases: Sequence[Phase], validated: bool) -> None:

@@ -13,20 +13,36 @@ from random import Random
 import torch
 from torch import Tensor
 
+from pipeline.training.distributed import ALONE, Team
+
 MixedBatch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def mixed(batch: tuple[Tensor, Tensor], alpha: float, seed: int, step: int) -> MixedBatch:
+def mixed(
+    batch: tuple[Tensor, Tensor],
+    alpha: float,
+    seed: int,
+    step: int,
+    team: Team = ALONE,
+    count: int | None = None,
+) -> MixedBatch:
     """Blended images, labels, the partners' labels, and w once per example.
 
-    A function of (seed, step) and the batch: a resumed training mixes as it would have. Of several
-    processes each finds partners in its own part of the batch; w is everybody's.
+    A function of (seed, step) and the batch: a resumed training mixes as it would have. Several
+    processes, each with its part of the batch, show each other their images, so the blends are
+    those of one process.
+
+    Args:
+        count: examples of the whole batch; None: the team is one process.
     """
     images, labels = batch
+    count = len(labels) if count is None else count
     random = Random(f"mixup/{seed}/{step}")
     weight = random.betavariate(alpha, alpha)
     generator = torch.Generator().manual_seed(random.getrandbits(32))
-    partners = torch.randperm(len(labels), generator=generator).to(labels.device, non_blocking=True)
-    blend = images * weight + images[partners] * (1.0 - weight)
+    own = torch.randperm(count, generator=generator)[slice(*team.part.of(count))]
+    partners = own.to(labels.device, non_blocking=True)
+    theirs, others = (team.whole(tensor, count)[partners] for tensor in batch)
+    blend = images * weight + theirs * (1.0 - weight)
     weights = torch.full(labels.shape, weight, device=labels.device)
-    return blend, labels, labels[partners], weights
+    return blend, labels, others, weights

@@ -71,7 +71,7 @@ class ScheduleConfig(Strict):
 
 
 # Settings younger than the first records, absent from them while nobody asks: no hash moves.
-LATER = ("keep_epochs", "keep_best", "mixup")
+LATER = ("keep_epochs", "keep_best", "mixup", "ema_decay")
 
 
 class Recipe(Strict):
@@ -91,6 +91,8 @@ class Recipe(Strict):
     `keep_epochs`: the states after so many epochs of the whole training are kept, as "epoch-<e>".
     `keep_best`: so is the state with the best validation score, as "best", the best until each of
     `keep_epochs`, as "best-<e>", and the best of every kept phase, as "best-<phase>".
+    `ema_decay`: of an exponential moving average of the weights (ema.py), 0 = none. A training
+    keeps it as "ema" and goes on with the weights themselves; a retraining delivers it.
     """
 
     epochs: Annotated[int, Field(ge=0)]
@@ -111,6 +113,7 @@ class Recipe(Strict):
     sync_batchnorm: bool = False
     keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     keep_best: bool = False
+    ema_decay: Fraction = 0.0
 
     @model_serializer(mode="wrap")
     def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:

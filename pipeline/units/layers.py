@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
@@ -40,7 +41,14 @@ def is_inner(group: ChannelGroup, model: nn.Module) -> bool:
 
 
 def in_scope(
-    groups: Sequence[ChannelGroup], model: nn.Module, scope: GroupScope
+    groups: Sequence[ChannelGroup], model: nn.Module, scope: GroupScope, skip: Sequence[str] = ()
 ) -> tuple[ChannelGroup, ...]:
-    """Those of `groups` that `scope` names."""
-    return tuple(g for g in groups if scope == "all" or is_inner(g, model))
+    """Those of `groups` that `scope` names, but for those that a layer whose name fits one of the
+    patterns `skip` makes."""
+
+    def skipped(group: ChannelGroup) -> bool:
+        names = layers_of(group, model, "producer")
+        return any(fnmatchcase(name, pattern) for name in names for pattern in skip)
+
+    chosen = (g for g in groups if scope == "all" or is_inner(g, model))
+    return tuple(g for g in chosen if not skipped(g))

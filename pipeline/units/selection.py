@@ -24,6 +24,7 @@ from pipeline.units.masks import count_of
 from pipeline.units.measured import cut_to_time
 from pipeline.units.plan import PruningPlan
 from pipeline.units.threshold import keep_all_but
+from pipeline.units.widths import random_widths
 
 Cost = Callable[[PruningPlan], float]
 Saliency = Mapping[str, Tensor]
@@ -54,8 +55,10 @@ class Target(BaseModel):
             measurements agree, so neither do two searches: the plan that was found is what is
             stored, and what everything after it uses.
         value: in [0, 1).
-        scope: rank all units together, remove the same fraction in every layer, or leave layers
-            their Erdos-Renyi-kernel densities (weights only).
+        scope: rank all units together, remove the same fraction in every layer, leave layers their
+            Erdos-Renyi-kernel densities (weights only), or leave each a random fraction of its own
+            (widths.py), drawn by the seed of the training.
+        narrowest: of scope random: the least that a layer may draw, where the widest draws 1.
         round_to: structured: the channels kept per group are rounded up to a multiple.
         min_units: structured: channels kept per group at least.
         closest: macs, params: the plan closest to the budget, even if it costs a little more;
@@ -71,7 +74,8 @@ class Target(BaseModel):
 
     rule: Literal["none", "zeros", "fraction", "macs", "params", "latency"]
     value: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    scope: Literal["global", "layer", "erk"] = "global"
+    scope: Literal["global", "layer", "erk", "random"] = "global"
+    narrowest: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     round_to: Annotated[int, Field(ge=1)] = 1
     min_units: Annotated[int, Field(ge=0)] = 1
     closest: bool = False
@@ -80,15 +84,19 @@ class Target(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """`fill` and `latency` are younger than the first records: absent while nobody asks."""
+        """What is younger than the first records is absent while nobody asks."""
         told = standard(self) | {"latency": self.probe.model_dump()}
         asked = {"fill": self.fill, "latency": self.rule == "latency"}
+        asked["narrowest"] = self.scope == "random"
         return {key: value for key, value in told.items() if asked.get(key, True)}
 
     @model_validator(mode="after")
     def _fits_the_rule(self) -> Target:
-        if self.fill and not (self.rule in ("macs", "params") and self.scope == "global"):
-            raise ValueError("fill: needs rule: macs or params, and scope: global")
+        ranked = self.scope in ("global", "random")
+        if self.fill and not (self.rule in ("macs", "params") and ranked):
+            raise ValueError("fill: needs rule: macs or params, and scope: global or random")
+        if self.narrowest and self.scope != "random":
+            raise ValueError(f"narrowest: of scope: random, not of scope: {self.scope}")
         if self.latency is not None and self.rule != "latency":
             raise ValueError(f"latency: settings of rule: latency, not of rule: {self.rule}")
         if self.closest and self.rule == "latency":
@@ -107,6 +115,7 @@ def select(
     target: Target,
     cost: Cost | None = None,
     reference: float | None = None,
+    seed: int = 0,
 ) -> PruningPlan:
     """Remove the least salient units until the target is met.
 
@@ -117,6 +126,7 @@ def select(
             more must never cost more. For `latency` the measured time of what the plan leaves, as a
             fraction of the whole network's.
         reference: the cost that `target.value` is a fraction of; None: that of the whole network.
+        seed: of random widths.
 
     Raises:
         ValueError: a saliency is negative or not finite, or the target cannot be met, or not by
@@ -128,6 +138,8 @@ def select(
         return PruningPlan(granularity, keep)
     if target.rule == "zeros":
         return PruningPlan(granularity, {name: s > 0 for name, s in saliency.items()})
+    if target.scope == "random":
+        saliency = random_widths(saliency, seed, target.narrowest)
     ranking = _Ranking(saliency, granularity, target)
     if target.rule == "fraction":
         return ranking.fraction(target.value)
@@ -201,7 +213,7 @@ class _Ranking:
 
     def plan(self, count: int) -> PruningPlan:
         """With `count` units removed, before rounding; per layer, the same share of each."""
-        if self.target.scope == "global":
+        if self.target.scope != "layer":
             return self._finish(keep_all_but(self.scores, count))
         shares = {name: s.numel() * count // self.total for name, s in self.scores.items()}
         return self._layers(shares)

@@ -89,7 +89,7 @@ def test_a_step_reads_nothing(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert {at: ops for at, ops in found.items() if ops} == {}
 
 
-@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"accumulation": 2}])
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"accumulation": 2}, {"ema_decay": 0.9}])
 def test_nor_does_another_form_of_the_step(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,22 @@ def train_plain(team: Team, folder: Path, method: str, n: int) -> None:
     leave(made, curve, folder / f"{method}-{n}-of-{team.size}-{team.rank}")
 
 
+MIXED = RECIPE.model_copy(update={"mixup": 0.4, "label_smoothing": 0.1})
+AVERAGED = RECIPE.model_copy(update={"ema_decay": 0.9})
+VARIANTS = {
+    "mixed": MIXED,
+    "mixed-in-pieces": MIXED.model_copy(update={"accumulation": 2}),
+    "averaged": AVERAGED,
+}
+
+
+def train_variant(team: Team, folder: Path, name: str, n: int) -> None:
+    """The same of another recipe; the average of the weights, if it has one, is in the folder."""
+    made = job(team, plain(), MethodBase(), batches(n), VARIANTS[name])
+    curve = run(made, folder / f"{name}-{n}")
+    leave(made, curve, folder / f"{name}-{n}-of-{team.size}-{team.rank}")
+
+
 def leave(made: Job, curve: Sequence[Any], where: Path) -> None:
     save_tree(where.with_suffix(".weights"), made.model.state_dict())
     write_json(where.with_suffix(".curve"), list(curve))
@@ -179,7 +195,7 @@ class Draws(MethodBase):
             model[0].weight.add_(torch.randn_like(model[0].weight), alpha=1e-3)
 
 
-RESUMED = RECIPE.model_copy(update={"checkpoint_steps": 2})
+RESUMED = AVERAGED.model_copy(update={"checkpoint_steps": 2, "mixup": 0.4})
 
 
 def equals(team: Team, folder: Path) -> None:
@@ -187,6 +203,9 @@ def equals(team: Team, folder: Path) -> None:
     for method in ("base", "pulled"):
         for n in SIZES:
             train_plain(team, folder, method, n)
+    for name in VARIANTS:
+        for n in SIZES:
+            train_variant(team, folder, name, n)
 
 
 def resumes(team: Team, folder: Path) -> None:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from pipeline.data.batches import Part
 from pipeline.files import load_tree, read_json
 from pipeline.training.distributed import ALONE
-from tests.pipeline.training.team_jobs import SIZES, batches, train_plain
+from tests.pipeline.training.team_jobs import (
+    SIZES,
+    VARIANTS,
+    batches,
+    train_plain,
+    train_variant,
+)
 from tests.team import together
 
 
@@ -52,10 +58,11 @@ def numbers(path: Path) -> list[dict[str, Any]]:
     return [row["values"] for row in read_json(path)]
 
 
-@pytest.mark.parametrize("method", ["base", "pulled"])
+@pytest.mark.parametrize("method", ["base", "pulled", *VARIANTS])
 @pytest.mark.parametrize("n", SIZES)
 def test_two_processes_equal_one(folder: Path, tmp_path: Path, method: str, n: int) -> None:
-    train_plain(ALONE, tmp_path, method, n)
+    """Blends, too: partners are found in the whole batch. And the average of the weights."""
+    (train_variant if method in VARIANTS else train_plain)(ALONE, tmp_path, method, n)
     alone = tmp_path / f"{method}-{n}-of-1-0"
     wanted = load_tree(alone.with_suffix(".weights"))
     curve = numbers(alone.with_suffix(".curve"))
@@ -68,11 +75,23 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path, method: str, n: i
         for row, expected in zip(numbers(path.with_suffix(".curve")), curve, strict=True):
             assert row == pytest.approx(expected, rel=1e-6)
     assert curve[-1]["examples"] == 3 * n
+    if method == "averaged":
+        found, expected = (average_of(p / f"{method}-{n}") for p in (folder, tmp_path))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
+
+
+def average_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tree(folder / "snapshots/ema.safetensors")["model"]
 
 
 def test_two_processes_resume_with_the_same_bits(folder: Path) -> None:
-    """Killed in epochs 0, 0 and 1, with BatchNorm, dropout and checkpoints inside the epoch."""
+    """Killed in epochs 0, 0 and 1, with BatchNorm, dropout, blends, an average of the weights and
+    checkpoints inside the epoch."""
     wanted = load_tree(folder / "undisturbed-0.weights")
+    one, other = (average_of(folder / name) for name in ("undisturbed", "killed"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert not torch.equal(one["1.running_mean"], wanted["1.running_mean"])
     for rank in range(2):
         for name in ("undisturbed", "killed"):
             found = load_tree(folder / f"{name}-{rank}.weights")
@@ -86,6 +105,7 @@ def test_two_processes_resume_with_the_same_bits(folder: Path) -> None:
 def test_only_the_first_process_writes(folder: Path) -> None:
     assert (folder / "undisturbed" / "last.safetensors").is_file()
     assert sorted(p.stem for p in (folder / "undisturbed/snapshots").iterdir()) == [
+        "ema",
         "init",
         "rewind",
     ]
