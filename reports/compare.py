@@ -47,7 +47,7 @@ def compare_table(rows: Sequence[Candidate], score: str) -> Table:
         Column("seeds", "seeds", "params.seed"),
         Column("score", f"final {score} (%)", f"metrics.final/{score}", "{:.2f}"),
         Column(
-            "below", "below the best dense network (points)", f"metrics.final/{score}", "{:.2f}"
+            "below", "below the best dense network (points)", f"metrics.final/{score}", "{:z.2f}"
         ),
         *(
             Column(a.key, f"{a.label} ({a.unit})", a.source, "{:.2f}" if a.of else "{:.3g}")
@@ -88,7 +88,7 @@ def pairs_table(rows: Sequence[Candidate], score: str) -> Table:
         Column("row", "A", "params.pruning"),
         Column("rival", "B", "params.pruning"),
         Column("seeds", "seeds", "params.seed"),
-        Column("difference", f"A - B: {score} (points)", f"metrics.final/{score}", "{:.2f}"),
+        Column("difference", f"A - B: {score} (points)", f"metrics.final/{score}", "{:z.2f}"),
         Column("p", "p", "metrics.computed", "{:.3f}"),
         Column("least", "smallest p that so many seeds can give", "metrics.computed", "{:.3f}"),
         Column("holm", "p, adjusted for all pairs (Holm)", "metrics.computed", "{:.3f}"),

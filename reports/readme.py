@@ -18,16 +18,25 @@ STUDIES = (
     (".", "scikit-learn's digits, the default study (`make repro`)"),
     ("studies/resnet-cifar10", "trained CIFAR-10 ResNets, imported, pruned on real CIFAR-10"),
 )
+COMPARED = (
+    ("studies/families-cifar10", "every family at one budget, 10,000 real CIFAR-10 images"),
+)
+MEANS = ("score", "macs_nonzero", "params_nonzero")
 MARK = "†"  # behind a percentage that counts from the pruning's reference
 HEADER = (
     "row | method | dense % | pruned % | final % | params kept % | params ≠ 0 % | MACs kept % "
     "| MACs ≠ 0 % | shrunk = masked to | record"
 )
+SEEDS = "row | method | seeds | final % | MACs ≠ 0 % | params ≠ 0 % | training, MACs | records"
 
 
 def results(root: Path) -> str:
     """The block of README.md: one table per study that has one."""
     parts = []
+    for folder, title in COMPARED:
+        path = root / folder / "reports/tables/compare.csv"
+        if path.is_file():
+            parts.append(f"### {title}\n\n{_compared(_rows(path))}")
     for folder, title in STUDIES:
         path = root / folder / "reports/tables/main.csv"
         if path.is_file():
@@ -76,6 +85,27 @@ def _table(rows: Iterable[Mapping[str, str]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _compared(rows: Iterable[Mapping[str, str]]) -> str:
+    """Means over seeds, the most accurate first."""
+    lines = [f"| {SEEDS} |", "|" + "---|" * len(SEEDS.split(" | "))]
+    for row in sorted(rows, key=lambda r: -float(r["score"])):
+        cells = [
+            f"`{row['row']}`",
+            row["method"],
+            row["seeds"],
+            *(_spread(row, key, 2 if key == "score" else 1) for key in MEANS),
+            f"{float(row['cost']):.2g}",
+            " ".join(f"`{record[:6]}`" for record in row["record"].split()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(row: Mapping[str, str], key: str, places: int) -> str:
+    mean, deviation = row[key], row[f"{key}_std"]
+    return _number(mean, places) + (f" ± {_number(deviation, places)}" if deviation else "")
 
 
 def _number(text: str, places: int) -> str:
