@@ -272,9 +272,8 @@ def _builder_arguments(build: registry.Builder) -> type[BaseModel]:
 def _check_pruning(params: Params, key: str, pruning: PruningParams) -> None:
     where = f"{params.path}: prunings.{key}"
     method = _check_state(params, where, pruning.training, pruning.at)
-    granularity = pruning.granularity or method.granularity
     try:
-        pruning_rules.check(pruning, granularity, params.retraining(key))
+        pruning_rules.check(pruning, method.granularity, params.retraining(key))
     except ValueError as error:
         raise ParamsError(f"{where}.{error}") from error
     if pruning.reference is not None:

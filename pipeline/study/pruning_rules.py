@@ -8,16 +8,17 @@ from pipeline.units.groups import Granularity
 from pipeline.units.saliency import KNOWN
 
 
-def check(pruning: PruningParams, granularity: Granularity, retraining: FinetuneDefaults) -> None:
+def check(pruning: PruningParams, ranked: Granularity, retraining: FinetuneDefaults) -> None:
     """
     Args:
-        granularity: of the units that are ranked.
+        ranked: of the units that the training's method ranks.
         retraining: the `finetune` block in force.
 
     Raises:
         ValueError: two settings exclude each other; begins with the key of one.
     """
-    _check_saliency(pruning, granularity)
+    granularity = pruning.granularity or ranked
+    _check_saliency(pruning, granularity, ranked)
     _check_target(pruning, granularity)
     _check_groups(pruning, granularity)
     _check_shuffle(pruning, granularity, retraining)
@@ -29,7 +30,12 @@ def check(pruning: PruningParams, granularity: Granularity, retraining: Finetune
         )
 
 
-def _check_saliency(pruning: PruningParams, granularity: Granularity) -> None:
+def _check_saliency(pruning: PruningParams, granularity: Granularity, ranked: Granularity) -> None:
+    if pruning.saliency == "method" and granularity is not ranked:
+        raise ValueError(
+            f"granularity: {granularity.value}, but the method of {pruning.training} ranks "
+            f"{ranked.value} units; name a saliency (known: {', '.join(KNOWN[granularity])})"
+        )
     if pruning.saliency not in ("method", *KNOWN[granularity]):
         raise ValueError(
             f"saliency: {pruning.saliency!r} does not rank {granularity.value} units "

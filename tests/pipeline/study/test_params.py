@@ -132,6 +132,11 @@ BAD = [
         "{training: a, granularity: structured, saliency: magnitude, shuffle: global,",
         r"prunings\.a-p50\.shuffle: 'global' is for unstructured masks only",
     ),
+    (
+        "{training: a,",
+        "{training: a, granularity: structured,",
+        r"prunings\.a-p50\.granularity: structured, but the method of a ranks unstructured",
+    ),
     ("{training: a,", "{training: a, shuffle: all,", r"prunings\.a-p50\.shuffle: .*'layerwise'"),
     ("{training: a,", "{training: a, at: epoch-2,", r"a-p50\.at: 'epoch-2' is no state.*init"),
     (
