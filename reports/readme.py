@@ -21,7 +21,6 @@ STUDIES = (
 COMPARED = (
     ("studies/families-cifar10", "every family at one budget, 10,000 real CIFAR-10 images"),
 )
-MEANS = ("score", "macs_nonzero", "params_nonzero")
 MARK = "†"  # behind a percentage that counts from the pruning's reference
 HEADER = (
     "row | method | dense % | pruned % | final % | params kept % | params ≠ 0 % | MACs kept % "
@@ -43,11 +42,12 @@ def results(root: Path) -> str:
             parts.append(f"### {title}\n\n{_table(_rows(path))}")
     intro = (
         "Accuracy is top-1 on the test set, measured once: of the network before pruning, right "
-        "after it, and as delivered. MACs are multiply-accumulates. Each row is one tracked run; "
-        "its record is in `reports/records/` of the study. Sizes are in percent of the trained "
+        "after it, and as delivered. MACs are multiply-accumulates. Each row is one tracked run, "
+        "or with ± the mean over one per seed; its records are in `reports/records/` of the study "
+        "(`dense`: those of the prunings it was measured in). Sizes are in percent of the trained "
         f"network; those marked {MARK} of the standard one, which the pruning names as its "
-        "reference: gates learn the widths of a network a quarter wider, to leave 50 % (digits) or "
-        "70 % (CIFAR-10) of the standard one's MACs.\n"
+        "reference: gates learn the widths of a network a quarter wider, to leave 50 % or, "
+        "where the row says macs30, 70 % of the standard one's MACs.\n"
     )
     return f"## Results\n\n{intro}\n" + "\n".join(parts)
 
@@ -73,7 +73,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _table(rows: Iterable[Mapping[str, str]]) -> str:
     lines = [f"| {HEADER} |", "|" + "---|" * len(HEADER.split(" | "))]
     for row in rows:
-        mark = f" {MARK}" if row.get("of", TRAINED) != TRAINED else ""
+        mark = _mark(row)
         cells = [
             f"`{row['pruning']}`",
             row["method"],
@@ -91,16 +91,22 @@ def _compared(rows: Iterable[Mapping[str, str]]) -> str:
     """Means over seeds, the most accurate first."""
     lines = [f"| {SEEDS} |", "|" + "---|" * len(SEEDS.split(" | "))]
     for row in sorted(rows, key=lambda r: -float(r["score"])):
+        mark = _mark(row)
         cells = [
             f"`{row['row']}`",
             row["method"],
             row["seeds"],
-            *(_spread(row, key, 2 if key == "score" else 1) for key in MEANS),
+            _spread(row, "score", 2),
+            *(_spread(row, key, 1) + mark for key in ("macs_nonzero", "params_nonzero")),
             f"{float(row['cost']):.2g}",
             " ".join(f"`{record[:6]}`" for record in row["record"].split()),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _mark(row: Mapping[str, str]) -> str:
+    return f" {MARK}" if row.get("of", TRAINED) != TRAINED else ""
 
 
 def _spread(row: Mapping[str, str], key: str, places: int) -> str:
