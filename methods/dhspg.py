@@ -12,7 +12,7 @@ bias correction; the target test is exact (theirs never counts a target met to t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -83,6 +83,12 @@ class DHSPG(DirectedRowOptimizer):
     def schedule(self, start_step: int, warmup_steps: int) -> None:
         """When to partition and when to begin projecting, in steps of this optimizer."""
         self.units.update(start_step=start_step, warmup_steps=warmup_steps)
+
+    def stage(self) -> Hashable | None:
+        step, start = self.units["step"] + 1, self.units["start_step"]
+        if self.counts_in_direction or step == start + 1:  # the partition
+            return None
+        return step > start, step >= self.units["warmup_steps"]
 
     def step_rows(self, moves: list[Tensor]) -> None:
         """Spec 5.1, steps 2 to 6."""

@@ -14,7 +14,7 @@ Adam's moments start at zero. Always: a group keeps at least `group_divisible` c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -75,6 +75,13 @@ class HESSO(DirectedRowOptimizer):
         """When the first period begins and how long all of them last, in optimizer steps."""
         periods = min(self.options.periods, pruning_steps)
         self.units.update(start_step=start_step, length=pruning_steps // periods, periods=periods)
+
+    def stage(self) -> Hashable | None:
+        since = self.units["step"] + 1 - self.units["start_step"]
+        end = self.units["periods"] * self.units["length"]
+        if self.counts_in_direction or 0 <= since <= end:  # a factor of its own in every step
+            return None
+        return "before" if since < 0 else "after"
 
     def step_rows(self, moves: list[Tensor]) -> None:
         """Spec 5.2: the plain step, then the linear shrink of the redundant channels."""

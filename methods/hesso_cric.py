@@ -16,7 +16,7 @@ cycles.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -142,9 +142,15 @@ class HESSOCRIC(DirectedRowOptimizer):
                 "observe(loss) before step(), or give step() a closure"
             )
         loss, self._loss = self._loss, None
-        self.units["step"] += 1
+        self.count()
         self._try(loss)
         return loss
+
+    def stage(self) -> Hashable | None:
+        units, stage = self.units, self.units["stage"]
+        begins = stage == "before" and units["step"] >= units["start_step"]
+        plain = stage in ("before", "after") and not begins and not self.counts_in_direction
+        return stage if plain else None
 
     def step_rows(self, moves: list[Tensor]) -> None:
         """The plain step, and a linear shrink of what is being tested or removed."""
@@ -176,6 +182,8 @@ class HESSOCRIC(DirectedRowOptimizer):
     def _advance(self) -> None:
         """To the next stage, once all parameters have been moved."""
         units = self.units
+        if units["stage"] in ("before", "after"):
+            return
         units["call"] += 1
         if units["stage"] == "begin":
             self._remember()

@@ -13,7 +13,7 @@ in the warm-up too. Always: one ZIG per channel, BatchNorm included (their VGG16
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -71,7 +71,7 @@ class HSPG(RowOptimizer):
         self._capped = bool((self._upper < 1).any())
         self._adaptive = self._per_group(options.adaptive).bool()
         self.units["epsilon"] = self._per_group(options.epsilon)
-        self.units["sparsity_seen"] = torch.zeros((), device=rows.entries.device)
+        self.units["sparsity_seen"] = self.units["epsilon"].new_zeros(())
 
     def _per_group(self, value: float | Sequence[float]) -> Tensor:
         n = len(self.rows.groups)
@@ -79,6 +79,10 @@ class HSPG(RowOptimizer):
         if len(values) != n:
             raise ValueError(f"{len(values)} values for {n} channel groups")
         return torch.tensor(values, dtype=torch.float64, device=self.rows.entries.device)
+
+    def stage(self) -> Hashable | None:
+        every = self.options.adapt_every if self.options.half_space else 0
+        return None if every and (self.units["step"] + 1) % every == 0 else ()
 
     def directions(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
@@ -155,8 +159,8 @@ class HSPG(RowOptimizer):
         fraction = (zero & among).double().sum() / among.double().sum().clamp(min=1)
         raised = torch.where(fraction < self._upper, (epsilon + 0.1).clamp(max=0.999), 0.0)
         stalled = sparsity <= self.units["sparsity_seen"] + 0.01
-        self.units["epsilon"] = torch.where(adaptive & stalled, raised, epsilon)
-        self.units["sparsity_seen"] = sparsity
+        epsilon.copy_(torch.where(adaptive & stalled, raised, epsilon))  # where a graph reads it
+        self.units["sparsity_seen"].copy_(sparsity)
 
 
 class HSPGConfig(Strict):

@@ -12,7 +12,6 @@ from pipeline.training.distributed import MeanGradients, TeamError
 from pipeline.training.job import Job
 from pipeline.training.mixup import mixed
 from pipeline.training.tasks import parts
-from pipeline.training.totals import Totals
 
 
 class Backward:
@@ -21,35 +20,41 @@ class Backward:
     def __init__(self, job: Job, forward: nn.Module) -> None:
         self.job, self.forward = job, forward
 
-    def batch(
-        self, batch: Any, step: int, gradients: MeanGradients, totals: Totals, at: int
-    ) -> None:
-        """The gradients of the whole batch, of which this process sees a part, possibly none.
+    def blended(self, batch: Any, step: int, at: int) -> Any:
+        """The batch as the recipe asks to show it: with mixup, blends of its images.
 
         Args:
             step: optimizer steps done in the whole training; `at`: in this epoch.
-            totals: of the epoch, to which the batch is added.
+        """
+        job = self.job
+        if not job.recipe.mixup:
+            return batch
+        seed = job.seed if job.recipe.data_seed is None else job.recipe.data_seed
+        count = self._count(job.task.size(batch), at)
+        return mixed(batch, job.recipe.mixup, seed, step, job.team, count)
+
+    def batch(
+        self, batch: Any, step: int, gradients: MeanGradients
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradients of the whole batch, of which this process sees a part, possibly none; the
+        part's mean loss and sums.
 
         Raises:
             TeamError: this process sees nothing, and the others would wait for its statistics.
         """
         job = self.job
         size = job.task.size(batch)
-        totals.last_count = size
-        if job.recipe.mixup:
-            seed = job.seed if job.recipe.data_seed is None else job.recipe.data_seed
-            count = self._count(size, at)
-            batch = mixed(batch, job.recipe.mixup, seed, step, job.team, count)
+        loss, sums = torch.zeros((), device=job.device), dict[str, Tensor]()
         if size:
             with job.team.own_randomness(job.device, job.seed, step):
                 loss, sums = self._pieces(parts(batch, job.recipe.accumulation), size, gradients)
-            totals.add(loss, sums, size, at)
         elif job.recipe.sync_batchnorm:
             raise TeamError(
                 f"the last batch of the epoch is too small for {job.team.size} processes with "
                 "sync_batchnorm: true; change batch_size in params.yaml"
             )
         gradients.apply(size)
+        return loss, sums
 
     def _count(self, own: int, at: int) -> int:
         """Examples of the whole batch at step `at` of the epoch. Only the last may be small, so
@@ -80,7 +85,9 @@ class Backward:
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the recipe asks for."""
         if self.job.recipe.precision == "bf16":
-            return torch.autocast(self.job.device.type, dtype=torch.bfloat16)
+            # a cached cast would be one of weights before the step that a graph replays
+            cache = not self.job.recipe.cuda_graph
+            return torch.autocast(self.job.device.type, dtype=torch.bfloat16, cache_enabled=cache)
         return nullcontext()
 
     def validate(self) -> dict[str, float]:

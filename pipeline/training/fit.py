@@ -10,7 +10,7 @@
             for each batch:
                 loss = task.loss + method.penalty
                 backward, [mean over processes], method.after_backward, clip,
-                optimizer.step, method.after_step, [average], enforce
+                optimizer.step, method.after_step, enforce, [average]
             validate, stop = method.end_epoch, schedule.step, checkpoint
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
@@ -49,7 +49,9 @@ from pipeline.training.job import FirstEpoch, Job, Observer
 from pipeline.training.keep import check, kept
 from pipeline.training.masking import Masking
 from pipeline.training.method import EpochStats, Phase, StepContext
+from pipeline.training.replay import Replay, check_replay, noted_on_gpu, own_stream
 from pipeline.training.schedules import Schedule
+from pipeline.training.step import Step
 from pipeline.training.totals import Totals
 
 CHECK_STEPS = 50  # how often a non-finite loss is looked for: a look waits for the device
@@ -69,9 +71,12 @@ def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str
         DivergedError: the loss is not finite; names the step and the last good checkpoint.
         ValueError: the recipe asks to keep what this training cannot have.
         CompileError: the recipe asks to compile and there is no compiler.
+        ReplayError: the recipe asks to replay steps where that cannot be done.
         DamagedFileError: the checkpoint is damaged.
     """
-    return _Loop(job, folder, observer).run()
+    check_replay(job)
+    with own_stream(job):
+        return _Loop(job, folder, observer).run()
 
 
 class _Loop:
@@ -91,6 +96,7 @@ class _Loop:
         self.optimizer: Optimizer
         self.schedule: Schedule
         self.gradients: MeanGradients
+        self.take: Step | Replay
         self.totals = Totals.on(job.device)
         self.passes = Backward(job, self.model)
 
@@ -143,6 +149,8 @@ class _Loop:
         if saved is not None:
             self._resume(saved)
         self.masking.apply()
+        step = Step(self.job, self.passes, self.masking, self.optimizer, self.gradients)
+        self.take = Replay(step, noted_on_gpu) if self.recipe.cuda_graph else step
         self._agree(f"at the start of phase {phase.name!r}")
 
     def _run_phase(self, phase: Phase) -> None:
@@ -191,17 +199,11 @@ class _Loop:
 
     def _train_step(self, batch: Any, phase: Phase) -> None:
         self.schedule.within(self.step_in_epoch / len(self.job.train))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.passes.batch(batch, self.step, self.gradients, self.totals, self.step_in_epoch)
-        loss = self.totals.last_over(self.team) if self.method.needs_loss else None
-        at = StepContext(phase, self.step, self.phase_step, len(self.job.train), loss)
-        self.method.after_backward(self.model, at)
-        if self.recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
-        self.method.after_step(self.model, at)
+        at = StepContext(phase, self.step, self.phase_step, len(self.job.train), epoch=self.epoch)
+        batch = self.passes.blended(batch, self.step, self.step_in_epoch)
+        loss, sums = self.take(batch, at)
+        self.totals.add(loss, sums, self.job.task.size(batch), self.step_in_epoch)
         self.average.update()
-        self.masking.apply()
         self.step += 1
         self.phase_step += 1
         self.step_in_epoch += 1

@@ -7,7 +7,7 @@ salient each unit is. It never prunes: the pipeline does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -73,14 +73,16 @@ class EpochStats:
 @dataclass(frozen=True)
 class StepContext:
     """Where the loop is; given to the per-step hooks. `step` counts optimizer steps of the whole
-    training, `phase_step` those of the phase, both 0-based; `steps_per_epoch` is constant. `loss`:
-    mean task loss of the batch, for methods that say `needs_loss`."""
+    training, `phase_step` those of the phase, `epoch` epochs of the whole training, all 0-based;
+    `steps_per_epoch` is constant. `loss`: mean task loss of the batch, for methods that say
+    `needs_loss`."""
 
     phase: Phase
     step: int
     phase_step: int
     steps_per_epoch: int
     loss: Tensor | None = None
+    epoch: int = 0
 
 
 class Batches(Protocol):
@@ -105,6 +107,8 @@ class Method(Protocol):
     def penalty(self, model: nn.Module) -> Tensor | None: ...
     def after_backward(self, model: nn.Module, at: StepContext) -> None: ...
     def after_step(self, model: nn.Module, at: StepContext) -> None: ...
+    def stage(self, at: StepContext) -> Hashable | None: ...
+    def replayed(self) -> None: ...
     def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool: ...
     def end_phase(self, model: nn.Module, phase: Phase) -> None: ...
     def plan(self) -> PruningPlan | None: ...
@@ -162,6 +166,15 @@ class MethodBase:
 
     def after_step(self, model: nn.Module, at: StepContext) -> None:
         """May edit weights: clamp, project. The loop enforces `plan()` afterwards."""
+
+    def stage(self, at: StepContext) -> Hashable | None:
+        """What Python decides in the coming step, for `train.cuda_graph`: within an epoch, steps of
+        one stage call the same operators with the same numbers on the same tensors, so that one may
+        be replayed for another, without the hooks. None: this step must not be replayed."""
+        return ()
+
+    def replayed(self) -> None:
+        """A step was taken without the hooks: count it, where Python counts steps."""
 
     def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
         """True ends the phase here."""

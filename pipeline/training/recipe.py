@@ -71,7 +71,7 @@ class ScheduleConfig(Strict):
 
 
 # Settings younger than the first records, absent from them while nobody asks: no hash moves.
-LATER = ("keep_epochs", "keep_best", "mixup", "ema_decay")
+LATER = ("keep_epochs", "keep_best", "mixup", "ema_decay", "cuda_graph")
 
 
 class Recipe(Strict):
@@ -91,6 +91,8 @@ class Recipe(Strict):
     `keep_epochs`: the states after so many epochs of the whole training are kept, as "epoch-<e>".
     `keep_best`: so is the state with the best validation score, as "best", the best until each of
     `keep_epochs`, as "best-<e>", and the best of every kept phase, as "best-<phase>".
+    `cuda_graph`: steps are noted once and replayed (replay.py): the same training, on a GPU that
+    Python would keep waiting.
     `ema_decay`: of an exponential moving average of the weights (ema.py), 0 = none. A training
     keeps it as "ema" and goes on with the weights themselves; a retraining delivers it.
     """
@@ -114,6 +116,7 @@ class Recipe(Strict):
     keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     keep_best: bool = False
     ema_decay: Fraction = 0.0
+    cuda_graph: bool = False
 
     @model_serializer(mode="wrap")
     def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -127,6 +130,15 @@ class Recipe(Strict):
             raise ValueError(
                 f"rewind_step: {self.rewind_step} and rewind_epoch: {self.rewind_epoch} exclude "
                 "each other; set rewind_epoch: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_replay(self) -> Recipe:
+        if self.cuda_graph and self.schedule.name == "linear":
+            raise ValueError(
+                "cuda_graph: true replays steps of one learning rate, and schedule: linear has "
+                "another one in every step; set cuda_graph: false"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
@@ -51,6 +52,14 @@ class RowMethod(MethodBase, Generic[Stepped]):
     def total_steps(self, at: StepContext) -> int:
         """Optimizer steps of the whole training."""
         return self.epochs * at.steps_per_epoch
+
+    def stage(self, at: StepContext) -> Hashable | None:
+        del at
+        return None if self.stepped is None else self.stepped.stage()
+
+    def replayed(self) -> None:
+        if self.stepped is not None:
+            self.stepped.count()
 
     def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
         del model

@@ -8,7 +8,7 @@ moments per parameter as in torch, per-channel memory under "units".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class RowOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.units["step"] += 1
+        self.count()
         moves: dict[int, Tensor] = {}
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None or id(p) in self._row_ids]
@@ -68,6 +68,14 @@ class RowOptimizer(Optimizer, ABC):
             if plain:
                 self.step_plain(group, plain, [moves[id(p)] for p in plain])
         return loss
+
+    def stage(self) -> Hashable | None:
+        """What Python decides in the coming step; see `Method.stage`."""
+        return None
+
+    def count(self) -> None:
+        """Count a step that was taken without `step`."""
+        self.units["step"] += 1
 
     @abstractmethod
     def directions(
@@ -139,6 +147,11 @@ class DirectedRowOptimizer(RowOptimizer):
     @property
     def decoupled(self) -> bool:
         return self.direction_options.variant == "adamw"
+
+    @property
+    def counts_in_direction(self) -> bool:
+        """Whether v depends on a number that Python counts: the t of Adam's 1 - b^t."""
+        return self.direction_options.variant != "sgd"
 
     def directions(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]

@@ -45,10 +45,6 @@ class Totals:
         """Over all processes; -1 when there is none."""
         return min((step for step in team.gather(int(self.bad_step)) if step >= 0), default=-1)
 
-    def last_over(self, team: Team) -> Tensor:
-        """Mean loss of the last batch over all processes; nothing waits for the device."""
-        return team.mean(self.last, self.last_count)
-
     def over(self, team: Team) -> Totals:
         """Of all processes together: the same everywhere. Alone, these totals."""
         if team.alone:
