@@ -6,6 +6,9 @@ Same network, same initial weights, same images, batch and epoch; one thread of 
 time, variants interleaved, medians. Of every epoch a few steps are run; an epoch is its number of
 steps times a step, plus what is done once (plan, checkpoint, log). Neither side evaluates.
 
+"half dead": so many channels are zero already, and `train.compact` leaves them out; the other
+program computes them whatever they are.
+
 Read the ratios to the first line. Only "fp32" lines are the same arithmetic. "network alone" is
 forward, loss and backward on batches that are there already; "multiply-adds alone" what they would
 take at the rate of this core's best matrix product: no fp32 loop that makes all of them is faster.
@@ -19,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import IO, Any
 
 import click
@@ -44,6 +48,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "ours, fp32 channels_last": {"channels_last": True},
     "ours, bf16 channels_last": {"channels_last": True, "precision": "bf16"},
 }
+DEAD = {"a quarter dead": 0.25, "half dead": 0.5}  # of the channels of every group
 COMPILED: dict[str, dict[str, Any]] = {
     "ours, fp32, compiled": {"compile": True},
     "ours, fp32 channels_last, compiled": {"channels_last": True, "compile": True},
@@ -114,7 +119,12 @@ def variants(
     found: dict[str, Variant] = {name: loop.run}
     for form, recipe in (FORMS | (COMPILED if compiled else {})).items():
         asked = replace(setting, recipe={**setting.recipe, **recipe})
-        found[form] = lambda steps, asked=asked: run_fit(asked, split, steps)  # type: ignore[misc]
+        found[form] = partial(run_fit, asked, split)
+    if setting.method == "hspg":  # its dead channels stay dead
+        recipe = {**setting.recipe, "channels_last": True, "compact": True}
+        for what, dead in DEAD.items():
+            asked = replace(setting, recipe=recipe, dead=dead)
+            found[f"ours, fp32 channels_last, {what}"] = partial(run_fit, asked, split)
     found["network alone, fp32"] = network_alone(setting, False)
     found["network alone, fp32 channels_last"] = network_alone(setting, True)
     found["multiply-adds alone, fp32"] = multiply_adds(setting)

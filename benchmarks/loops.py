@@ -25,7 +25,9 @@ from pipeline.training.fit import fit
 from pipeline.training.job import Job, Silent
 from pipeline.training.recipe import Recipe
 from pipeline.training.tasks import Classification
-from pipeline.units.groups import Units
+from pipeline.units.enforce import enforce
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.plan import PruningPlan
 
 INFO = DatasetInfo("cifar10", (3, 32, 32), 10)
 IMAGES = 50_000
@@ -40,6 +42,7 @@ class Setting:
         preset: whose augmentation and statistics.
         options: settings of the method.
         recipe: further keys of `train`: precision, channels_last, compile, ...
+        dead: this fraction of the channels of every group is zero from the start.
     """
 
     family: str
@@ -50,6 +53,7 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    dead: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,7 +73,16 @@ class Setting:
         """The network with the same initial weights every time, and its units."""
         torch.manual_seed(0)
         model = self.spec.build()
-        return model, self.spec.units(model)
+        units = self.spec.units(model)
+        if self.dead:
+            enforce(alive(units, self.dead), model, units)
+        return model, units
+
+
+def alive(units: Units, dead: float) -> PruningPlan:
+    """The plan that removes the first channels of every group."""
+    keep = {g.name: torch.arange(g.size) >= int(dead * g.size) for g in units.prunable}
+    return PruningPlan(Granularity.STRUCTURED, keep)
 
 
 def images() -> TensorSplit:

@@ -90,6 +90,9 @@ class DHSPG(DirectedRowOptimizer):
             return None
         return step > start, step >= self.units["warmup_steps"]
 
+    def stays_zero(self) -> Tensor:
+        return torch.ones_like(self.rows.entries).bool()
+
     def step_rows(self, moves: list[Tensor]) -> None:
         """Spec 5.1, steps 2 to 6."""
         rows, lr, step = self.rows, self.row_setting("lr"), self.units["step"]

@@ -215,6 +215,9 @@ class EarlyBird(MethodBase):
         """The ticket of `ratio`, once its training goes on."""
         return self._plan
 
+    def settled(self, model: nn.Module) -> PruningPlan | None:
+        return self._plan if self.continuing else None
+
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
         """|gamma|; 0 only where the whole channel is 0, its producers and shifts too."""
         return scale_saliency(model, units.prunable, self.config.across)

@@ -83,6 +83,9 @@ class HESSO(DirectedRowOptimizer):
             return None
         return "before" if since < 0 else "after"
 
+    def stays_zero(self) -> Tensor | None:
+        return None if self.options.faithful else self.units["pruned"]
+
     def step_rows(self, moves: list[Tensor]) -> None:
         """Spec 5.2: the plain step, then the linear shrink of the redundant channels."""
         since = self.units["step"] - self.units["start_step"]

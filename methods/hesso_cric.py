@@ -152,6 +152,9 @@ class HESSOCRIC(DirectedRowOptimizer):
         plain = stage in ("before", "after") and not begins and not self.counts_in_direction
         return stage if plain else None
 
+    def stays_zero(self) -> Tensor:
+        return self.units["pruned"]
+
     def step_rows(self, moves: list[Tensor]) -> None:
         """The plain step, and a linear shrink of what is being tested or removed."""
         units, stage = self.units, self.units["stage"]

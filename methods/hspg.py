@@ -84,6 +84,9 @@ class HSPG(RowOptimizer):
         every = self.options.adapt_every if self.options.half_space else 0
         return None if every and (self.units["step"] + 1) % every == 0 else ()
 
+    def stays_zero(self) -> Tensor | None:
+        return torch.ones_like(self.rows.entries).bool() if self.options.half_space else None
+
     def directions(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
     ) -> list[Tensor]:

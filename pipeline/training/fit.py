@@ -11,17 +11,16 @@
                 loss = task.loss + method.penalty
                 backward, [mean over processes], method.after_backward, clip,
                 optimizer.step, method.after_step, enforce, [average]
-            validate, stop = method.end_epoch, schedule.step, checkpoint
+            validate, stop = method.end_epoch, schedule.step, [leave out zeros], checkpoint
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
         [the phase's state becomes a named artefact]
-    [so do the states of recipe.keep_epochs and, with recipe.keep_best, the best ones; with
-    recipe.ema_decay the average of the weights, at the end]
+    [so do the states of recipe.keep_epochs, the best ones (keep_best), the average (ema_decay)]
 
 Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
 same bits, on one device, as one that was never stopped: order and augmentation of the data depend
 on (seed, epoch, step) alone, everything else is in the checkpoint. Each process of a `Team` runs
-this loop on its part of every batch; all hold the same weights throughout.
+this loop on its part of every batch; all hold the same weights.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from pipeline.training.checkpoint import (
     rng_state,
     seed_everything,
 )
+from pipeline.training.compact import Compact
 from pipeline.training.compiled import check_compiler, compiled
 from pipeline.training.curve import Curve
 from pipeline.training.distributed import MeanGradients
@@ -98,7 +98,8 @@ class _Loop:
         self.gradients: MeanGradients
         self.take: Step | Replay
         self.totals = Totals.on(job.device)
-        self.passes = Backward(job, self.model)
+        self.compact = Compact(job.model, job.units)
+        self.passes = Backward(job, self.compact if self.recipe.compact else self.model)
 
     def run(self) -> list[dict[str, Any]]:
         check(self.recipe, self.phases, self.job.validation is not None)
@@ -146,6 +147,7 @@ class _Loop:
         self.optimizer = self.method.optimizer(self.model, phase, self.recipe)
         self.schedule = self.method.schedule(self.optimizer, phase, self.recipe)
         self.gradients = MeanGradients(self.team, self.model, self.optimizer)
+        self._leave_out()
         if saved is not None:
             self._resume(saved)
         self.masking.apply()
@@ -177,7 +179,9 @@ class _Loop:
         stats.logged |= self.average.scores(self.job)
         self.stop = self.method.end_epoch(self.model, stats)
         self._agree(f"after epoch {self.epoch}")
-        self._log(stats, perf_counter() - began)
+        row = {**stats.values(), "lr": float(self.optimizer.param_groups[0]["lr"])}
+        row["examples"] = float(self.examples)
+        self.curve.add(self.epoch, self.step, phase.name, row, perf_counter() - began)
         self.schedule.step(stats)
         self.epoch += 1
         self.phase_epoch += 1
@@ -190,8 +194,13 @@ class _Loop:
         wanted = set(self._kept().values())
         if self.epoch in wanted:
             self.folder.keep_epoch(self.epoch, self._state(self.model))
+        self._leave_out()
         self._checkpoint()
         self.folder.drop_epochs(wanted)
+
+    def _leave_out(self) -> None:
+        if self.recipe.compact:
+            self.compact.leave_out(self.method.settled(self.model))
 
     def _batches(self) -> Iterator[Any]:
         part = () if self.team.alone else (self.team.part,)
@@ -213,30 +222,19 @@ class _Loop:
             self._check_finite()
 
     def _agree(self, when: str) -> None:
-        """
-        Raises:
-            TeamError: the processes have come to different plans or weights.
-        """
+        """TeamError where the processes have come to different plans or weights."""
         if self.team.alone:
             return
         same = {"plan": self.masking.digest, "weights": self.gradients.digest()}
         self.team.check_same(same | self.average.digest(), when)
 
     def _check_finite(self) -> None:
-        bad = self.totals.first_bad_step(self.team)
-        if bad >= 0:
+        if (bad := self.totals.first_bad_step(self.team)) >= 0:
             raise self._diverged("loss", bad)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         where = f"epoch {self.epoch}, step {step} (phase {self.phases[self.phase_index].name!r})"
         return DivergedError(what, where, self.folder.last)
-
-    def _log(self, stats: EpochStats, seconds: float) -> None:
-        row = stats.values()
-        row["lr"] = float(self.optimizer.param_groups[0]["lr"])
-        row["examples"] = float(self.examples)
-        phase = self.phases[self.phase_index].name
-        self.curve.add(self.epoch, self.step, phase, row, seconds)
 
     def _share_buffers(self) -> None:
         for model in (self.model, *self.average.models):
@@ -282,12 +280,14 @@ class _Loop:
                 "totals": self.totals.state_dict(),
                 "observer": self.curve.observer.offset(),
                 **self.average.state_dict(),
+                **self.compact.held(),
             }
         )
 
     def _resume(self, saved: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
+        self.compact.restore(saved)
         for key, value in saved["counters"].items():
             setattr(self, key, value)
         self.curve.resume(saved["curve"], saved["observer"], anew=self.folder.extended)

@@ -71,7 +71,7 @@ class ScheduleConfig(Strict):
 
 
 # Settings younger than the first records, absent from them while nobody asks: no hash moves.
-LATER = ("keep_epochs", "keep_best", "mixup", "ema_decay", "cuda_graph")
+LATER = ("keep_epochs", "keep_best", "mixup", "ema_decay", "cuda_graph", "compact")
 
 
 class Recipe(Strict):
@@ -93,6 +93,8 @@ class Recipe(Strict):
     `keep_epochs`, as "best-<e>", and the best of every kept phase, as "best-<phase>".
     `cuda_graph`: steps are noted once and replayed (replay.py): the same training, on a GPU that
     Python would keep waiting.
+    `compact`: channels that a method has brought to zero for good are left out of the passes
+    (compact.py): the same training up to rounding, where there is no dropout behind them.
     `ema_decay`: of an exponential moving average of the weights (ema.py), 0 = none. A training
     keeps it as "ema" and goes on with the weights themselves; a retraining delivers it.
     """
@@ -117,6 +119,7 @@ class Recipe(Strict):
     keep_best: bool = False
     ema_decay: Fraction = 0.0
     cuda_graph: bool = False
+    compact: bool = False
 
     @model_serializer(mode="wrap")
     def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -139,6 +142,15 @@ class Recipe(Strict):
             raise ValueError(
                 "cuda_graph: true replays steps of one learning rate, and schedule: linear has "
                 "another one in every step; set cuda_graph: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _not_compact_and_compiled(self) -> Recipe:
+        if self.compact and self.compile:
+            raise ValueError(
+                "compact: true gives the network other shapes after every epoch, and compile: true "
+                "would compile each of them; set one of them to false"
             )
         return self
 

@@ -11,6 +11,7 @@ from pipeline.training.method import Batches, EpochStats, MethodBase, StepContex
 from pipeline.training.row_optimizer import RowOptimizer
 from pipeline.units.groups import ChannelGroup, Granularity, Units
 from pipeline.units.layers import GroupScope, in_scope
+from pipeline.units.plan import PruningPlan
 from pipeline.units.rows import Rows, named_parameters, zig_norms
 
 Stepped = TypeVar("Stepped", bound=RowOptimizer)
@@ -60,6 +61,15 @@ class RowMethod(MethodBase, Generic[Stepped]):
     def replayed(self) -> None:
         if self.stepped is not None:
             self.stepped.count()
+
+    def settled(self, model: nn.Module) -> PruningPlan | None:
+        stays = None if self.stepped is None else self.stepped.stays_zero()
+        if self.stepped is None or stays is None or not len(stays):
+            return None
+        norms = zig_norms(model, self.stepped.rows.groups)  # frozen parts have to be zero, too
+        stay = self.stepped.rows.split(stays)
+        keep = {name: (norm != 0) | ~stay[name] for name, norm in norms.items()}
+        return PruningPlan(Granularity.STRUCTURED, keep)
 
     def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
         del model

@@ -77,6 +77,10 @@ class RowOptimizer(Optimizer, ABC):
         """Count a step that was taken without `step`."""
         self.units["step"] += 1
 
+    def stays_zero(self) -> Tensor | None:
+        """bool per channel: if it is zero, no step will change that. None: nothing is known."""
+        return None
+
     @abstractmethod
     def directions(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]

@@ -26,7 +26,9 @@ from pipeline.study import registry
 from pipeline.training import fit as loop
 from pipeline.training.checkpoint import CheckpointFolder
 from pipeline.training.job import Job, Silent
+from pipeline.units.enforce import enforce
 from tests.conformance.test_methods import METHODS, RECIPE, Batches, make_job
+from tests.pipeline.units.laws import random_plan
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal")
 
@@ -89,11 +91,20 @@ def test_a_step_reads_nothing(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert {at: ops for at, ops in found.items() if ops} == {}
 
 
-@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"accumulation": 2}, {"ema_decay": 0.9}])
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "bf16"}, {"accumulation": 2}, {"ema_decay": 0.9}, {"compact": True}],
+    ids=lambda change: next(iter(change)),
+)
 def test_nor_does_another_form_of_the_step(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = replace(make_job("dense", Batches()), recipe=replace_recipe(**change))
+    job = replace(
+        make_job("hspg" if "compact" in change else "dense", Batches()),
+        recipe=replace_recipe(**change),
+    )
+    if "compact" in change:  # half of the channels are zero, and HSPG keeps them so
+        enforce(random_plan(job.units, 0.5, torch.Generator().manual_seed(0)), job.model, job.units)
     assert not any(steps(job, tmp_path, monkeypatch).values())
 
 

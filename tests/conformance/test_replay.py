@@ -225,6 +225,12 @@ def test_so_does_another_form_of_it(recipe: dict[str, Any], tmp_path: Path, grap
     assert compare(name, tmp_path, graphs, **recipe) == REPLAYED[name]
 
 
+@pytest.mark.parametrize("name", ["hspg", "hesso"])
+def test_so_does_one_that_leaves_channels_out(name: str, tmp_path: Path, graphs: Graphs) -> None:
+    assert compare(name, tmp_path, graphs, compact=True) == REPLAYED[name]
+    assert graphs.replays[-1].step.passes.forward.small is not None
+
+
 @pytest.mark.parametrize(
     ("name", "optimizer"),
     [

@@ -1,0 +1,130 @@
+"""`train.compact`: passes without the channels that are zero and stay zero.
+
+A channel of HSPG, DHSPG or HESSO dies long before the training ends, and the passes would compute
+it to the last step. Here they go through a smaller network, whose weights are picked from the full
+ones in every pass; gradients land where they were picked from, and are zero elsewhere. Optimizer,
+hooks, masks, checkpoints and plans see the full network as ever. ADR 0010 says what it brings.
+
+A dead channel's own gradients are left out, and its running statistics stand still. That changes no
+output. But where nothing flat like ReLU follows, the bias of such a channel would have a gradient,
+and `clip_norm` would count it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pipeline.units.cuts import alive_positions, removals, with_one_left
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.modules import tensors_of
+from pipeline.units.plan import PruningPlan
+from pipeline.units.surgery import shrink
+
+WORTH = 0.05  # fraction of the channels from which on a smaller network is made
+
+Places = Mapping[int, Tensor]
+"""dimension -> positions that are left of it."""
+
+
+class Compact(nn.Module):
+    """The passes of `model`, whole until `leave_out` says what need not be computed.
+
+    Attributes:
+        plan: what is left out now; None = nothing.
+    """
+
+    def __init__(self, model: nn.Module, units: Units) -> None:
+        super().__init__()
+        self.model, self.units = model, units
+        self.plan: PruningPlan | None = None
+        self.small: nn.Module | None = None
+        self._places: dict[int, Places] = {}  # by identity of the full network's tensors
+
+    def leave_out(self, plan: PruningPlan | None) -> None:
+        """From now on compute what `plan` keeps: all that it removes is zero and stays zero. A
+        group of which nothing is left keeps a channel."""
+        if plan is None or plan.sparsity < WORTH:
+            self.plan = self.small = None
+            return
+        if self.plan is not None and plan.digest() == self.plan.digest():
+            return
+        masks = with_one_left(removals(plan, self.units))
+        named = tensors_of(self.model)
+        shapes = {name: tuple(x.shape) for name, x in named.items()}
+        alive = alive_positions(self.units, masks, shapes)
+        places = {id(named[name]): _places(dims, named[name]) for name, dims in alive.items()}
+        self._places = {tensor: found for tensor, found in places.items() if found}
+        self.small = copy.deepcopy(self.model)
+        shrink(PruningPlan(Granularity.STRUCTURED, masks), self.small, self.units)
+        self.plan = plan
+
+    def held(self) -> dict[str, Any]:
+        """What a checkpoint needs: inside an epoch more is zero than is left out."""
+        return {} if self.plan is None else {"compact": dict(self.plan.keep)}
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """From the checkpoint that `held` is a part of."""
+        keep = checkpoint.get("compact")
+        self.leave_out(None if keep is None else PruningPlan(Granularity.STRUCTURED, keep))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.small is None:
+            return self.model(*args, **kwargs)
+        self.small.train(self.model.training)
+        buffers = dict(self.model.named_buffers())
+        full = {**dict(self.model.named_parameters()), **buffers}
+        picked = {name: self._pick(x) for name, x in full.items()}
+        result = functional_call(self.small, picked, args, kwargs)
+        for name, buffer in buffers.items():
+            if self.model.training and id(buffer) in self._places:  # running statistics have moved
+                _put(buffer, self._places[id(buffer)], picked[name])
+        return result
+
+    def _pick(self, tensor: Tensor) -> Tensor:
+        places = self._places.get(id(tensor))
+        if places is None:
+            return tensor
+        return _Picked.apply(tensor, places) if tensor.requires_grad else _cut(tensor, places)
+
+
+def _places(alive: Mapping[int, Tensor], tensor: Tensor) -> Places:
+    kept = {dim: mask.nonzero().flatten() for dim, mask in sorted(alive.items())}
+    return {d: at.to(tensor.device) for d, at in kept.items() if at.numel() < tensor.shape[d]}
+
+
+def _cut(tensor: Tensor, places: Places) -> Tensor:
+    for dim, positions in places.items():
+        tensor = tensor.index_select(dim, positions)
+    return tensor
+
+
+@torch.no_grad()
+def _put(tensor: Tensor, places: Places, values: Tensor) -> None:
+    """Into the places they were picked from; what is between them stays."""
+    (dim, positions), *others = places.items()
+    if others:
+        rows = tensor.index_select(dim, positions)
+        _put(rows, dict(others), values)
+        values = rows
+    tensor.index_copy_(dim, positions, values)
+
+
+class _Picked(torch.autograd.Function):
+    """What is left of a tensor; its gradient is zero elsewhere, in the tensor's own layout."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, places: Places) -> Tensor:
+        ctx.full, ctx.places = tensor, places
+        return _cut(tensor.detach(), places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        full = torch.zeros_like(ctx.full)
+        _put(full, ctx.places, gradient.to(full.dtype))
+        return full, None
