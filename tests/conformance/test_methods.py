@@ -67,6 +67,27 @@ class StopBefore(Batches):
             yield batch
 
 
+class EightSteps:
+    """Eight batches of 8 images an epoch, the last one of `last_size`; ends the process before the
+    step `last` of the training."""
+
+    def __init__(self, last: int = 10**9, last_size: int = 8, dtype: Any = torch.float32) -> None:
+        self.left, self.last_size, self.dtype = last, last_size, dtype
+
+    def __len__(self) -> int:
+        return 8
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Any:
+        for step in range(start_step, 8):
+            if self.left == 0:
+                raise Stopped
+            self.left -= 1
+            g = torch.Generator().manual_seed(97 * epoch + step)
+            count = self.last_size if step == 7 else 8
+            x = torch.randn(count, 1, 8, 8, generator=g, dtype=self.dtype)
+            yield x, torch.randint(0, 3, (count,), generator=g)
+
+
 def network() -> tuple[nn.Module, Units]:
     torch.manual_seed(0)
     model = registry.build_model("small", "resnet8", INFO, {"width": 4})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +24,15 @@ from pipeline.training.job import Job
 from pipeline.training.method import MethodBase, StepContext
 from pipeline.training.recipe import OptimizerConfig, Recipe
 from pipeline.training.replay import Replay, ReplayError, check_replay
-from tests.conformance.test_methods import METHODS, RECIPE, Stopped, make_job
+from tests.conformance.test_methods import METHODS, RECIPE, EightSteps, Stopped, make_job
 from tests.pipeline.training.toy import Recorder, same
 from tests.soft_graph import Refused, noted
 
 Curve = list[dict[str, Any]]
-EPOCHS, STEPS = 4, 8  # of training at first, and steps of an epoch
+EPOCHS = 4  # of training at first
 
 
-class Batches:
-    """Seven batches of 8 images an epoch and one of 5; ends the process before step `last`."""
-
-    def __init__(self, last: int = 10**9) -> None:
-        self.left = last
-
-    def __len__(self) -> int:
-        return STEPS
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for step in range(start_step, STEPS):
-            if self.left == 0:
-                raise Stopped
-            self.left -= 1
-            g = torch.Generator().manual_seed(97 * epoch + step)
-            count = 5 if step == STEPS - 1 else 8
-            yield (
-                torch.randn(count, 1, 8, 8, generator=g),
-                torch.randint(0, 3, (count,), generator=g),
-            )
-
+Batches = partial(EightSteps, last_size=5)
 
 # stages begin, channels die and epsilon adapts within the few steps there are
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -90,7 +71,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     return made
 
 
-def job(name: str, graph: bool, batches: Batches | None = None, **recipe: Any) -> Job:
+def job(name: str, graph: bool, batches: EightSteps | None = None, **recipe: Any) -> Job:
     made = make_job(name, batches or Batches())  # type: ignore[arg-type]
     spec = registry.method_spec(name)
     changes = {"epochs": EPOCHS, "clip_norm": 1.0, "cuda_graph": graph, **recipe}
@@ -333,14 +314,16 @@ def cuda(made: Job) -> Job:
     """The same job on a GPU."""
     device = torch.device("cuda")
 
-    class Moved(Batches):
+    class Moved(EightSteps):
         def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in super().epoch(epoch, start_step):
                 yield x.to(device), y.to(device)
 
     validation = [(x.to(device), y.to(device)) for x, y in made.validation or ()]
     model = made.model.to(device)
-    return replace(made, model=model, device=device, train=Moved(), validation=validation)
+    return replace(
+        made, model=model, device=device, train=Moved(last_size=5), validation=validation
+    )
 
 
 @pytest.mark.gpu

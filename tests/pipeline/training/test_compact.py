@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,13 @@ from pipeline.units.count import structured_cost
 from pipeline.units.enforce import enforce
 from pipeline.units.plan import PruningPlan
 from pipeline.units.trace import trace_units
-from tests.conformance.test_methods import RECIPE, Stopped, make_job
+from tests.conformance import test_delivered as delivered
+from tests.conformance.test_delivered import DEAD, INFO
+from tests.conformance.test_methods import RECIPE, EightSteps, Stopped, make_job
 from tests.pipeline.training.toy import Recorder, same
 from tests.pipeline.units.laws import random_plan, randomise_bn
 
-INFO = DatasetInfo("toy", (3, 16, 16), 5)
-NETWORKS = {
-    "resnet8": NetworkSpec("small", "resnet8", {"width": 8}, INFO),
-    "vgg_small": NetworkSpec("small", "vgg_small", {"width": 8}, INFO),
-    "mobilenet_v2": NetworkSpec("mobilenet", "mobilenet_v2", {"width": 8}, INFO),
-    "preact_resnet": NetworkSpec("preact", "preact_resnet18", {"width": 8}, INFO),
-    "mlp": NetworkSpec("mlp", "mlp", {"widths": (64, 64)}, INFO),
-}
-BRANCH = "layer2.0.conv1"
+NETWORKS = {**delivered.NETWORKS, "mlp": NetworkSpec("mlp", "mlp", {"widths": (64, 64)}, INFO)}
 IMAGES = torch.randn(6, *INFO.input_shape, generator=torch.Generator().manual_seed(0)).double()
 LABELS = torch.arange(6) % 5
 
@@ -54,8 +48,9 @@ def masked(name: str) -> tuple[nn.Module, Any, PruningPlan]:
             module.p = 0.0  # it would draw other numbers for fewer features
     units = spec.units(model)
     plan = random_plan(units, 0.5, torch.Generator().manual_seed(2))
-    if name == "resnet8":  # nothing is left of a branch
-        plan = PruningPlan(plan.granularity, {**plan.keep, BRANCH: torch.zeros(16).bool()})
+    if name in DEAD:  # nothing is left of a branch
+        gone = torch.zeros_like(plan.keep[DEAD[name]])
+        plan = PruningPlan(plan.granularity, {**plan.keep, DEAD[name]: gone})
     enforce(plan, model, units)
     return model, units, plan
 
@@ -127,8 +122,8 @@ def test_it_computes_what_the_plan_keeps(name: str) -> None:
 
     whole = macs()
     kept = dict(plan.keep)
-    if name == "resnet8":  # the branch keeps a channel, so that every layer stays
-        kept[BRANCH] = torch.arange(16) == 0
+    if name in DEAD:  # the branch keeps a channel, so that every layer stays
+        kept[DEAD[name]] = torch.arange(len(kept[DEAD[name]])) == 0
     small.leave_out(plan)
     cost = structured_cost(model, example, units, "macs")
     assert macs() == cost(PruningPlan(plan.granularity, kept))
@@ -153,32 +148,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dhspg": {"penalty": 4.0, "ceiling": 10.0, "epsilon": 0.9, "target_group_sparsity": 0.5},
     "hesso": {"start_fraction": 0.1, "pruning_fraction": 0.2, "periods": 2},
     "hesso_cric": {"start_fraction": 0.1, "cycle_fraction": 0.2, "cycles": 1},
+    "early_bird": {"length": 2, "epsilon": 1.0, "continue_training": True},
 }
-STEPS = 8
+Batches = partial(EightSteps, dtype=torch.float64)
 
 
-class Batches:
-    """Eight batches of 8 images an epoch; ends the process before step `last`."""
-
-    def __init__(self, last: int = 10**9) -> None:
-        self.left = last
-
-    def __len__(self) -> int:
-        return STEPS
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for step in range(start_step, STEPS):
-            if self.left == 0:
-                raise Stopped
-            self.left -= 1
-            g = torch.Generator().manual_seed(97 * epoch + step)
-            yield (
-                torch.randn(8, 1, 8, 8, generator=g, dtype=torch.float64),
-                torch.randint(0, 3, (8,), generator=g),
-            )
-
-
-def job(name: str, compact: bool, batches: Batches | None = None, **recipe: Any) -> Job:
+def job(name: str, compact: bool, batches: EightSteps | None = None, **recipe: Any) -> Job:
     """In double precision, so that rounding is all that may differ."""
     made = make_job(name, batches or Batches())  # type: ignore[arg-type]
     spec = registry.method_spec(name)
@@ -239,7 +214,7 @@ def test_methods_without_dead_channels_train_as_ever(
     assert same(plain.model, small.model)
 
 
-@pytest.mark.parametrize("last", [2 * STEPS, 2 * STEPS + 5])
+@pytest.mark.parametrize("last", [16, 21])
 @pytest.mark.parametrize("name", ["hspg", "hesso"])
 def test_a_stopped_training_goes_on_to_the_same_bits(
     name: str, last: int, tmp_path: Path, left_out: list[int]
