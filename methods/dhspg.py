@@ -84,7 +84,7 @@ class DHSPG(DirectedRowOptimizer):
         """When to partition and when to begin projecting, in steps of this optimizer."""
         self.units.update(start_step=start_step, warmup_steps=warmup_steps)
 
-    def stage(self) -> Hashable | None:
+    def replay_key(self) -> Hashable | None:
         step, start = self.units["step"] + 1, self.units["start_step"]
         if self.counts_in_direction or step == start + 1:  # the partition
             return None

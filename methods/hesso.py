@@ -76,7 +76,7 @@ class HESSO(DirectedRowOptimizer):
         periods = min(self.options.periods, pruning_steps)
         self.units.update(start_step=start_step, length=pruning_steps // periods, periods=periods)
 
-    def stage(self) -> Hashable | None:
+    def replay_key(self) -> Hashable | None:
         since = self.units["step"] + 1 - self.units["start_step"]
         end = self.units["periods"] * self.units["length"]
         if self.counts_in_direction or 0 <= since <= end:  # a factor of its own in every step

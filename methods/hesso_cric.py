@@ -146,7 +146,7 @@ class HESSOCRIC(DirectedRowOptimizer):
         self._try(loss)
         return loss
 
-    def stage(self) -> Hashable | None:
+    def replay_key(self) -> Hashable | None:
         units, stage = self.units, self.units["stage"]
         begins = stage == "before" and units["step"] >= units["start_step"]
         plain = stage in ("before", "after") and not begins and not self.counts_in_direction

@@ -80,7 +80,7 @@ class HSPG(RowOptimizer):
             raise ValueError(f"{len(values)} values for {n} channel groups")
         return torch.tensor(values, dtype=torch.float64, device=self.rows.entries.device)
 
-    def stage(self) -> Hashable | None:
+    def replay_key(self) -> Hashable | None:
         every = self.options.adapt_every if self.options.half_space else 0
         return None if every and (self.units["step"] + 1) % every == 0 else ()
 

@@ -4,9 +4,9 @@ A CUDA graph is what one step did on the device: kernels, addresses and the numb
 handed over. Replayed, it takes the next step from whatever its tensors hold by then. That is the
 same step while Python would do the same, and it is noted anew when any of these changes:
 
-    the epoch         hooks between epochs may change any number
+    the epoch             hooks between epochs may change any number
     learning rates, the form of the batch, the plan in force
-    `Method.stage`    whatever else the method decides; None = not to be replayed
+    `Method.replay_key`   whatever else the method decides; None = not to be replayed
 
 The first two steps of a kind are ordinary ones: they make what later ones use, moments and buffers.
 So is a short last batch. Batches are copied into tensors that stay; random numbers are drawn as
@@ -119,21 +119,21 @@ class Replay:
 
     def __call__(self, batch: Any, at: StepContext) -> Found:
         method = self.step.job.method
-        stage = method.stage(at)
+        own = method.replay_key(at)
         rates = tuple(group["lr"] for group in self.step.optimizer.param_groups)
         form = tuple((tensor.shape, tensor.dtype) for tensor in batch)
-        kind = (stage, rates, form, id(self.step.masking.plan), at.epoch)
+        kind = (own, rates, form, id(self.step.masking.plan), at.epoch)
         self._in_a_row = self._in_a_row + 1 if kind == self._kind else 1
         self._kind = kind
-        if stage is None or self._in_a_row <= WARM:
+        if own is None or self._in_a_row <= WARM:
             return self.step(batch, at)
         if self._graph is None or self._graph.kind != kind:
             self._graph = None  # its memory, before the next one asks for some
             self._graph = self._new(kind, batch, at)
         else:
             method.replayed()
-            for own, given in zip(self._graph.batch, batch, strict=True):
-                own.copy_(given)
+            for kept, given in zip(self._graph.batch, batch, strict=True):
+                kept.copy_(given)
         self._graph.replay()
         self.replayed += 1
         return self._graph.found
@@ -141,6 +141,6 @@ class Replay:
     def _new(self, kind: Hashable, batch: Any, at: StepContext) -> _Graph:
         """Python runs once while a step is noted, and so counts the replay that does it."""
         self.step.optimizer.zero_grad(set_to_none=True)  # or they die while memory is being noted
-        own = tuple(tensor.clone() for tensor in batch)
-        replay, found = self.note(lambda: self.step(own, at))
-        return _Graph(kind, own, replay, found)
+        kept = tuple(tensor.clone() for tensor in batch)
+        replay, found = self.note(lambda: self.step(kept, at))
+        return _Graph(kind, kept, replay, found)

@@ -54,9 +54,9 @@ class RowMethod(MethodBase, Generic[Stepped]):
         """Optimizer steps of the whole training."""
         return self.epochs * at.steps_per_epoch
 
-    def stage(self, at: StepContext) -> Hashable | None:
+    def replay_key(self, at: StepContext) -> Hashable | None:
         del at
-        return None if self.stepped is None else self.stepped.stage()
+        return None if self.stepped is None else self.stepped.replay_key()
 
     def replayed(self) -> None:
         if self.stepped is not None:

@@ -69,8 +69,8 @@ class RowOptimizer(Optimizer, ABC):
                 self.step_plain(group, plain, [moves[id(p)] for p in plain])
         return loss
 
-    def stage(self) -> Hashable | None:
-        """What Python decides in the coming step; see `Method.stage`."""
+    def replay_key(self) -> Hashable | None:
+        """What Python decides in the coming step; see `Method.replay_key`."""
         return None
 
     def count(self) -> None:
