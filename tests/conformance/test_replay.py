@@ -334,6 +334,7 @@ def test_a_gpu_replays_to_the_same_bits(
 ) -> None:
     """A real graph, against ordinary steps of the same kind."""
     monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     with monkeypatch.context() as patch:
         patch.setattr(replay, "WARM", 10**9)
         rows = train(cuda(job(name, True)), tmp_path / "plain")
