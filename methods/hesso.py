@@ -105,8 +105,8 @@ class HESSO(DirectedRowOptimizer):
             self._commit()
 
     def _commit(self) -> None:
-        self.units["pruned"] = self.units["pruned"] | self.units["redundant"]
-        self.units["redundant"] = torch.zeros_like(self.units["redundant"])
+        self.units["pruned"].logical_or_(self.units["redundant"])  # where a graph reads them
+        self.units["redundant"].zero_()
 
     def _begin_period(self, moves: list[Tensor]) -> None:
         self._commit()

@@ -271,6 +271,20 @@ class CountsInPython(MethodBase):
             weight.mul_(1.0 - 0.01 / self.count)
 
 
+class MakesAnew(MethodBase):
+    """Keeps a mean of the gradients in a tensor of its own, another one after every step."""
+
+    def __init__(self) -> None:
+        self.mean = torch.zeros(3)
+
+    @torch.no_grad()
+    def after_backward(self, model: nn.Module, at: StepContext) -> None:
+        bias = model.get_parameter("linear.bias")
+        assert bias.grad is not None
+        self.mean = self.mean * 0.9 + bias.grad
+        bias.grad.copy_(self.mean)
+
+
 class Reads(MethodBase):
     def after_step(self, model: nn.Module, at: StepContext) -> None:
         assert float(next(model.parameters()).detach().sum()) < 1e9
@@ -281,6 +295,11 @@ def test_a_method_that_hides_its_numbers_would_be_seen(tmp_path: Path, graphs: G
     train(plain, tmp_path / "plain")
     train(other, tmp_path / "noted")
     assert not same(plain.model, other.model)
+
+
+def test_so_would_one_that_gives_memory_back(tmp_path: Path, graphs: Graphs) -> None:
+    with pytest.raises(Refused, match="given back"):
+        train(replace(job("dense", True), method=MakesAnew()), tmp_path)
 
 
 def test_so_would_one_that_reads(tmp_path: Path, graphs: Graphs) -> None:
