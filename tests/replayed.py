@@ -25,14 +25,12 @@ from tests.soft_graph import noted
 
 Curve = list[dict[str, Any]]
 EPOCHS = 4  # of training at first
-
-
 Batches = partial(EightSteps, last_size=5)
 
 # stages begin, channels die and epsilon adapts within the few steps there are
 OPTIONS: dict[str, dict[str, Any]] = {
     "hspg": {"penalty": 0.5, "epsilon": 0.5, "adapt_epsilon_steps": 5, "momentum": 0.9},
-    "dhspg": {"penalty": 0.5, "epsilon": 0.5},
+    "dhspg": {"penalty": 0.5, "epsilon": 0.5, "warmup_fraction": 0.4},
     "hesso": {"start_fraction": 0.3, "pruning_fraction": 0.3, "periods": 2},
     "hesso_cric": {"start_fraction": 0.3, "cycle_fraction": 0.25, "cycles": 2},
     "imp": {"rounds": 1, "prune_per_round": 0.5},
@@ -52,7 +50,8 @@ class Graphs:
 
 
 def graphs_in(monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    """Steps are replayed in software."""
+    """Steps are replayed in software; the code does what it would on a GPU."""
+    as_on_a_gpu(monkeypatch)
     made = Graphs([])
 
     def remembered(*args: Any) -> Replay:

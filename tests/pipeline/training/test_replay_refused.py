@@ -15,13 +15,12 @@ from pipeline.training.recipe import Recipe
 from pipeline.training.replay import ReplayError, check_replay
 from tests.conformance.test_methods import RECIPE
 from tests.pipeline.training.toy import same
-from tests.replayed import Graphs, as_on_a_gpu, graphs_in, job, train
+from tests.replayed import Graphs, graphs_in, job, train
 from tests.soft_graph import Refused
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    as_on_a_gpu(monkeypatch)
     return graphs_in(monkeypatch)
 
 
