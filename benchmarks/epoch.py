@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from benchmarks.loops import WARM, Cost, Setting, images, run_fit
 from benchmarks.plain_loops import FrankWolfeLoop, HalfSpaceLoop, PlainLoop
 from pipeline.data.splits import TensorSplit
+from pipeline.study.records.counts import count_network
 
 HALF_SPACE = Setting(
     "vgg",
@@ -83,7 +84,7 @@ def network_alone(setting: Setting, channels_last: bool) -> Variant:
 
 def multiply_adds(setting: Setting, size: int = 1536) -> Variant:
     """Three times the network's MACs (forward, two products backward) as matrix products."""
-    macs = 3 * setting.spec.count(setting.build()[0]).macs * setting.batch_size
+    macs = 3 * count_network(setting.spec, setting.build()[0]).macs * setting.batch_size
     left, right = torch.randn(size, size), torch.randn(size, size)
 
     def run(steps: int) -> Cost:

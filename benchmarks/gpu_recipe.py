@@ -23,9 +23,9 @@ import torch
 from benchmarks.epoch import HALF_SPACE
 from benchmarks.loops import WARM, Setting, images, make_job
 from pipeline.data.splits import TensorSplit
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.fit import fit
-from pipeline.training.job import SECONDS, Silent
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import SECONDS, Silent
 
 FORMS: Mapping[str, Mapping[str, Any]] = {
     "fp32": {},

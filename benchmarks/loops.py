@@ -18,13 +18,13 @@ from pipeline.data.config import DataConfig, Statistics
 from pipeline.data.info import DatasetInfo
 from pipeline.data.loaders import TrainBatches
 from pipeline.data.splits import TensorSplit
-from pipeline.study.artifacts import NetworkSpec
-from pipeline.study.registry import method_spec
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.fit import fit
-from pipeline.training.job import Job, Silent
+from pipeline.registry import method_spec
+from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Job, Silent
 from pipeline.training.recipe import Recipe
-from pipeline.training.tasks import Classification
+from pipeline.training.tasks.task import Classification
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from methods.gates import Gates, GatesConfig
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model, model_spec
-from pipeline.units.count import MacsModel, count
+from pipeline.measure.count import MacsModel, count
+from pipeline.registry import build_model, model_spec
+from pipeline.selection.select import Target, select
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
-from pipeline.units.selection import Target, select
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 

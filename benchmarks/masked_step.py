@@ -17,13 +17,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model, model_spec
+from pipeline.registry import build_model, model_spec
+from pipeline.selection.masks import GradientMask
+from pipeline.selection.saliency import magnitude
+from pipeline.selection.threshold import keep_all_but
 from pipeline.units.enforce import Enforcer
 from pipeline.units.groups import Granularity
-from pipeline.units.masks import GradientMask
 from pipeline.units.plan import PruningPlan
-from pipeline.units.saliency import magnitude
-from pipeline.units.threshold import keep_all_but
 from pipeline.units.trace import trace_units
 
 INFO = DatasetInfo("cifar10", (3, 32, 32), 10)

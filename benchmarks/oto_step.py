@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from methods._oto.directions import DirectionOptions
 from methods.dhspg import DHSPG, DHSPGOptions
 from methods.hesso import HESSO, HESSOOptions
 from methods.hesso_cric import HESSOCRIC, HESSOCRICOptions, Timetable
 from methods.hspg import HSPG, HSPGOptions
-from pipeline.training.directions import DirectionOptions
 from pipeline.units.groups import ChannelGroup, Slice
 from pipeline.units.rows import Rows
 

@@ -25,8 +25,8 @@ from benchmarks.data_path import PilImages
 from benchmarks.loops import WARM, Cost, Setting
 from benchmarks.sfw_step import per_tensor_loop
 from methods.sfw import SFWConfig, feasible_sets
+from methods.sfw.constraints import make_feasible
 from pipeline.data.splits import TensorSplit
-from pipeline.training.constraints import make_feasible
 
 SMALL = 1e-6
 

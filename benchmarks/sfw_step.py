@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from methods.sfw import SFW, SFWConfig, feasible_sets
+from methods.sfw.constraints import ConvexSet, make_feasible
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model
-from pipeline.training.constraints import ConvexSet, make_feasible
+from pipeline.registry import build_model
 
 INFO = DatasetInfo("cifar10", (3, 32, 32), 10)
 NETWORKS = {"ResNet18": ("resnet_cifar", "resnet18"), "VGG16-BN": ("vgg", "vgg16_bn")}

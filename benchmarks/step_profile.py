@@ -33,9 +33,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.loops import WARM, Setting, images, make_job
 from pipeline.data.splits import TensorSplit
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.fit import fit
-from pipeline.training.job import Job, Silent
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Job, Silent
 
 PARTS = ("data", "forward", "loss", "backward", "hooks", "optimizer", "rest")
 HOOKS = ("penalty", "after_backward", "after_step", "plan")

@@ -17,7 +17,7 @@ import click
 import torch
 from torch import Tensor
 
-from pipeline.units.threshold import keep_all_but
+from pipeline.selection.threshold import keep_all_but
 
 FRACTION = 0.8
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.0625)

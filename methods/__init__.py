@@ -1,1 +1,1 @@
-"""One file per pruning method."""
+"""One folder per pruning method; `_oto` is what one family shares."""

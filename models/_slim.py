@@ -17,7 +17,7 @@ from torch import nn
 from models._blocks.attention import query_key_sizes, with_open_queries
 from models._blocks.encoder import EncoderQA
 from pipeline.files import DamagedFileError, read_json, replacing, write_json
-from pipeline.study.registry import Delivery
+from pipeline.registry import Delivery
 from pipeline.units.constant import Constant
 
 CONFIG, WEIGHTS, OURS = "config.json", "model.safetensors", "espalier"

@@ -18,7 +18,7 @@ from models._blocks.attention import with_open_queries
 from models._blocks.encoder import EncoderQA
 from models._slim import DELIVERY
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import register_model
+from pipeline.registry import register_model
 from pipeline.units.groups import Units
 from pipeline.units.trace import trace_units
 from pipeline.units.trace.tracer import Attention

@@ -10,7 +10,7 @@ from torch import nn
 
 from models._blocks import chain
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import register_model
+from pipeline.registry import register_model
 
 
 @register_model("mlp", "mlp", never_prune=("classifier",))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models._blocks import chain, conv, he_init, head, scaled
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import register_model
+from pipeline.registry import register_model
 
 FAMILY = "mobilenet"
 V1_FACTORS = (2, 4, 4, 8, 8, 16, 16, 16, 16, 16, 16, 32, 32)

@@ -14,7 +14,7 @@ from torch.nn.functional import relu
 
 from models._blocks import Block, Stage, bypass, chain, conv, he_init, head, residual_stages
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import register_model
+from pipeline.registry import register_model
 
 FAMILY = "preact"
 

@@ -27,7 +27,7 @@ from models._blocks import (
     residual_stages,
 )
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import register_model
+from pipeline.registry import register_model
 
 FAMILY = "resnet_cifar"
 

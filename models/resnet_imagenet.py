@@ -11,7 +11,7 @@ from torch import nn
 
 from models._blocks import Bottleneck, Stage, chain, he_init, residual_stages, scaled
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import register_model
+from pipeline.registry import register_model
 
 
 @register_model("resnet_imagenet", "resnet50", never_prune=("fc",))

@@ -17,7 +17,7 @@ from torch import nn
 
 from models._blocks import chain, he_init, require_size
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import register_model
+from pipeline.registry import register_model
 
 FAMILY = "vgg"
 POOL = 0

@@ -10,14 +10,14 @@ from pathlib import Path
 from torch import nn
 
 from pipeline.files import load_tree, save_tree
-from pipeline.units.count import MacsModel, count
-from pipeline.units.describe import describe
+from pipeline.measure.count import MacsModel, count
+from pipeline.measure.describe import describe
+from pipeline.selection.saliency import group_norm
+from pipeline.selection.select import Target, select
 from pipeline.units.enforce import Enforcer, enforce
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rows import Rows, named_parameters, zig_norms
-from pipeline.units.saliency import group_norm
-from pipeline.units.selection import Target, select
 from pipeline.units.surgery import apply_plan, shrink
 from pipeline.units.trace import trace_units
 

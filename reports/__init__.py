@@ -1,1 +1,1 @@
-"""Tables and figures of a study, built from MLflow runs only."""
+"""Results of the study at hand, and the code that builds them (reports/build)."""

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from pipeline.data.batches import Placement
 from pipeline.data.loaders import make_eval_batches, make_train_batches
 from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.measure.harness import recalibrate
 from pipeline.study import paths
-from pipeline.study.artifacts import TrainArtifact
-from pipeline.study.connect_record import ConnectRecord, PathEnd, PathPoint
-from pipeline.study.params import Params, load_params
-from pipeline.study.records import TrainRecord, read_record, sha, write_record
-from pipeline.study.running import task_of
-from pipeline.study.runs import RunSpec
-from pipeline.study.runtime import Workplace, stage_process
-from pipeline.study.tracking import open_tracker
-from pipeline.training.measure import recalibrate
+from pipeline.study.execution.running import task_of
+from pipeline.study.execution.runtime import Workplace, stage_process
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.records.artifacts import TrainArtifact
+from pipeline.study.records.connect import ConnectRecord, PathEnd, PathPoint
+from pipeline.study.records.record import TrainRecord, read_record, sha, write_record
+from pipeline.study.tracking.run_views import RunSpec
+from pipeline.study.tracking.store import open_tracker
 
 Weights = Mapping[str, Tensor]
 

@@ -8,10 +8,15 @@ from torch import nn
 from pipeline.data.batches import EvalSource, Placement
 from pipeline.data.loaders import make_eval_batches
 from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.measure.harness import cpu_threads, latency, output_difference
 from pipeline.study import paths
-from pipeline.study.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
-from pipeline.study.params import Params, load_params
-from pipeline.study.records import (
+from pipeline.study.execution.running import task_of
+from pipeline.study.execution.runtime import Workplace, stage_process
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.params.schema import EvaluateParams
+from pipeline.study.records.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.records.counts import count_network
+from pipeline.study.records.record import (
     Counts,
     CurvePoint,
     Difference,
@@ -22,12 +27,8 @@ from pipeline.study.records import (
     sha,
     write_record,
 )
-from pipeline.study.running import task_of
-from pipeline.study.runs import RunSpec
-from pipeline.study.runtime import Workplace, stage_process
-from pipeline.study.schema import EvaluateParams
-from pipeline.study.tracking import Tracker, open_tracker
-from pipeline.training.measure import cpu_threads, latency, output_difference
+from pipeline.study.tracking.run_views import RunSpec
+from pipeline.study.tracking.store import Tracker, open_tracker
 from pipeline.units.enforce import enforce
 
 LATENCY_SEARCH = (
@@ -51,7 +52,7 @@ def exactness(
 
 def counts(network: NetworkSpec, dense: nn.Module, final: nn.Module) -> Counts:
     """Integers of the dense and the delivered network, counted on the CPU."""
-    before, after = network.count(dense), network.count(final)
+    before, after = count_network(network, dense), count_network(network, final)
     return Counts(
         params_dense=before.params,
         params_kept=after.params,

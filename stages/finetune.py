@@ -12,18 +12,19 @@ from torch import nn
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import load_tree
 from pipeline.study import paths
-from pipeline.study.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
-from pipeline.study.launch import launched
-from pipeline.study.params import Params, load_params
-from pipeline.study.running import FRESH_STREAM, Assignment, fresh_state, train_network
-from pipeline.study.runs import RunSpec
-from pipeline.study.runtime import Workplace, loop_code, stage_process
-from pipeline.study.schema import MatchCost
-from pipeline.study.tracking import open_tracker
-from pipeline.training.checkpoint import CheckpointFolder, fingerprint
-from pipeline.training.ema import EMA
-from pipeline.training.job import Observer, Silent
+from pipeline.study.execution.launch import launched
+from pipeline.study.execution.running import FRESH_STREAM, Assignment, fresh_state, train_network
+from pipeline.study.execution.runtime import Workplace, loop_code, stage_process
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.params.schema import MatchCost
+from pipeline.study.records.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.records.counts import count_network
+from pipeline.study.tracking.run_views import RunSpec
+from pipeline.study.tracking.store import open_tracker
+from pipeline.training.loop.checkpoint import CheckpointFolder, fingerprint
+from pipeline.training.loop.job import Observer, Silent
 from pipeline.training.method import MethodBase
+from pipeline.training.options.ema import EMA
 from pipeline.training.recipe import Recipe
 from pipeline.units.surgery import apply_plan
 
@@ -54,7 +55,7 @@ def recipe_of(network: NetworkSpec, params: Params, key: str, model: nn.Module) 
         whole = network
         if pruning.reference is not None:
             whole = replace(network, args=pruning.reference)
-        factor = network.count(whole.build()).macs / network.count(model).macs
+        factor = count_network(network, whole.build()).macs / count_network(network, model).macs
     return recipe.stretched(factor if wanted.cap is None else min(factor, wanted.cap))
 
 

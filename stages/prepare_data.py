@@ -6,8 +6,8 @@ import click
 
 from pipeline.data.prepare import prepare
 from pipeline.study import paths
-from pipeline.study.params import load_params
-from pipeline.study.runtime import stage_process
+from pipeline.study.execution.runtime import stage_process
+from pipeline.study.params.load import load_params
 
 
 @click.command(help=__doc__)

@@ -11,21 +11,22 @@ from torch import device as Device
 
 from pipeline.data.loaders import make_train_batches
 from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.measure.count import structured_cost
+from pipeline.measure.latency_cost import LatencyCost
+from pipeline.selection.criteria import Batch
+from pipeline.selection.masks import shuffled
+from pipeline.selection.saliency import FROM_DATA, compute
+from pipeline.selection.select import Cost, select
 from pipeline.study import paths
-from pipeline.study.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
-from pipeline.study.params import load_params
-from pipeline.study.running import task_of
-from pipeline.study.runtime import log, stage_process
-from pipeline.study.schema import PruningParams
-from pipeline.training.latency_cost import LatencyCost
-from pipeline.units.count import structured_cost
-from pipeline.units.criteria import Batch
+from pipeline.study.execution.running import task_of
+from pipeline.study.execution.runtime import log, stage_process
+from pipeline.study.params.load import load_params
+from pipeline.study.params.schema import PruningParams
+from pipeline.study.records.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.records.counts import count_network
 from pipeline.units.groups import Units
 from pipeline.units.layers import in_scope
-from pipeline.units.masks import shuffled
 from pipeline.units.plan import PruningPlan
-from pipeline.units.saliency import FROM_DATA, compute
-from pipeline.units.selection import Cost, select
 from pipeline.units.surgery import apply_plan
 
 CPU = Device("cpu")
@@ -83,7 +84,7 @@ def costs(
         return None, None
     if pruning.reference is not None:
         standard = replace(network, args=pruning.reference).build()
-        reference = getattr(network.count(standard), rule)
+        reference = getattr(count_network(network, standard), rule)
     uncounted = network.registered.uncounted
     return structured_cost(model, network.example(), units, rule, uncounted), reference
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from pipeline.study import paths
-from pipeline.study.artifacts import PrunedArtifact
-from pipeline.study.deliver import deliver
-from pipeline.study.params import Params, load_params
-from pipeline.study.publish import Entry, Study
-from pipeline.study.runtime import log, stage_process
-from reports.build import build_report
+from pipeline.study.execution.runtime import log, stage_process
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.records.artifacts import PrunedArtifact
+from pipeline.study.tracking.model_registry import deliver
+from pipeline.study.tracking.publish import Entry, Study
+from reports.build.render import plain
+from reports.build.report import build_report
 
 
 def asked(params: Params, training: str) -> dict[str, str]:
@@ -60,7 +61,7 @@ def run(params: Params, out: Path) -> None:
     """Publish, then write `out`/tables and `out`/plots."""
     asked_for = study(params)
     for table in build_report(asked_for, out):
-        log.info("%s", table)
+        log.info("%s", plain(table))
     for key in params.file.deliver:
         view = asked_for.views.get(f"evaluate/{key}")
         if view is not None:

@@ -12,24 +12,25 @@ from torch import Tensor, nn
 from pipeline.data.batches import Placement
 from pipeline.data.loaders import make_eval_batches, make_train_batches
 from pipeline.data.prepared import Prepared, load_prepared
+from pipeline.measure.count import Counts
+from pipeline.measure.harness import recalibrate
+from pipeline.selection.masks import count_of
+from pipeline.selection.saliency import group_norm, magnitude
+from pipeline.selection.select import Target, select
 from pipeline.study import paths
-from pipeline.study.artifacts import TrainArtifact
-from pipeline.study.params import Params, load_params
-from pipeline.study.records import TrainRecord, read_record, sha, write_record
-from pipeline.study.running import task_of
-from pipeline.study.runs import RunSpec
-from pipeline.study.runtime import Workplace, stage_process
-from pipeline.study.schema import Ranked, Scope, SweepParams
-from pipeline.study.sizes import distribution_of
-from pipeline.study.sweep_record import SweepPoint, SweepRecord
-from pipeline.study.tracking import open_tracker
-from pipeline.training.measure import recalibrate
-from pipeline.units.count import Counts
+from pipeline.study.execution.running import task_of
+from pipeline.study.execution.runtime import Workplace, stage_process
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.params.schema import Ranked, Scope, SweepParams
+from pipeline.study.records.artifacts import TrainArtifact
+from pipeline.study.records.counts import count_network
+from pipeline.study.records.record import TrainRecord, read_record, sha, write_record
+from pipeline.study.records.sizes import distribution_of
+from pipeline.study.records.sweep import SweepPoint, SweepRecord
+from pipeline.study.tracking.run_views import RunSpec
+from pipeline.study.tracking.store import open_tracker
 from pipeline.units.groups import Granularity, Units
-from pipeline.units.masks import count_of
 from pipeline.units.plan import PruningPlan
-from pipeline.units.saliency import group_norm, magnitude
-from pipeline.units.selection import Target, select
 from pipeline.units.surgery import apply_plan
 
 
@@ -96,12 +97,12 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
     test = make_eval_batches(prepared, prepared.test(), batch_size=size, placement=placement)
     train = make_train_batches(prepared, batch_size=size, seed=training.seed, placement=placement)
     task, dense = task_of(network), source.model()
-    units, whole = network.units(dense), network.count(dense)
+    units, whole = network.units(dense), count_network(network, dense)
     points = []
     for plan, how in plans(asked, dense, units):
         model = source.model()
         apply_plan(plan, model, units)
-        how |= cost(network.count(model))
+        how |= cost(count_network(network, model))
         model.to(place.device)
         fresh = recalibrate(model, train.epoch(0), asked.recalibration_batches)
         for again, candidate in ((False, model), (True, fresh)):

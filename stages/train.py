@@ -8,18 +8,25 @@ from pathlib import Path
 import click
 from torch import nn
 
+from pipeline import registry
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import file_sha256, load_tree, tensors_sha256, write_json
-from pipeline.study import paths, registry
-from pipeline.study.artifacts import NetworkSpec, TrainArtifact
-from pipeline.study.launch import launched
-from pipeline.study.params import Params, load_params
-from pipeline.study.records import TrainRecord, write_record
-from pipeline.study.running import Assignment, kept_states, train_network
-from pipeline.study.runs import train_view, training_spec
-from pipeline.study.runtime import Workplace, code_digest, loop_code, stage_process
-from pipeline.study.tracking import open_tracker
-from pipeline.training.checkpoint import (
+from pipeline.study import paths
+from pipeline.study.execution.launch import launched
+from pipeline.study.execution.running import Assignment, kept_states, train_network
+from pipeline.study.execution.runtime import (
+    Workplace,
+    code_digest,
+    loop_code,
+    method_code,
+    stage_process,
+)
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.records.artifacts import NetworkSpec, TrainArtifact
+from pipeline.study.records.record import TrainRecord, write_record
+from pipeline.study.tracking.run_views import train_view, training_spec
+from pipeline.study.tracking.store import open_tracker
+from pipeline.training.loop.checkpoint import (
     CheckpointFolder,
     Lineage,
     clone_state,
@@ -27,7 +34,7 @@ from pipeline.training.checkpoint import (
     retire,
     seed_everything,
 )
-from pipeline.training.job import Observer, Silent
+from pipeline.training.loop.job import Observer, Silent
 from pipeline.training.method import Method
 from pipeline.training.weights import load_weights, located
 from pipeline.units.groups import Units
@@ -89,7 +96,7 @@ def _checkpoints(
     of the lineage: a finished training with fewer is where this one begins."""
     family, recipe = asked.model.partition("/")[0], params.recipe(asked.training)
     root, whole = Path(params.file.root), dict(asked.__dict__)
-    code = code_digest(root, f"models/{family}.py"), code_digest(root, f"methods/{asked.method}.py")
+    code = code_digest(root, f"models/{family}.py"), method_code(root, asked.method)
     ran = (*code, loop_code(root), place.device.type)
     lineage, added = None, method.extendable()
     if added:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.study import registry
-from pipeline.training import fit as loop
-from pipeline.training import largest
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.job import Job
-from pipeline.training.replay import Replay
+from methods.sfw import largest
+from pipeline import registry
+from pipeline.training.loop import fit as loop
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.job import Job
+from pipeline.training.options.cuda_graph import Replay
 from tests.conformance.test_methods import RECIPE, EightSteps, make_job
 from tests.pipeline.training.toy import Recorder
 from tests.soft_graph import noted

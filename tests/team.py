@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline.training.distributed import Team
+from pipeline.training.loop.distributed import Team
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ from benchmarks.loops import Setting, run_fit
 from benchmarks.plain_loops import FrankWolfeLoop, HalfSpaceLoop
 from benchmarks.step_profile import PARTS, Clock, Spans, profile
 from pipeline.data.splits import TensorSplit
-from pipeline.study.registry import method_spec
+from pipeline.registry import method_spec
 from pipeline.training.recipe import Recipe
 
 SMALL = Setting("small", "vgg_small", 8, recipe={"optimizer": {"momentum": 0.0}})

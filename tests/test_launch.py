@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from pipeline.files import load_tree
-from pipeline.study.launch import launched, wanted
-from pipeline.study.running import Assignment, train_network
-from pipeline.study.runtime import Workplace
-from pipeline.training.distributed import Team
+from pipeline.study.execution.launch import launched, wanted
+from pipeline.study.execution.running import Assignment, train_network
+from pipeline.study.execution.runtime import Workplace
+from pipeline.training.loop.distributed import Team
 from pipeline.training.recipe import Recipe
 from tests import study
 

@@ -73,10 +73,10 @@ def test_a_hyper_parameter_reruns_its_method_only(copy: Path) -> None:
 def test_study_code_and_new_methods_retrain_nothing(copy: Path) -> None:
     paths = copy / "pipeline/study/paths.py"
     paths.write_text(paths.read_text() + "\n# edited\n")
-    shutil.copy(copy / "methods/dense.py", copy / "methods/my_method.py")
+    shutil.copy(copy / "methods/dense/method.py", copy / "methods/my_method.py")
     stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
     study.run(copy, "dvc", "status", "-q", *stages)  # exit 1 when anything changed
-    loop = copy / "pipeline/training/fit.py"
+    loop = copy / "pipeline/training/loop/fit.py"
     loop.write_text(loop.read_text() + "\n# edited\n")
     assert "train@a" in study.run(copy, "dvc", "status", *stages)
 

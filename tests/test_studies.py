@@ -16,11 +16,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.data.presets import PRESETS
-from pipeline.study.params import Params, load_params
-from pipeline.study.registry import method_spec, model_spec
+from pipeline.registry import method_spec, model_spec
+from pipeline.selection.saliency import NAMES
+from pipeline.study.params.load import Params, load_params
 from pipeline.training.recipe import Recipe
-from pipeline.units.saliency import NAMES
-from reports.papers import load_papers
+from reports.build.papers import load_papers
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "studies"

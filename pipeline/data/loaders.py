@@ -32,8 +32,8 @@ from pipeline.data.config import RandomResizedCrop
 from pipeline.data.prepare import resized
 from pipeline.data.prepared import AnySplit, Prepared
 from pipeline.data.splits import FolderSplit, TensorSplit
-from pipeline.data.squad_batches import QuestionBatches, QuestionEval
-from pipeline.data.squad_prepared import QuestionSplit
+from pipeline.data.squad.batches import QuestionBatches, QuestionEval
+from pipeline.data.squad.prepared import QuestionSplit
 from pipeline.data.stream import StreamBatches, StreamEval
 
 

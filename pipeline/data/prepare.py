@@ -13,7 +13,7 @@ from pipeline.data.datasets import load_raw
 from pipeline.data.files import DataError, replaced_folder
 from pipeline.data.raw import RawData
 from pipeline.data.splits import FolderSplit, Split, TensorSplit, class_counts, stratified
-from pipeline.data.squad_prepared import prepare_squad
+from pipeline.data.squad.prepared import prepare_squad
 from pipeline.files import file_sha256, write_json
 
 CARD = "card.json"

@@ -15,7 +15,7 @@ from pipeline.data.files import DataError
 from pipeline.data.info import DatasetInfo
 from pipeline.data.prepare import CARD
 from pipeline.data.splits import FolderSplit, Split, TensorSplit
-from pipeline.data.squad_prepared import QUESTIONS, QuestionSplit, read_split
+from pipeline.data.squad.prepared import QUESTIONS, QuestionSplit, read_split
 from pipeline.files import DamagedFileError, file_sha256, read_json
 
 _REMEDY = "run `dvc repro prepare-data`"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 from torch.optim import lr_scheduler as torch_schedules
 
+from pipeline.training.phases import EpochStats
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
-
-if TYPE_CHECKING:
-    from pipeline.training.method import EpochStats
 
 
 class Schedule(Protocol):

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pipeline.files import load_tree
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.fit import fit
-from pipeline.training.job import Job, Silent
+from pipeline.selection.select import Target, select
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Job, Silent
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
-from pipeline.units.selection import Target, select
 from pipeline.units.surgery import apply_plan
 from tests.conformance.test_methods import METHODS, RECIPE, Batches, StopBefore, Stopped, make_job
 from tests.pipeline.training.toy import same

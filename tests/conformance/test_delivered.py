@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.data.info import DatasetInfo
 from pipeline.files import load_tree, save_tree
-from pipeline.study.artifacts import NetworkSpec, rebuild
-from pipeline.units.count import count
+from pipeline.measure.count import count
+from pipeline.study.records.artifacts import NetworkSpec, rebuild
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
 from tests.pipeline.units.laws import random_plan, randomise_bn, relative

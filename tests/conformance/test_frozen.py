@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.study import registry
-from pipeline.training.checkpoint import CheckpointFolder, clone_state, seed_everything
-from pipeline.training.fit import fit
-from pipeline.training.job import Job
+from pipeline import registry
+from pipeline.selection.select import Target, select
+from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state, seed_everything
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Job
 from pipeline.training.method import Method
-from pipeline.training.tasks import Classification
+from pipeline.training.tasks.task import Classification
 from pipeline.units.enforce import enforce
 from pipeline.units.frozen import with_frozen_parameters
 from pipeline.units.groups import Granularity, Units
-from pipeline.units.selection import Target, select
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 from tests.conformance.test_methods import METHODS, RECIPE, Batches, network

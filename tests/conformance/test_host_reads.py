@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline import registry
 from pipeline.data.augment import Transform
 from pipeline.data.config import Flip, PadCrop
 from pipeline.data.loaders import TrainBatches
 from pipeline.data.splits import TensorSplit
-from pipeline.study import registry
-from pipeline.training import fit as loop
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.job import Job, Silent
+from pipeline.training.loop import fit as loop
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.job import Job, Silent
 from pipeline.units.enforce import enforce
 from tests.conformance.test_methods import METHODS, RECIPE, Batches, make_job
 from tests.pipeline.units.laws import random_plan

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import registry
 from pipeline.data.info import DatasetInfo
 from pipeline.files import load_tree, save_tree
-from pipeline.study import registry
-from pipeline.training.checkpoint import CheckpointFolder, clone_state, seed_everything
-from pipeline.training.fit import fit
-from pipeline.training.job import Job
+from pipeline.selection.select import Target, select
+from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state, seed_everything
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Job
 from pipeline.training.method import Method
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
-from pipeline.training.tasks import Classification
+from pipeline.training.tasks.task import Classification
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity, Units
-from pipeline.units.selection import Target, select
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 from tests.pipeline.training.toy import Recorder, same
@@ -131,7 +131,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
 def test_name_file_and_config_agree(name: str) -> None:
     spec = registry.method_spec(name)
     assert spec.name == name
-    assert spec.build.__module__ == f"methods.{name}"
+    assert spec.build.__module__.startswith(f"methods.{name}.")
     assert spec.config()  # every setting has a default
     assert all(f.default is not None or f.annotation for f in spec.config.model_fields.values())
     assert Path(f"docs/methods/{name}.md").is_file()

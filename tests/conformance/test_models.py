@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import registry
 from pipeline.data.info import DatasetInfo
-from pipeline.study import registry
-from pipeline.units.count import MacsModel, count
+from pipeline.measure.count import MacsModel, count
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import assert_laws, random_plan, randomise_bn

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.study import registry
-from pipeline.training import replay
-from pipeline.training.job import Job
+from pipeline import registry
+from pipeline.training.loop.job import Job
+from pipeline.training.options import cuda_graph as replay
 from pipeline.training.recipe import OptimizerConfig, ScheduleConfig
 from tests.conformance.test_methods import METHODS, EightSteps, Stopped
 from tests.replayed import (

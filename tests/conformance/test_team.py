@@ -16,10 +16,10 @@ import torch
 
 from pipeline.data.batches import WHOLE, Part
 from pipeline.files import load_tree, save_tree
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.distributed import Team
-from pipeline.training.fit import fit
-from pipeline.training.job import Silent
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.distributed import Team
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Silent
 from tests.conformance.test_methods import METHODS, Batches, make_job
 from tests.team import together
 

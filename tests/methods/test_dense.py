@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.study.registry import method_spec
+from pipeline.registry import method_spec
 from pipeline.training.recipe import Recipe
 from pipeline.units.groups import Granularity, Units
 

@@ -22,10 +22,10 @@ from methods.early_bird import (
     recent_distances,
 )
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model
-from pipeline.training.method import EpochStats, Phase, StepContext
+from pipeline.measure.count import count
+from pipeline.registry import build_model
+from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
-from pipeline.units.count import count
 from pipeline.units.groups import ChannelGroup, Slice, Units
 
 TRACE = json.loads((Path(__file__).parent / "data" / "eb_mask_distance.json").read_text())

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from methods.imp import IMP, IMPConfig, keep_largest
-from pipeline.study.registry import method_spec
-from pipeline.training.method import Phase
-from pipeline.units.criteria import erdos_renyi
+from pipeline.registry import method_spec
+from pipeline.selection.criteria import erdos_renyi
+from pipeline.training.phases import Phase
 from tests.methods.imp_net import (
     RECIPE,
     TRACE,

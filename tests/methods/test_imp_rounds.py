@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from methods.imp import IMP, IMPConfig
 from pipeline.files import load_tree
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.method import Phase, StepContext
+from pipeline.selection.masks import Shuffle, shuffled
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.phases import Phase, StepContext
 from pipeline.training.recipe import OptimizerConfig, Recipe
-from pipeline.units.masks import Shuffle, shuffled
 from tests.methods.imp_net import (
     RECIPE,
     apply_plan,

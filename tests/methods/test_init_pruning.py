@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from methods.init_pruning import InitPruning, InitPruningConfig
 from pipeline.data.info import DatasetInfo
-from pipeline.study.artifacts import NetworkSpec
-from pipeline.study.registry import method_spec
-from pipeline.training.method import Phase, StepContext
-from pipeline.training.qa import QuestionAnswering
-from pipeline.training.tasks import Classification, Task
-from pipeline.units.criteria import snip
+from pipeline.registry import method_spec
+from pipeline.selection.criteria import snip
+from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.training.phases import Phase, StepContext
+from pipeline.training.tasks.question_answering import QuestionAnswering
+from pipeline.training.tasks.task import Classification, Task
 from pipeline.units.groups import Units
 from tests.squad_world import TINY, windows
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from methods.slimming import SlimmingConfig
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model, method_spec
-from pipeline.training.method import Method, Phase, StepContext
-from pipeline.units.criteria import scale_saliency
+from pipeline.registry import build_model, method_spec
+from pipeline.selection.criteria import scale_saliency
+from pipeline.selection.masks import count_of, drop_smallest
+from pipeline.training.method import Method
+from pipeline.training.phases import Phase, StepContext
 from pipeline.units.groups import ChannelGroup, Granularity, Slice, Units
-from pipeline.units.masks import count_of, drop_smallest
 
 TRACE = json.loads((Path(__file__).parent / "data" / "eb_seed_structured.json").read_text())
 AT = StepContext(Phase("train", 1), 0, 0, 1)

@@ -13,8 +13,9 @@ from torch import nn
 from models._slim import load_slim, save_slim
 from pipeline.data.info import DatasetInfo
 from pipeline.files import DamagedFileError, file_sha256
-from pipeline.study.artifacts import NetworkSpec
-from pipeline.study.registry import build_model, model_spec
+from pipeline.registry import build_model, model_spec
+from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.study.records.counts import count_network
 from pipeline.training.weights import load_weights, located
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity
@@ -47,7 +48,7 @@ def test_bert_base_has_the_published_size():
 
 def test_parameters_and_macs_are_counted_without_embeddings():
     model, (hidden, inner, length) = tiny(), (16, 24, 32)
-    found = spec().count(model)
+    found = count_network(spec(), model)
     layer = 4 * hidden * (hidden + 1) + inner * (hidden + 1) + hidden * (inner + 1) + 4 * hidden
     assert found.params == 2 * layer + 2 * hidden + 2
     products = 4 * hidden**2 + 2 * hidden * inner + 2 * length * hidden  # scores and their sums
@@ -136,7 +137,7 @@ def test_surgery_is_exact(plan):
     masked, shrunk = pruned(plan)
     with torch.no_grad():
         torch.testing.assert_close(shrunk(windows()), masked(windows()), atol=1e-6, rtol=1e-5)
-    assert spec().count(shrunk).params < spec().count(masked).params
+    assert count_network(spec(), shrunk).params < count_network(spec(), masked).params
 
 
 @pytest.mark.parametrize(("attention", "sizes"), [("head_dim", [4, 24]), ("none", [24])])
@@ -161,7 +162,7 @@ def test_a_slim_folder_gives_the_same_outputs(tmp_path, plan, pooler):
     again = load_slim(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(windows()), model(windows()))
-    assert spec(pooler=pooler).count(again) == spec(pooler=pooler).count(model)
+    assert count_network(spec(pooler=pooler), again) == count_network(spec(pooler=pooler), model)
     config = json.loads((tmp_path / "config.json").read_text())
     sizes = {n: list(m.weight.shape) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     assert config["espalier"]["layers"] == sizes

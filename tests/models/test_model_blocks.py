@@ -19,7 +19,7 @@ from models.mobilenet import InvertedResidual, separable
 from models.preact import PreActBasic, PreActBottleneck
 from models.resnet_cifar import ZeroPad
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model
+from pipeline.registry import build_model
 
 REFERENCE: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "data" / "block_outputs.json").read_text()

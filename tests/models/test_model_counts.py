@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.mobilenet import InvertedResidual
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model
+from pipeline.registry import build_model
 
 IMAGENET = (3, 224, 224)
 MNIST = (1, 28, 28)

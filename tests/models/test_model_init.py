@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import build_model
+from pipeline.registry import build_model
 
 INFO = DatasetInfo("cifar10", (3, 32, 32), 10)
 

@@ -13,7 +13,7 @@ from models._blocks import Bottleneck
 from models.mobilenet import InvertedResidual
 from models.preact import PreActBottleneck
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import (
+from pipeline.registry import (
     ModelSpec,
     build_model,
     family_models,

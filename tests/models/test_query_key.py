@@ -20,17 +20,18 @@ from models.bert import encoder_qa
 from pipeline.api import zero_channels
 from pipeline.data.info import DatasetInfo
 from pipeline.files import DamagedFileError
-from pipeline.study.artifacts import NetworkSpec
-from pipeline.study.registry import build_model, method_spec
-from pipeline.training.method import Phase, StepContext
+from pipeline.measure.count import MacsModel
+from pipeline.registry import build_model, method_spec
+from pipeline.selection.saliency import group_norm
+from pipeline.selection.select import Target, select
+from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.study.records.counts import count_network
+from pipeline.training.phases import Phase, StepContext
 from pipeline.training.recipe import Recipe
-from pipeline.training.tasks import TASKS
-from pipeline.units.count import MacsModel
+from pipeline.training.tasks.task import TASKS
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
-from pipeline.units.saliency import group_norm
-from pipeline.units.selection import Target, select
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import assert_laws, outputs, random_plan, randomise_bn
@@ -163,9 +164,9 @@ def test_parameters_and_macs_of_a_plan_are_those_of_the_shrunk_network() -> None
     units = SPEC.units(model)
     plan = plan_of(units, lambda name: [1, 3] if "query" in name else [5])
     costs = MacsModel(model, example, units)
-    dense = SPEC.count(model)
+    dense = count_network(SPEC, model)
     shrink(plan, model, units)
-    found = SPEC.count(model)
+    found = count_network(SPEC, model)
     assert costs.macs(plan) == found.macs
     hidden, length = TINY["hidden"], 32
     fewer = 2 * 2 * HEADS * 2 * (hidden + 1) + 2 * (hidden + 1 + hidden)
@@ -186,7 +187,7 @@ def test_the_slim_folder_says_how_wide_queries_and_keys_are(
     assert ours["query_key"] == {ATTENTION: 2, other: WIDTH}
     assert ours["layers"][f"{ATTENTION}.query"] == [2 * HEADS, TINY["hidden"]]
     again = load_slim(tmp_path)
-    assert SPEC.count(again) == SPEC.count(shrunk)
+    assert count_network(SPEC, again) == count_network(SPEC, shrunk)
     again.bert.set_attn_implementation(implementation)
     assert torch.equal(outputs(again, windows())[0], outputs(shrunk, windows())[0])
 

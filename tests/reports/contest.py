@@ -11,8 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.study.publish import Entry, Study
-from pipeline.study.records import (
+from pipeline.study.records.record import (
     Counts,
     CurvePoint,
     EvalRecord,
@@ -20,7 +19,8 @@ from pipeline.study.records import (
     sha,
     write_record,
 )
-from pipeline.study.runs import evaluate_view
+from pipeline.study.tracking.publish import Entry, Study
+from pipeline.study.tracking.run_views import evaluate_view
 from tests.reports.samples import frame
 
 NETWORKS = {"resnet20": (270_000, 41_000_000, 91.8), "vgg16_bn": (15_000_000, 313_000_000, 93.6)}

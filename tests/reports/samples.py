@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.study.artifacts import NetworkSpec
-from pipeline.study.publish import Entry, Study
-from pipeline.study.records import (
+from pipeline.study.params.schema import Ranked
+from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.study.records.counts import count_network
+from pipeline.study.records.record import (
     Counts,
     CurvePoint,
     Difference,
@@ -24,10 +25,10 @@ from pipeline.study.records import (
     sha,
     write_record,
 )
-from pipeline.study.runs import RunView
-from pipeline.study.schema import Ranked
-from pipeline.study.sweep_record import Histogram, SweepPoint, SweepRecord, WeightDistribution
-from pipeline.study.tracking import Store
+from pipeline.study.records.sweep import Histogram, SweepPoint, SweepRecord, WeightDistribution
+from pipeline.study.tracking.publish import Entry, Study
+from pipeline.study.tracking.run_views import RunView
+from pipeline.study.tracking.store import Store
 
 DATA_SHA = "d" * 64
 _template = tempfile.TemporaryDirectory()
@@ -97,7 +98,7 @@ def eval_record(training: TrainRecord, fraction: float = 0.5) -> EvalRecord:
 
 def of_network(network: NetworkSpec) -> tuple[TrainRecord, EvalRecord]:
     """The records of a training of it and of a pruning to half, as stages write them."""
-    counted = network.count(network.build())
+    counted = count_network(network, network.build())
     sizes = (counted.params, counted.params // 2, counted.params // 2)
     work = (counted.macs, counted.macs // 2, counted.macs // 2)
     model = f"{network.family}/{network.name}"

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.study.cost import costs, curve_until
-from pipeline.study.records import CurvePoint
-from reports.candidates import Candidate, candidates
-from reports.compare import compare_table, front, pairs_table
-from reports.render import csv, latex, markdown
-from reports.significance import holm, sign_flip, smallest_p
+from pipeline.study.records.cost import costs, curve_until
+from pipeline.study.records.record import CurvePoint
+from reports.build.candidates import Candidate, candidates
+from reports.build.compare import compare_table, front, pairs_table
+from reports.build.render import csv, latex, markdown
+from reports.build.significance import holm, sign_flip, smallest_p
 from tests.reports import contest
 from tests.reports.samples import eval_record, frames, train_record, write_study
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from methods.early_bird import distances_back, pairwise_distances
-from pipeline.study.connect_view import connect_view
-from pipeline.study.publish import Entry, Study, curves_for, lines_for, publish, runs_for
-from pipeline.study.records import sha, write_record
-from reports.connect import connect_table, write_lines
-from reports.mask_distance import distance_matrix, write_mask_distances
-from reports.render import markdown
-from tests.pipeline.study.test_connect_record import connect_record
+from pipeline.study.records.record import sha, write_record
+from pipeline.study.tracking.connect_view import connect_view
+from pipeline.study.tracking.publish import Entry, Study, curves_for, lines_for, publish, runs_for
+from reports.build.connect import connect_table, write_lines
+from reports.build.mask_distance import distance_matrix, write_mask_distances
+from reports.build.render import markdown
+from tests.pipeline.study.records.test_connect_record import connect_record
 from tests.reports.samples import frame, sqlite_uri, train_record
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.candidates import AXES, candidates, latency_axes
-from reports.page import WEB, page, write_comparison
-from reports.significance import sign_flip
+from reports.build.candidates import AXES, candidates, latency_axes
+from reports.build.page import WEB, page, write_comparison
+from reports.build.significance import sign_flip
 from tests import browser
 from tests.reports import contest
 

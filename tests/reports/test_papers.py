@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.study.runs import evaluate_view
-from reports.papers import Paper, load_paper, load_papers, paper_table, tables_of
-from reports.quantities import QUANTITIES
-from reports.render import cells, csv, latex, markdown, provenance
-from reports.tables import NOT_RUN
+from pipeline.study.tracking.run_views import evaluate_view
+from reports.build.papers import Paper, load_paper, load_papers, paper_table, tables_of
+from reports.build.quantities import QUANTITIES
+from reports.build.render import cells, csv, latex, markdown, provenance
+from reports.build.table import NOT_RUN
 from tests.reports.samples import check_golden, eval_record, frame, train_record
 
 SAMPLE = """\

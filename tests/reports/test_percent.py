@@ -9,19 +9,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.cli.readme import MARK, STUDIES, results
 from pipeline.data.info import DatasetInfo
-from pipeline.study.artifacts import NetworkSpec
-from pipeline.study.publish import Entry, Study
-from pipeline.study.records import Counts, TrainRecord, write_record
-from pipeline.study.reference import Reference
-from pipeline.study.runs import evaluate_view
-from reports.candidates import AXES, candidates
-from reports.compare import compare_table, to_json
-from reports.figures import _fraction
-from reports.quantities import QUANTITIES
-from reports.readme import MARK, STUDIES, results
-from reports.render import cells, csv, latex, markdown
-from reports.tables import main_table
+from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.study.records.record import Counts, Reference, TrainRecord, write_record
+from pipeline.study.tracking.publish import Entry, Study
+from pipeline.study.tracking.run_views import evaluate_view
+from reports.build.candidates import AXES, candidates
+from reports.build.compare import compare_table, to_json
+from reports.build.figures import _fraction
+from reports.build.quantities import QUANTITIES
+from reports.build.render import cells, csv, latex, markdown, plain
+from reports.build.tables import main_table
 from tests.reports.samples import eval_record, frame, of_network, train_record
 
 STANDARD = Reference("width=8", 1000, 20_000)  # as large as the dense network of the samples
@@ -54,7 +53,7 @@ def test_the_main_table_counts_from_it_and_says_so(runs, prunings):
     assert {k: rows.loc["gates", k] for k in LEFT} == LEFT
     assert {k: rows.loc["dense", k] for k in LEFT} == LEFT
     assert list(rows["of"]) == ["trained", "width=8"]
-    for text in (markdown(table), csv(table), latex(table), str(table)):
+    for text in (markdown(table), csv(table), latex(table), plain(table)):
         assert "width=8" in text
     assert "or of the reference that the pruning names" in markdown(table)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.study.publish import Entry
-from pipeline.study.runs import evaluate_view
-from reports.figures import line_of, sweep_data, write_figures
-from reports.render import cells, csv, latex, markdown, provenance, write_tables
-from reports.tables import NOT_RUN, main_table, sweep_table, weights_table
-from reports.weights import histogram_data, write_weights
+from pipeline.study.tracking.publish import Entry
+from pipeline.study.tracking.run_views import evaluate_view
+from reports.build.figures import line_of, sweep_data, write_figures
+from reports.build.render import cells, csv, latex, markdown, plain, provenance, write_tables
+from reports.build.table import NOT_RUN
+from reports.build.tables import main_table, sweep_table, weights_table
+from reports.build.weights import histogram_data, write_weights
 from tests.reports.samples import (
     check_golden,
     eval_record,
@@ -102,14 +103,14 @@ def test_an_empty_study_has_empty_tables(tmp_path):
 
 
 def test_in_a_terminal_columns_are_aligned(tables):
-    head, *rows = str(tables[0]).splitlines()[1:]
+    head, *rows = plain(tables[0]).splitlines()[1:]
     at = head.index("method")
     assert {row[at - 1] for row in rows} == {" "}
     assert [row[at:].split()[0] for row in rows] == ["dense", "hspg", "imp"]
 
 
 def test_in_a_terminal_numbers_stand_to_the_right(tables):
-    head, *rows = str(tables[0]).splitlines()[1:]
+    head, *rows = plain(tables[0]).splitlines()[1:]
     end = head.index("seeds") + len("seeds")
     assert [row[:end].split()[-1] for row in rows] == ["1", "2", "0"]
     assert {row[end : end + 2] for row in rows} == {"  "}

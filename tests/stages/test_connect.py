@@ -15,12 +15,13 @@ from pipeline.data.loaders import make_eval_batches
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import write_json
-from pipeline.study import paths, running
-from pipeline.study.artifacts import NetworkSpec, TrainArtifact
-from pipeline.study.params import Params, ParamsError, load_params
-from pipeline.study.records import write_record
-from pipeline.study.runtime import Workplace
-from pipeline.training.checkpoint import CheckpointFolder, clone_state
+from pipeline.study import paths
+from pipeline.study.execution import running
+from pipeline.study.execution.runtime import Workplace
+from pipeline.study.params.load import Params, ParamsError, load_params
+from pipeline.study.records.artifacts import NetworkSpec, TrainArtifact
+from pipeline.study.records.record import write_record
+from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state
 from pipeline.training.method import MethodBase
 from stages.connect import between, distance, run
 from stages.prune import batches

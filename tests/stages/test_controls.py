@@ -11,11 +11,12 @@ from pipeline.data.config import DataConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.study import paths
-from pipeline.study.artifacts import PrunedArtifact, TrainArtifact
-from pipeline.study.params import Params, ParamsError, load_params
-from pipeline.study.records import write_record
-from pipeline.study.runtime import Workplace
-from pipeline.training.job import Silent
+from pipeline.study.execution.runtime import Workplace
+from pipeline.study.params.load import Params, ParamsError, load_params
+from pipeline.study.records.artifacts import PrunedArtifact, TrainArtifact
+from pipeline.study.records.counts import count_network
+from pipeline.study.records.record import write_record
+from pipeline.training.loop.job import Silent
 from pipeline.units.plan import PruningPlan
 from stages import evaluate, finetune, prune, train
 
@@ -79,10 +80,11 @@ def test_a_control_cuts_the_groups_of_the_gates_to_their_budget(study) -> None:
     assert plans["random"].digest() == plans["again"].digest()
     assert plans["random"].digest() != plans["random-s1"].digest()
     network = TrainArtifact(paths.training("wide")).network
-    standard = network.count(type(network)(*(*_names(network), {"width": 8}, network.info)).build())
+    narrow = type(network)(*(*_names(network), {"width": 8}, network.info)).build()
+    standard = count_network(network, narrow)
     dearest = 0.06  # of the reference: a channel of the widest images
     for key in ("random", "random-s1", "uniform"):
-        macs = network.count(PrunedArtifact(paths.prune(key)).model()).macs
+        macs = count_network(network, PrunedArtifact(paths.prune(key)).model()).macs
         assert abs(macs / (0.7 * standard.macs) - 1) < dearest, key
     spread = {k: max(fractions(p)) - min(fractions(p)) for k, p in plans.items()}
     assert spread["uniform"] < 0.15 < spread["random"]

@@ -13,13 +13,13 @@ from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import tensors_sha256
 from pipeline.study import paths
-from pipeline.study.artifacts import PrunedArtifact, TrainArtifact
-from pipeline.study.params import Params, ParamsError, load_params
-from pipeline.study.records import EvalRecord, TrainRecord, read_record, write_record
-from pipeline.study.runs import train_view
-from pipeline.study.runtime import Workplace
-from pipeline.training.checkpoint import CheckpointFolder
-from pipeline.training.job import Silent
+from pipeline.study.execution.runtime import Workplace
+from pipeline.study.params.load import Params, ParamsError, load_params
+from pipeline.study.records.artifacts import PrunedArtifact, TrainArtifact
+from pipeline.study.records.record import EvalRecord, TrainRecord, read_record, write_record
+from pipeline.study.tracking.run_views import train_view
+from pipeline.training.loop.checkpoint import CheckpointFolder
+from pipeline.training.loop.job import Silent
 from stages import evaluate, finetune, prune, train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from pipeline.data.info import DatasetInfo
-from pipeline.study.artifacts import NetworkSpec
-from pipeline.study.params import Params, ParamsError, load_params
-from pipeline.study.running import task_of
+from pipeline.study.execution.running import task_of
+from pipeline.study.params.load import Params, ParamsError, load_params
+from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.study.records.counts import count_network
 from pipeline.training.recipe import Recipe
 from pipeline.training.schedules import make_optimizer
 from pipeline.units.groups import Granularity
@@ -63,7 +64,8 @@ def saved(text: str = PARAMS) -> float:
     """Dense MACs over kept MACs."""
     network = NetworkSpec("small", "resnet8", {"width": 8}, DatasetInfo("digits", (1, 8, 8), 10))
     small = NetworkSpec("small", "resnet8", {"width": 4}, network.info)
-    return network.count(network.build()).macs / small.count(small.build()).macs
+    dense, pruned = (count_network(n, n.build()).macs for n in (network, small))
+    return dense / pruned
 
 
 def test_epochs_asked_for_are_taken(tmp_path: Path) -> None:

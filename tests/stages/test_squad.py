@@ -12,14 +12,14 @@ from models._slim import load_slim
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import load_prepared
 from pipeline.files import file_sha256
+from pipeline.measure.count import count
+from pipeline.registry import build_model
 from pipeline.study import paths
-from pipeline.study.artifacts import DELIVERED, PrunedArtifact, TrainArtifact
-from pipeline.study.params import Params, load_params
-from pipeline.study.records import EvalRecord, write_record
-from pipeline.study.registry import build_model
-from pipeline.study.runtime import Workplace
-from pipeline.training.job import Silent
-from pipeline.units.count import count
+from pipeline.study.execution.runtime import Workplace
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.records.artifacts import DELIVERED, PrunedArtifact, TrainArtifact
+from pipeline.study.records.record import EvalRecord, write_record
+from pipeline.training.loop.job import Silent
 from stages import evaluate, finetune, prune, train
 from tests.squad_world import TINY, windows, write_squad, write_tokenizer
 

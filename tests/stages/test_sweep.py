@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import write_json
+from pipeline.measure.harness import output_difference
 from pipeline.study import paths
-from pipeline.study.artifacts import NetworkSpec, TrainArtifact
-from pipeline.study.params import Params, load_params
-from pipeline.study.records import TrainRecord, from_json, sha, to_json, write_record
-from pipeline.study.runtime import Workplace
-from pipeline.study.schema import SweepParams
-from pipeline.study.sizes import distribution_of
-from pipeline.study.sweep_record import Histogram, SweepRecord
-from pipeline.training.measure import output_difference
+from pipeline.study.execution.runtime import Workplace
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.params.schema import SweepParams
+from pipeline.study.records.artifacts import NetworkSpec, TrainArtifact
+from pipeline.study.records.record import TrainRecord, from_json, sha, to_json, write_record
+from pipeline.study.records.sizes import distribution_of
+from pipeline.study.records.sweep import Histogram, SweepRecord
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity
 from pipeline.units.surgery import apply_plan

@@ -14,15 +14,15 @@ from pipeline.data.config import DataConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import read_json, tensors_sha256
+from pipeline.registry import method_spec
 from pipeline.study import paths
-from pipeline.study.artifacts import PrunedArtifact, TrainArtifact
-from pipeline.study.params import Params, load_params
-from pipeline.study.records import TrainRecord, read_record, write_record
-from pipeline.study.registry import method_spec
-from pipeline.study.runs import train_view
-from pipeline.study.runtime import Workplace
-from pipeline.training.checkpoint import CheckpointFolder, Lineage, retire
-from pipeline.training.job import SECONDS, Silent
+from pipeline.study.execution.runtime import Workplace
+from pipeline.study.params.load import Params, load_params
+from pipeline.study.records.artifacts import PrunedArtifact, TrainArtifact
+from pipeline.study.records.record import TrainRecord, read_record, write_record
+from pipeline.study.tracking.run_views import train_view
+from pipeline.training.loop.checkpoint import CheckpointFolder, Lineage, retire
+from pipeline.training.loop.job import SECONDS, Silent
 from stages import evaluate, finetune, prune, train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,10 +18,10 @@ import torch
 from pipeline.data.prepared import load_prepared
 from pipeline.files import load_tree
 from pipeline.study import paths
-from pipeline.study.params import load_params
-from pipeline.study.records import TrainRecord, read_record, sha
-from pipeline.study.runtime import Workplace
-from pipeline.training.job import Silent
+from pipeline.study.execution.runtime import Workplace
+from pipeline.study.params.load import load_params
+from pipeline.study.records.record import TrainRecord, read_record, sha
+from pipeline.training.loop.job import Silent
 from stages import train
 from tests import imagenet_dry_run as dry_run
 from tests import study

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from methods.hspg import PRESETS, HSPGConfig
-from pipeline.study.params import load_params
+from pipeline.study.params.load import load_params
 from tests import squad_dry_run, study
 from tests.squad_world import TINY
 

@@ -17,13 +17,14 @@ from pipeline.data.config import Flip, PadCrop
 from pipeline.data.loaders import TrainBatches
 from pipeline.data.splits import TensorSplit
 from pipeline.files import save_tree, write_json
-from pipeline.training.checkpoint import CheckpointFolder, clone_state
-from pipeline.training.distributed import Team, TeamError
-from pipeline.training.fit import fit
-from pipeline.training.job import Job, Silent
-from pipeline.training.method import EpochStats, Method, MethodBase, Phase, StepContext
+from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state
+from pipeline.training.loop.distributed import Team, TeamError
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Job, Silent
+from pipeline.training.method import Method, MethodBase
+from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
-from pipeline.training.tasks import Classification
+from pipeline.training.tasks.task import Classification
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 
@@ -233,7 +234,7 @@ def differ(team: Team, folder: Path) -> None:
 
 def diverges(team: Team, folder: Path) -> None:
     """A loss that is not finite in one part stops all, with one message."""
-    from pipeline.training.fit import DivergedError
+    from pipeline.training.loop.fit import DivergedError
 
     class Poisoned(KillBefore):
         def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Any]:

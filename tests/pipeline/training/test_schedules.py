@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torch_schedules
 
-from pipeline.training.method import EpochStats
+from pipeline.training.phases import EpochStats
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
 from pipeline.training.schedules import (
     PlateauSchedule,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.checkpoint import CheckpointFolder, clone_state
-from pipeline.training.fit import fit
-from pipeline.training.job import Job
+from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state
+from pipeline.training.loop.fit import fit
+from pipeline.training.loop.job import Job
 from pipeline.training.method import Method, MethodBase
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
-from pipeline.training.tasks import Classification
+from pipeline.training.tasks.task import Classification
 from pipeline.units.groups import Units
 
 RECIPE = Recipe(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.units.count import MacsModel, count
+from pipeline.measure.count import MacsModel, count
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
-from pipeline.units.describe import describe
+from pipeline.measure.describe import describe
 from pipeline.units.groups import Granularity, layer_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.trace import trace_units

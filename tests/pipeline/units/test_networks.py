@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.info import DatasetInfo
-from pipeline.study.registry import family_models, family_names, model_spec
+from pipeline.registry import family_models, family_names, model_spec
 from pipeline.units.groups import Units
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import assert_laws, random_plan

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 
-from pipeline.units.count import MacsModel, count
+from pipeline.measure.count import MacsModel, count
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import assert_laws, random_plan
-from tests.pipeline.units.nets_rare import BLOCKS, SIZE, Plan, plans
+from tests.pipeline.units.nets.rare import BLOCKS, SIZE, Plan, plans
 
 EXAMPLE = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 

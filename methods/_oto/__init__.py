@@ -1,0 +1,1 @@
+"""What the OTO family shares: row-wise optimizers, search directions, redundancy scores."""

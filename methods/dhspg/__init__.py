@@ -1,0 +1,5 @@
+"""DHSPG: dual half-space projected gradient, the optimizer of OTOv2."""
+
+from methods.dhspg.method import DHSPG, DHSPGConfig, DHSPGMethod, DHSPGOptions
+
+__all__ = ["DHSPG", "DHSPGConfig", "DHSPGMethod", "DHSPGOptions"]

@@ -1,0 +1,211 @@
+"""DHSPG: dual half-space projected gradient, the optimizer of OTOv2.
+
+Chen et al., OTOv2: Automatic, Generic, User-Friendly, ICLR 2023 (https://arxiv.org/abs/2303.06862).
+One partition of all ZIGs into important and redundant; only the redundant ones are penalised, with
+a penalty chosen so that the step descends on the loss and on the norm, and projected to zero until
+the target sparsity is reached. Units: channels. Target rule: `zeros`.
+
+Differences from the authors' program, unless `faithful`: Adam's moments start at zero with their
+bias correction; the target test is exact (theirs never counts a target met to the digit as met).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from methods._oto.directions import DirectionOptions, direction_options
+from methods._oto.row_method import RowMethod
+from methods._oto.row_optimizer import DirectedRowOptimizer, Params
+from pipeline.registry import register_method
+from pipeline.training.phases import Phase, StepContext
+from pipeline.training.recipe import Fraction, NonNegative, Positive, Recipe, Strict
+from pipeline.training.schedules import parameter_groups
+from pipeline.units.layers import GroupScope
+from pipeline.units.rows import Rows
+
+SMALL = 1e-8  # in x / (||x|| + SMALL)
+
+VARIANTS: Mapping[str, tuple[float, float, float]] = {
+    "sgd": (1e-3, 2.0, 10.0),
+    "adam": (1e-2, 20.0, 1e3),
+    "adamw": (1e-2, 20.0, 1e3),
+}
+"""penalty, amplify, ceiling of each variant: the defaults of the authors' program."""
+
+
+@dataclass(frozen=True)
+class DHSPGOptions:
+    """The numbers of DHSPG.
+
+    Attributes:
+        target: group sparsity to reach; `tolerance` more are penalised.
+        penalty: lambda; `amplify` and `ceiling` bound the adaptive one (A and C of the card).
+        epsilon: half-space parameter in [0, 1).
+        start_step: steps before the partition; `warmup_steps`: steps before the penalty adapts and
+            the projection begins.
+        group_divisible: channels kept in a group are a multiple of this.
+        decay_type: decoupled decay along x ("l2_norm") or x / ||x|| of each row ("l1_norm").
+        faithful: see the head of this file.
+    """
+
+    direction: DirectionOptions = field(default_factory=DirectionOptions)
+    weight_decay: float = 0.0
+    target: float = 0.5
+    tolerance: float = 0.05
+    penalty: float = 1e-3
+    amplify: float = 2.0
+    ceiling: float = 10.0
+    epsilon: float = 0.0
+    start_step: int = 0
+    warmup_steps: int = 0
+    group_divisible: int = 1
+    decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
+    faithful: bool = False
+
+
+class DHSPG(DirectedRowOptimizer):
+    """DHSPG over `rows`; parameters of `params` outside them take plain steps."""
+
+    def __init__(self, params: Params, rows: Rows, lr: float, options: DHSPGOptions) -> None:
+        super().__init__(params, rows, lr, options.direction, options.weight_decay)
+        self.options = options
+        self.units["penalized"] = torch.zeros_like(rows.entries, dtype=torch.bool)
+        self.schedule(options.start_step, options.warmup_steps)
+
+    def schedule(self, start_step: int, warmup_steps: int) -> None:
+        """When to partition and when to begin projecting, in steps of this optimizer."""
+        self.units.update(start_step=start_step, warmup_steps=warmup_steps)
+
+    def replay_key(self) -> Hashable | None:
+        step, start = self.units["step"] + 1, self.units["start_step"]
+        if self.counts_in_direction or step == start + 1:  # the partition
+            return None
+        return step > start, step >= self.units["warmup_steps"]
+
+    def stays_zero(self) -> Tensor:
+        return torch.ones_like(self.rows.entries).bool()
+
+    def step_rows(self, moves: list[Tensor]) -> None:
+        """Spec 5.1, steps 2 to 6."""
+        rows, lr, step = self.rows, self.row_setting("lr"), self.units["step"]
+        start = self.units["start_step"]
+        square, *products = rows.gram(moves) if step > start else (rows.square_norms(),)
+        norm, alive, decays = square.sqrt(), square != 0, self.row_decays()
+        scale = torch.ones_like(norm)
+        if decays and self.options.decay_type == "l1_norm":
+            decays, scale = [], 1.0 - lr * self.row_setting("weight_decay") / (norm + SMALL)
+        if step > start:
+            inner, slope = products
+            if step == start + 1:
+                self.units["penalized"] = self._partition(norm, inner, slope)
+            pushed = self.units["penalized"] & self._short_of_target(alive)
+            scale = scale - pushed * (lr * self._penalty(norm, inner, slope) / (norm + SMALL))
+            if step >= self.units["warmup_steps"]:
+                trial = scale * square - lr * (inner + self.decay_inner(square, decays))
+                alive = alive & ~(pushed & (trial < self.options.epsilon * square))
+        keep = alive.to(norm.dtype)
+        self.move_rows(moves, scale * keep, lr * keep, decays)
+
+    def _short_of_target(self, alive: Tensor) -> Tensor:
+        zeros, count, target = (~alive).sum(), self.rows.count, self.options.target
+        if self.options.faithful:
+            return zeros.float() / (count + 6e-6) < target
+        return zeros < math.ceil(target * count - 1e-9)
+
+    def _penalty(self, norm: Tensor, inner: Tensor, slope: Tensor) -> Tensor:
+        """lambda per channel: larger where the gradient alone would make the channel grow, yet
+        small enough that the step still descends on the loss."""
+        base = self.options.penalty
+        if self.units["step"] < self.units["warmup_steps"]:
+            return torch.full_like(norm, base)
+        low, high = -inner / norm, -slope * norm / inner
+        chosen = (self.options.amplify * low).clamp(base, self.options.ceiling * base)
+        chosen = torch.where(chosen >= high, (low + high) / 2, chosen)
+        return torch.where(inner < 0, chosen, base)
+
+    def _partition(self, norm: Tensor, inner: Tensor, slope: Tensor) -> Tensor:
+        """The redundant channels: small ones, and those the gradient already drives to zero."""
+        rows, divisor = self.rows, self.options.group_divisible
+        cosine = inner / (norm.clamp(min=1e-8) * slope.sqrt().clamp(min=1e-8))
+        smallness = 1.0 / (norm / rows.entries + 1e-6)
+        score = 0.5 * _unit(cosine) + 0.5 * _unit(smallness)
+        fraction = min(self.options.target + self.options.tolerance, 0.999)
+        kept = rows.rank(-score) >= int(rows.count * fraction)
+        multiples = (rows.sum_groups(kept) / divisor).round().clamp(min=1)
+        redundant = rows.rank_in_groups(score) >= (multiples * divisor)[rows.group_of]
+        return redundant & (rows.group_size > divisor)[rows.group_of]
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / torch.linalg.vector_norm(vector).clamp(min=1e-12)
+
+
+class DHSPGConfig(Strict):
+    """Settings of DHSPG. The recipe's optimizer (sgd, adam, adamw) gives the direction.
+
+    `penalty`, `amplify`, `ceiling`: None = the variant's default (see `VARIANTS`).
+    The partition happens after `start_epochs`, or else after `start_fraction` of all steps; before
+    `warmup_fraction` of all steps the penalty does not adapt and nothing is projected.
+    """
+
+    target_group_sparsity: Fraction = 0.5
+    tolerance_group_sparsity: Fraction = 0.05
+    penalty: NonNegative | None = None
+    amplify: Positive | None = None
+    ceiling: Annotated[float, Field(ge=1.0)] | None = None
+    epsilon: Fraction = 0.0
+    start_epochs: Annotated[int, Field(ge=0)] | None = None
+    start_fraction: Fraction = 0.1
+    warmup_fraction: Fraction = 0.0
+    group_divisible: Annotated[int, Field(ge=1)] = 1
+    weight_decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
+    groups: GroupScope = "all"
+    faithful: bool = False
+
+
+@register_method("dhspg", DHSPGConfig)
+class DHSPGMethod(RowMethod[DHSPG]):
+    """One phase; the optimizer learns in the first step when to partition."""
+
+    def __init__(self, config: DHSPGConfig) -> None:
+        super().__init__(config.groups)
+        self.config = config
+
+    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
+        config, decay = self.config, recipe.optimizer.weight_decay
+        base = direction_options(recipe, config.faithful)
+        penalty, amplify, ceiling = VARIANTS[base.variant]
+        options = DHSPGOptions(
+            direction=base,
+            weight_decay=decay,
+            target=config.target_group_sparsity,
+            tolerance=config.tolerance_group_sparsity,
+            penalty=penalty if config.penalty is None else config.penalty,
+            amplify=amplify if config.amplify is None else config.amplify,
+            ceiling=ceiling if config.ceiling is None else config.ceiling,
+            epsilon=config.epsilon,
+            group_divisible=config.group_divisible,
+            decay_type=config.weight_decay_type,
+            faithful=config.faithful,
+        )
+        live = parameter_groups(model, recipe.optimizer)
+        self.epochs = recipe.epochs
+        self.stepped = DHSPG(live, self.rows(model), recipe.optimizer.lr, options)
+        return self.stepped
+
+    def after_backward(self, model: nn.Module, at: StepContext) -> None:
+        if self.stepped is None:
+            return
+        config, per_epoch = self.config, at.steps_per_epoch
+        total = self.total_steps(at)
+        asked = config.start_epochs
+        start = int(config.start_fraction * total) if asked is None else asked * per_epoch
+        self.stepped.schedule(start, int(config.warmup_fraction * total))

@@ -1,0 +1,210 @@
+"""HESSO: hybrid efficient structured sparse optimizer, the successor of DHSPG in OTO.
+
+Chen et al., HESSO: Towards Automatic Efficient and User Friendly Any Neural Network Training and
+Pruning, 2024 (https://arxiv.org/abs/2409.09085). In each of a few periods the channels with the
+lowest scores are declared redundant and shrunk linearly to zero while all others train as usual; no
+regulariser, no half-space, the target count is met by construction. Units: channels. Target rule:
+`zeros`.
+
+Differences from the authors' program, unless `faithful`: of too many candidates the lowest scores
+go first (theirs: the lowest positions); channels shared through a concat's BatchNorm are scored and
+zeroed with their group (theirs are zeroed before their own gradient step and do not stay zero);
+Adam's moments start at zero. Always: a group keeps at least `group_divisible` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from methods._oto.directions import DirectionOptions, direction_options
+from methods._oto.redundancy import CRITERIA, Criterion, Quota, redundancy
+from methods._oto.row_method import RowMethod
+from methods._oto.row_optimizer import DirectedRowOptimizer, Params
+from pipeline.registry import register_method
+from pipeline.training.phases import Phase, StepContext
+from pipeline.training.recipe import Fraction, NonNegative, Recipe, Strict
+from pipeline.training.schedules import parameter_groups
+from pipeline.units.layers import GroupScope
+from pipeline.units.rows import Rows
+
+
+@dataclass(frozen=True)
+class HESSOOptions:
+    """The numbers of HESSO.
+
+    Attributes:
+        target: group sparsity to reach after the last period.
+        start_step: steps before the first period; `pruning_steps` (>= 1): length of all `periods`.
+        group_divisible: channels kept in a group are a multiple of this; groups that are not
+            larger stay whole.
+        criteria: weights of the scores; low score = redundant.
+        faithful: see the head of this file.
+    """
+
+    direction: DirectionOptions = field(default_factory=DirectionOptions)
+    weight_decay: float = 0.0
+    target: float = 0.5
+    start_step: int = 0
+    pruning_steps: int = 1
+    periods: int = 1
+    group_divisible: int = 1
+    criteria: Mapping[Criterion, float] = field(default_factory=lambda: CRITERIA)
+    faithful: bool = False
+
+
+class HESSO(DirectedRowOptimizer):
+    """HESSO over `rows`; parameters of `params` outside them take plain steps."""
+
+    def __init__(self, params: Params, rows: Rows, lr: float, options: HESSOOptions) -> None:
+        super().__init__(params, rows, lr, options.direction, options.weight_decay)
+        self.options = options
+        self._scored = rows.own() if options.faithful else rows
+        self._quota = Quota(rows, options.target, options.group_divisible)
+        nothing = torch.zeros_like(rows.entries, dtype=torch.bool)
+        self.units.update(pruned=nothing, redundant=nothing.clone(), period=0)
+        self.schedule(options.start_step, options.pruning_steps)
+
+    def schedule(self, start_step: int, pruning_steps: int) -> None:
+        """When the first period begins and how long all of them last, in optimizer steps."""
+        periods = min(self.options.periods, pruning_steps)
+        self.units.update(start_step=start_step, length=pruning_steps // periods, periods=periods)
+
+    def replay_key(self) -> Hashable | None:
+        since = self.units["step"] + 1 - self.units["start_step"]
+        end = self.units["periods"] * self.units["length"]
+        if self.counts_in_direction or 0 <= since <= end:  # a factor of its own in every step
+            return None
+        return "before" if since < 0 else "after"
+
+    def stays_zero(self) -> Tensor | None:
+        return None if self.options.faithful else self.units["pruned"]
+
+    def step_rows(self, moves: list[Tensor]) -> None:
+        """Spec 5.2: the plain step, then the linear shrink of the redundant channels."""
+        since = self.units["step"] - self.units["start_step"]
+        length = self.units["length"]
+        begins = since >= 0 and (since - 1) % length == 0
+        if begins and self.units["period"] < self.units["periods"]:
+            self._begin_period(moves)
+        lr, at = self.row_setting("lr"), since % length
+        pruned, redundant = self.units["pruned"], self.units["redundant"]
+        factor = torch.ones(self.rows.count, dtype=self.rows.dtype, device=pruned.device)
+        factor.masked_fill_(redundant, (length - at - 1) / (length - at)).masked_fill_(pruned, 0.0)
+        if self.options.faithful and any(self.rows.shared):
+            self._move_faithfully(moves, factor)
+        else:
+            self.move_rows(moves, factor, lr * factor, self.row_decays())
+        if at == length - 1:
+            self._commit()
+
+    def _commit(self) -> None:
+        self.units["pruned"].logical_or_(self.units["redundant"])  # where a graph reads them
+        self.units["redundant"].zero_()
+
+    def _begin_period(self, moves: list[Tensor]) -> None:
+        self._commit()
+        period = self.units["period"] = self.units["period"] + 1
+        periods = self.units["periods"]
+        goal = self._quota.goal
+        each = goal // periods
+        quota = goal if period == periods else period * each
+        scores, pruned = self.scores(moves), self.units["pruned"]
+        if self.options.faithful:
+            chosen = self._first_in_order(scores, quota - (period - 1) * each)
+        else:
+            chosen = self._quota.lowest(scores, quota, pruned)
+        self.units["redundant"] = self._quota.multiples(chosen, scores, pruned)
+
+    def scores(self, moves: list[Tensor]) -> Tensor:
+        """Of all channels; a parameter shared by several groups counts unless `faithful`."""
+        rows = self._scored
+        place = {id(p): v for p, v in zip(self.rows.params, moves, strict=True)}
+        return redundancy(rows, [place[id(p)] for p in rows.params], self.options.criteria)
+
+    def _first_in_order(self, scores: Tensor, number: int) -> Tensor:
+        """The original's choice: of the (pruned + number) lowest scores that are not pruned, the
+        first `number` by position."""
+        pruned, free = self.units["pruned"], self._quota.free
+        rank = self.rows.rank(scores.masked_fill(~free, torch.inf))
+        low = (rank < pruned.sum() + number) & ~pruned & free
+        return low & (low.cumsum(0) <= number)
+
+    def _move_faithfully(self, moves: list[Tensor], factor: Tensor) -> None:
+        """The original's order: shared parameters shrink first, once per parameter of their group,
+        and take their own step afterwards."""
+        rows, lr = self.rows, self.row_setting("lr")
+        power = factor ** self._scored.parameters_of[rows.group_of]
+        own, late = rows.spread(factor, 1.0), rows.spread(power, 1.0)
+        pulls = rows.spread(lr * factor, lr)
+        decays = self.row_decays()
+        if decays:
+            moves = list(torch._foreach_add(moves, torch._foreach_mul(rows.params, decays)))
+        for i, p in enumerate(rows.params):
+            p.mul_(late[i] if rows.shared[i] else own[i])
+            pull = torch.full_like(pulls[i], lr) if rows.shared[i] else pulls[i]
+            p.addcmul_(moves[i], pull, value=-1.0)
+
+
+class HESSOConfig(Strict):
+    """Settings of HESSO. The recipe's optimizer (sgd, adam, adamw) gives the direction.
+
+    `start_fraction` and `pruning_fraction`: when pruning begins and how long it lasts, as fractions
+    of all steps; `periods`: into how many equal parts it is divided. `criteria`: weights by name.
+    """
+
+    target_group_sparsity: Fraction = 0.5
+    start_fraction: Fraction = 0.1
+    pruning_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    periods: Annotated[int, Field(ge=1)] = 10
+    group_divisible: Annotated[int, Field(ge=1)] = 1
+    criteria: dict[Criterion, NonNegative] = Field(default_factory=lambda: dict(CRITERIA))
+    groups: GroupScope = "all"
+    faithful: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> HESSOConfig:
+        if not any(self.criteria.values()):
+            raise ValueError("criteria: all weights are 0")
+        if self.start_fraction + self.pruning_fraction > 1:
+            raise ValueError("start_fraction + pruning_fraction is more than the whole training")
+        return self
+
+
+@register_method("hesso", HESSOConfig)
+class HESSOMethod(RowMethod[HESSO]):
+    """One phase; the optimizer learns in the first step when its periods are."""
+
+    def __init__(self, config: HESSOConfig) -> None:
+        super().__init__(config.groups)
+        self.config = config
+
+    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
+        config = self.config
+        options = HESSOOptions(
+            direction=direction_options(recipe, config.faithful),
+            weight_decay=recipe.optimizer.weight_decay,
+            target=config.target_group_sparsity,
+            periods=config.periods,
+            group_divisible=config.group_divisible,
+            criteria=config.criteria,
+            faithful=config.faithful,
+        )
+        live = parameter_groups(model, recipe.optimizer)
+        self.epochs = recipe.epochs
+        self.stepped = HESSO(live, self.rows(model), recipe.optimizer.lr, options)
+        return self.stepped
+
+    def after_backward(self, model: nn.Module, at: StepContext) -> None:
+        if self.stepped is None:
+            return
+        total = self.total_steps(at)
+        start = int(self.config.start_fraction * total)
+        length = int(self.config.pruning_fraction * total)
+        self.stepped.schedule(start, max(length, 1))

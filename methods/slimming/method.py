@@ -1,0 +1,62 @@
+"""Network slimming: L1 on the scales of BatchNorm, then the smallest scales go.
+
+Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017
+(arXiv:1708.06519). The sub-gradient `penalty * sign(gamma)` joins every gradient; channels are
+ranked by |gamma|. Units: channels of a group. Rule: `fraction`, global, with the selection's floor
+per group where the paper's own code empties layers.
+
+Only scales of prunable groups are penalised. A group without BatchNorm has no score: it stays
+whole.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.registry import register_method
+from pipeline.selection.criteria import add_l1_subgradient, scale_saliency, trained_scales
+from pipeline.training.method import Batches, MethodBase
+from pipeline.training.phases import StepContext
+from pipeline.training.recipe import NonNegative, Positive, Strict
+from pipeline.units.groups import Granularity, Units
+
+
+class SlimmingConfig(Strict):
+    """`penalty` is the paper's lambda: 1e-4 for VGG, 1e-5 for ResNet and DenseNet.
+
+    `gamma_init`: the scales before training, 0.5 in the paper, None leaves them (a network with
+    trained weights). `across`: one score for a channel that passes several BatchNorms (a residual
+    stream): the mean or max of their |gamma|.
+    """
+
+    penalty: NonNegative = 1e-4
+    gamma_init: Positive | None = None
+    across: Literal["mean", "max"] = "mean"
+
+
+@register_method("slimming", SlimmingConfig)
+class Slimming(MethodBase):
+    """Dense training with a sparse prior on channels."""
+
+    granularity = Granularity.STRUCTURED
+
+    def __init__(self, config: SlimmingConfig) -> None:
+        self.config = config
+        self.scales: list[nn.Parameter] = []
+
+    @torch.no_grad()
+    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
+        self.scales = trained_scales(model, units.prunable)
+        if self.config.gamma_init is not None:
+            for scale in self.scales:
+                scale.fill_(self.config.gamma_init)
+
+    def after_backward(self, model: nn.Module, at: StepContext) -> None:
+        add_l1_subgradient(self.scales, self.config.penalty)
+
+    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
+        """|gamma|; 0 only where the whole channel is 0, its producers and shifts too."""
+        return scale_saliency(model, units.prunable, self.config.across)

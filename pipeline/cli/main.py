@@ -1,0 +1,42 @@
+"""Train, prune, measure and compare neural networks in one pipeline.
+
+A study is a folder with params.yaml; run a verb there. `dvc repro` runs the pipeline itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+VERBS = {
+    "bundle": "Carry trainings to a machine without DVC and bring their results back.",
+    "campaign": "Train what a study lacks, longest first, within a time budget.",
+    "readme": "Rewrite the results in README.md from the tracked records.",
+    "units": "Show what can be pruned in a network, and why the rest cannot.",
+}
+
+
+class Verbs(click.Group):
+    """Imports a verb's module only when it is run: `--help` and completion stay fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all verbs."""
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of a verb, or None."""
+        if name not in VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"pipeline.cli.{name}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line per verb, from `VERBS`, importing none."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(sorted(VERBS.items()))
+
+
+@click.group(cls=Verbs, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="espalier")
+def espalier() -> None: ...

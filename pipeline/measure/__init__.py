@@ -1,0 +1,1 @@
+"""What a network costs and scores: MACs, parameters, latency. No training depends on it."""

@@ -1,0 +1,171 @@
+"""What can go, in words and numbers: each channel group with its layers, parameters and MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.measure.count import MacsModel
+from pipeline.units.groups import ChannelGroup, Granularity, Role, Units, layer_of
+from pipeline.units.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer's part in a group: `width` positions of its tensor belong to one channel."""
+
+    layer: str
+    width: int
+
+    def __str__(self) -> str:
+        return self.layer if self.width == 1 else f"{self.layer} ({self.width} positions each)"
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One channel group.
+
+    Attributes:
+        reason: why it is not prunable; empty when it is.
+        producers, norms, consumers: the layers that compute, scale and read its channels.
+        feeds: names of the groups that its consumers produce.
+        channel_params, channel_macs: what goes with its first channel alone.
+        group_params, group_macs: what goes with all its channels, no other group touched. Groups
+            share layers (one makes what the next reads), so these do not add up to the network.
+    """
+
+    name: str
+    size: int
+    prunable: bool
+    reason: str
+    producers: tuple[Part, ...]
+    norms: tuple[Part, ...]
+    consumers: tuple[Part, ...]
+    feeds: tuple[str, ...]
+    channel_params: int
+    channel_macs: int
+    group_params: int
+    group_macs: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network's groups in forward order; `loose`: layers with parameters and no group."""
+
+    params: int
+    macs: int
+    rows: tuple[GroupRow, ...]
+    loose: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        return sum(row.size for row in self.rows)
+
+    @property
+    def prunable_channels(self) -> int:
+        return sum(row.size for row in self.rows if row.prunable)
+
+
+def describe(model: nn.Module, example: Any, units: Units) -> Description:
+    """Every group of `units`, the unprunable ones priced as if they could go.
+
+    Args:
+        example: what `units` was traced with; MACs are those of one forward of it.
+    """
+    priced = tuple(replace(group, prunable=True) for group in units.groups)
+    costs = MacsModel(model, example, replace(units, groups=priced))
+    dense = _cost(costs, {})
+    makers = _makers(units)
+    rows = tuple(_row(group, costs, dense, makers) for group in units.groups)
+    return Description(*dense, rows, _loose(model, units))
+
+
+def _row(
+    group: ChannelGroup, costs: MacsModel, dense: tuple[int, int], makers: dict[str, list[str]]
+) -> GroupRow:
+    one = torch.ones(group.size, dtype=torch.bool)
+    one[:1] = False
+    channel = _cost(costs, {group.name: one})
+    whole = _cost(costs, {group.name: torch.zeros_like(one)})
+    consumers = _parts(group, "consumer")
+    fed = [name for part in consumers for name in makers.get(part.layer, ())]
+    return GroupRow(
+        group.name,
+        group.size,
+        group.prunable,
+        group.reason,
+        _parts(group, "producer"),
+        _parts(group, "norm"),
+        consumers,
+        tuple(name for name in dict.fromkeys(fed) if name != group.name),
+        dense[0] - channel[0],
+        dense[1] - channel[1],
+        dense[0] - whole[0],
+        dense[1] - whole[1],
+    )
+
+
+def _cost(costs: MacsModel, keep: dict[str, torch.Tensor]) -> tuple[int, int]:
+    plan = PruningPlan(Granularity.STRUCTURED, keep)
+    return costs.params(plan), costs.macs(plan)
+
+
+def _parts(group: ChannelGroup, role: Role) -> tuple[Part, ...]:
+    widths: dict[str, int] = {}
+    for s in group.slices:
+        if s.role == role:
+            layer = layer_of(s.tensor)
+            widths[layer] = max(widths.get(layer, 1), s.index.shape[1])
+    return tuple(Part(layer, width) for layer, width in widths.items())
+
+
+def _makers(units: Units) -> dict[str, list[str]]:
+    """Layer -> the groups it produces."""
+    makers: dict[str, list[str]] = {}
+    for group in units.groups:
+        for part in _parts(group, "producer"):
+            makers.setdefault(part.layer, []).append(group.name)
+    return makers
+
+
+def _loose(model: nn.Module, units: Units) -> tuple[str, ...]:
+    seen = {layer_of(s.tensor) for group in units.groups for s in group.slices}
+    layers = dict.fromkeys(layer_of(name) for name, _ in model.named_parameters())
+    return tuple(layer for layer in layers if layer not in seen)
+
+
+def as_text(description: Description) -> Iterator[str]:
+    """Lines for a terminal: the totals, then group by group."""
+    d = description
+    can = sum(row.prunable for row in d.rows)
+    yield (
+        f"{d.params:,} parameters, {d.macs:,} MACs; {can} of {len(d.rows)} channel groups prunable,"
+        f" {d.prunable_channels:,} of {d.channels:,} channels"
+    )
+    for row in d.rows:
+        yield ""
+        yield f"{row.name} [{row.size}]" + ("" if row.prunable else f"  not prunable: {row.reason}")
+        yield f"  one channel  {row.channel_params:,} parameters, {row.channel_macs:,} MACs"
+        yield (
+            f"  all of them  {row.group_params:,} parameters ({_share(row.group_params, d.params)})"
+            f", {row.group_macs:,} MACs ({_share(row.group_macs, d.macs)})"
+        )
+        yield from _listed("made by", row.producers)
+        yield from _listed("scaled by", row.norms)
+        yield from _listed("read by", row.consumers)
+    if d.loose:
+        yield ""
+        yield from _listed("in no group", d.loose)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+
+
+def _listed(title: str, parts: Iterable[Part | str]) -> Iterator[str]:
+    if names := ", ".join(str(part) for part in parts):
+        yield f"  {title:11s}  {names}"

@@ -1,0 +1,1 @@
+"""Which units are removed first: saliency, masks, budgets."""

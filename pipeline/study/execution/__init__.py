@@ -1,0 +1,1 @@
+"""How a stage runs: devices, locks, processes, signals, progress."""

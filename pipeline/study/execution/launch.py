@@ -1,0 +1,89 @@
+"""Several processes for one stage instance: start them as torchrun does, and find each other.
+
+How many there are is a fact of the machine: it changes the order of floating-point sums and no
+params that DVC watches, so another number retrains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Literal
+
+import torch
+
+from pipeline.study.execution.orphans import die_with_parent
+from pipeline.training.loop.distributed import ALONE, Team, TeamError
+
+PATIENCE_S = 1800.0  # how long a process waits for the others, e.g. while the first one validates
+Processes = int | Literal["auto"]
+
+
+def launched(stage: str, arguments: Sequence[str], processes: Processes) -> bool:
+    """Run `python -m stages.<stage> <arguments>` in `processes` processes and wait for them.
+
+    Returns False, having done nothing, where one process is enough or this is one of several
+    already (started here or by hand with torchrun).
+
+    Raises:
+        TeamError: a process failed; names which, how, and the way on.
+    """
+    count = wanted(processes)
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    die_with_parent()
+    threads = max(1, torch.get_num_threads() // count)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun says 1, with a warning
+    node = ["--standalone", f"--nproc-per-node={count}", "--local-addr=127.0.0.1"]
+    try:
+        torchrun([*node, "-m", f"stages.{stage}", *arguments])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        raise TeamError(
+            f"{stage} {' '.join(arguments)}: process {rank} of {count} ended with {how}; the "
+            "others were stopped. What it said is above; run again to resume from the last "
+            "checkpoint"
+        ) from None
+    return True
+
+
+def wanted(processes: Processes) -> int:
+    """ESPALIER_PROCESSES if set, else `processes`; "auto" is one per GPU, or one."""
+    asked = os.environ.get("ESPALIER_PROCESSES", str(processes))
+    if asked == "auto":
+        return max(1, torch.cuda.device_count())
+    if not asked.isdigit() or int(asked) < 1:
+        raise ValueError(f"ESPALIER_PROCESSES is {asked!r}: give a number from 1 on, or auto")
+    return int(asked)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
+    """This process's team and device; inside, the team's process group stands.
+
+    NCCL where every process of this machine has a GPU of its own, else gloo.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE, device
+        return
+    import torch.distributed as dist
+
+    local, backend = int(os.environ["LOCAL_RANK"]), "gloo"
+    if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        device = torch.device("cuda", local % gpus)
+        torch.cuda.set_device(device)
+        backend = "nccl" if int(os.environ["LOCAL_WORLD_SIZE"]) <= gpus else "gloo"
+    patience = float(os.environ.get("ESPALIER_PATIENCE", PATIENCE_S))
+    dist.init_process_group(backend, timeout=timedelta(seconds=patience))
+    try:
+        yield Team(dist.get_rank(), size), device
+    finally:
+        dist.destroy_process_group()

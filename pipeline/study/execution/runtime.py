@@ -1,0 +1,108 @@
+"""What every stage process needs: a device, one writer at a time, no orphans, a log on stderr."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.files import file_sha256
+from pipeline.study import paths
+from pipeline.study.execution.launch import joined
+from pipeline.study.execution.orphans import die_with_parent
+from pipeline.training.loop.distributed import ALONE, Team
+
+log = logging.getLogger("espalier")
+LOOP_CODE = (
+    "pipeline/data",
+    "pipeline/units",
+    "pipeline/selection",
+    "pipeline/training",
+    "models/_blocks",
+)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a stage instance works: its device, its folder outside every DVC output, and the other
+    processes on the same instance."""
+
+    device: torch.device
+    folder: Path
+    team: Team = ALONE
+
+
+class BusyError(RuntimeError):
+    """Another process is running the same stage instance."""
+
+
+@contextmanager
+def stage_process(stage: str, key: str, threads: int | None = None) -> Iterator[Workplace]:
+    """Around the work of a stage instance: lock it, die with DVC, log to stderr; join the other
+    processes that were launched for it (the first one holds the lock and speaks).
+
+    Args:
+        threads: of this process on the CPU, None = torch's choice; ESPALIER_THREADS goes before.
+
+    Raises:
+        BusyError: the same instance runs already in this folder.
+    """
+    die_with_parent()
+    with joined(choose_device()) as (team, device):
+        level = logging.INFO if team.first else logging.WARNING
+        logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
+        if wanted := os.environ.get("ESPALIER_THREADS", threads):
+            torch.set_num_threads(int(wanted))
+        with _locked(stage, key) if team.first else nullcontext():
+            yield Workplace(device, paths.checkpoints(stage, key), team)
+
+
+@contextmanager
+def _locked(stage: str, key: str) -> Iterator[None]:
+    lock = Path(".checkpoints") / f"{stage}@{key}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BusyError(f"{stage}@{key} is running already in {Path.cwd()}") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")  # whom a campaign asks to stop
+        file.flush()
+        yield
+
+
+def code_digest(root: Path, *places: str) -> dict[str, str]:
+    """SHA-256 of each file of code, by name, in the files and folders `places` below `root`: a
+    checkpoint belongs to the code that wrote it."""
+    files = [f for place in places for f in _code(root / place)]
+    return {str(f.relative_to(root)): file_sha256(f) for f in files}
+
+
+def loop_code(root: Path) -> dict[str, str]:
+    """`code_digest` of everything that every training runs through."""
+    return code_digest(root, *LOOP_CODE)
+
+
+def method_code(root: Path, method: str) -> dict[str, str]:
+    """`code_digest` of one method and of what its family shares."""
+    return code_digest(root, "methods/_oto", f"methods/{method}")
+
+
+def _code(place: Path) -> list[Path]:
+    return [place] if place.is_file() else sorted(place.rglob("*.py"))
+
+
+def choose_device() -> torch.device:
+    """ESPALIER_DEVICE if set, else the first GPU, else the CPU."""
+    wanted = os.environ.get("ESPALIER_DEVICE", "auto")
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

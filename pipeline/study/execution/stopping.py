@@ -1,0 +1,49 @@
+"""SIGTERM asks a training to stop at its next checkpoint; a second one ends it at once.
+
+A process whose parent or DVC died gets it too (`orphans.die_with_parent`): nobody waits for it and
+the next `dvc repro` needs its lock, so it ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from pipeline.study.execution.orphans import dvc_is_gone
+
+STOPPED = 128 + signal.SIGTERM  # the exit code a shell gives a process that SIGTERM ended
+
+
+class StopRequest:
+    """Listens for SIGTERM until `close`; outside the main thread it never hears one."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._parent = os.getppid()
+        self._before: signal._HANDLER | None = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._hear)
+
+    def obey(self) -> None:
+        """To be called where stopping loses nothing.
+
+        Raises:
+            SystemExit: it was asked; the exit code is 143.
+        """
+        if self.asked:
+            raise SystemExit(STOPPED)
+
+    def close(self) -> None:
+        """What SIGTERM did before, it does again."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.asked or os.getppid() != self._parent or dvc_is_gone():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked = True

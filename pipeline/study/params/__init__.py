@@ -1,0 +1,1 @@
+"""What was asked: params.yaml, validated as a whole."""

@@ -1,0 +1,1 @@
+"""What was found: records, artefacts, and what follows from them."""

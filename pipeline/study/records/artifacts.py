@@ -1,0 +1,193 @@
+"""Artefacts between stages: a network is a spec, a plan and weights; never a pickled module.
+
+artifacts/train/<training>/      spec.json, <state>/model.safetensors, <state>/saliency.safetensors
+artifacts/prune/<pruning>/       spec.json, plan.safetensors, model.safetensors
+artifacts/finetune/<pruning>/    the same, retrained: what is delivered; and delivered/, a folder
+                                 in the form of the network's own world, where it has one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import registry
+from pipeline.data.info import DatasetInfo
+from pipeline.files import load_tree, read_json, save_tree, tensors_sha256, write_json
+from pipeline.study.params.schema import ModelChoice
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.plan import PruningPlan
+from pipeline.units.surgery import shrink
+from pipeline.units.trace import trace_units
+
+DELIVERED = "delivered"
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How to build a network again: registry names, width arguments, the data's shape."""
+
+    family: str
+    name: str
+    args: Mapping[str, Any]
+    info: DatasetInfo
+
+    @classmethod
+    def of(cls, choice: ModelChoice, info: DatasetInfo) -> NetworkSpec:
+        return cls(choice.family, choice.name, choice.args, info)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> NetworkSpec:
+        info = dict(value["info"])
+        info["input_shape"] = tuple(info["input_shape"])
+        return cls(value["family"], value["name"], value["args"], DatasetInfo(**info))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def registered(self) -> registry.ModelSpec:
+        return registry.model_spec(self.family, self.name)
+
+    def build(self) -> nn.Module:
+        """The dense network, with initial weights from torch's current RNG state."""
+        return registry.build_model(self.family, self.name, self.info, self.args)
+
+    def example(self, batch: int = 1) -> Tensor:
+        """Inputs, noise for images, (batch, C, H, W); draws nothing from the global RNG."""
+        if self.registered.example is not None:
+            return self.registered.example(self.info, batch)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, *self.info.input_shape, generator=generator)
+
+    def units(self, model: nn.Module) -> Units:
+        """What of `model`, as built (not shrunk), may be pruned."""
+        spec = self.registered
+        if spec.units is not None:
+            return spec.units(model)
+        device = next(model.parameters()).device
+        return trace_units(model, self.example().to(device), spec.never_prune)
+
+
+@dataclass(frozen=True)
+class TrainArtifact:
+    """A finished training: its spec and its named states ("final", "init", "round-3", ...)."""
+
+    folder: Path
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return read_json(self.folder / "spec.json")
+
+    @property
+    def network(self) -> NetworkSpec:
+        return NetworkSpec.from_json(self.spec["network"])
+
+    @property
+    def granularity(self) -> Granularity:
+        """Of the units that the method of this training scores."""
+        return Granularity(self.spec["granularity"])
+
+    def weights(self, state: str) -> dict[str, Tensor]:
+        """Raises FileNotFoundError: no such state; lists the known ones."""
+        path = self.folder / state / "model.safetensors"
+        if not path.is_file():
+            known = ", ".join(
+                sorted(p.parent.name for p in self.folder.glob("*/model.safetensors"))
+            )
+            raise FileNotFoundError(f"{path}: the training has no state {state!r} (known: {known})")
+        return load_tree(path)
+
+    def saliency(self, state: str) -> dict[str, Tensor]:
+        """What the method said of its units in that state.
+
+        Raises:
+            FileNotFoundError: it was not asked ("init", "rewind"); the message says the way out.
+        """
+        path = self.folder / state / "saliency.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: the method scores trained states only; give the pruning a `saliency` "
+                "of its own, e.g. magnitude"
+            )
+        return load_tree(path)
+
+    def model(self, state: str = "final") -> nn.Module:
+        """The dense network with the weights of `state`."""
+        model = self.network.build()
+        model.load_state_dict(self.weights(state))
+        return model
+
+    def write_state(
+        self, state: str, weights: Mapping[str, Tensor], saliency: Mapping[str, Tensor] | None
+    ) -> None:
+        save_tree(self.folder / state / "model.safetensors", dict(weights))
+        if saliency is not None:
+            save_tree(self.folder / state / "saliency.safetensors", dict(saliency))
+
+
+@dataclass(frozen=True)
+class PrunedArtifact:
+    """A pruned network on disk: rebuild = build, shrink (structured), load strictly."""
+
+    folder: Path
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return read_json(self.folder / "spec.json")
+
+    @property
+    def network(self) -> NetworkSpec:
+        return NetworkSpec.from_json(self.spec["network"])
+
+    @property
+    def plan(self) -> PruningPlan:
+        return load_plan(self.folder / "plan.safetensors")
+
+    @property
+    def structured(self) -> bool:
+        return self.plan.granularity is Granularity.STRUCTURED
+
+    @property
+    def weights_sha(self) -> str:
+        """SHA-256 of the weights."""
+        return tensors_sha256(load_tree(self.folder / "model.safetensors"))
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the weights on disk."""
+        return (self.folder / "model.safetensors").stat().st_size
+
+    def model(self) -> nn.Module:
+        """The pruned network as an ordinary module, smaller when the plan is structured."""
+        return rebuild(self.network, self.plan, load_tree(self.folder / "model.safetensors"))
+
+    def write(self, spec: Mapping[str, Any], plan: PruningPlan, model: nn.Module) -> None:
+        save_plan(self.folder / "plan.safetensors", plan)
+        save_tree(self.folder / "model.safetensors", model.state_dict())
+        write_json(self.folder / "spec.json", dict(spec))
+
+
+def rebuild(network: NetworkSpec, plan: PruningPlan, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build, shrink, load: the delivered network from spec + plan + weights."""
+    model = network.build()
+    if plan.granularity is Granularity.STRUCTURED:
+        shrink(plan, model, network.units(model))
+    model.load_state_dict(dict(state))
+    return model
+
+
+def save_plan(path: Path, plan: PruningPlan) -> None:
+    """Masks and granularity in one file."""
+    save_tree(path, {"granularity": plan.granularity.value, "keep": dict(plan.keep)})
+
+
+def load_plan(path: Path) -> PruningPlan:
+    """Inverse of `save_plan`."""
+    tree = load_tree(path)
+    return PruningPlan(Granularity(tree["granularity"]), tree["keep"])

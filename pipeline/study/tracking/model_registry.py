@@ -1,0 +1,39 @@
+"""The delivered network as an MLflow model: loadable and servable by whoever has MLflow and torch,
+without this code. Opt-in (`deliver` in params.yaml), since an export takes seconds."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.study.execution.runtime import log
+from pipeline.study.records.artifacts import PrunedArtifact
+from pipeline.study.records.record import EvalRecord, from_json
+from pipeline.study.tracking.run_views import RunView
+from pipeline.study.tracking.store import Store
+
+
+def deliver(study: str, view: RunView, artifact: PrunedArtifact) -> str | None:
+    """Log the network of an evaluate run once; returns the model's URI, None without the artefact.
+
+    Raises:
+        ValueError: the artefact is not the one that the record was measured on.
+    """
+    if not (artifact.folder / "spec.json").is_file():
+        log.warning("%s is not here: `dvc pull` or `dvc repro` brings it back", artifact.folder)
+        return None
+    record = from_json(EvalRecord, view.document, view.name)
+    if artifact.plan.digest() != record.plan_digest:
+        raise ValueError(
+            f"{artifact.folder}: not the plan of the record of {view.key!r}; run `dvc repro`"
+        )
+    store, mark = Store(study), artifact.weights_sha
+    (run,) = store.runs(f"attributes.status = 'FINISHED' AND tags.record_sha = '{view.sha}'")
+    if run.data.tags.get("model_sha") == mark:
+        return str(run.data.tags["model_uri"])
+    example = torch.cat([artifact.network.example()] * 2).numpy()
+    tags = {"model_sha": mark, "plan_digest": record.plan_digest, "record_sha": view.sha}
+    name, run_id = f"{study}-{view.key}", run.info.run_id
+    uri = store.log_network(run_id, name, artifact.model().eval(), example, tags)
+    store.describe(run_id, {}, {"model_sha": mark})
+    log.info("%s is the MLflow model %s, %s", view.key, name, uri)
+    return uri

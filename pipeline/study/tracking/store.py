@@ -1,0 +1,262 @@
+"""Tracking: events to a local file first, MLflow as a live view of it. The only importer of mlflow.
+
+Importing this module costs nothing and works without mlflow. Stages use `open_tracker`; `publish`
+uses `Store`. The tracking server is MLFLOW_TRACKING_URI, else `mlflow.db` at the repository root
+with artifacts in `mlartifacts/`. ESPALIER_MLFLOW=off turns the live view off; nothing else changes,
+since whatever is not mirrored is published by the report stage. MLFLOW_RUN_ID is not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.study.tracking.mirror import Mirror
+from pipeline.study.tracking.run_views import Point, RunSpec, RunView
+from pipeline.study.tracking.saved_views import view_tags, views_guide
+from pipeline.study.tracking.tracker import Tracker
+
+__all__ = ["Store", "Tracker", "open_tracker", "root", "tracking_uri"]
+
+_METRICS_PER_CALL, _TEXTS_PER_CALL = 500, 90  # the REST interface takes 1000 and 100
+_KIND = "custom_model_development"  # else MLflow opens its pages for language models
+_SETTINGS = {
+    # One outage costs seconds: with MLflow's own settings one call blocks for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "DO_NOT_TRACK": "true",
+}
+
+
+def root() -> Path:
+    """Repository root: DVC tells it to its stages; by hand it is the working directory."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def tracking_uri() -> str:
+    """Where runs go."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def open_tracker(
+    spec: RunSpec, events: Path, *, work: Path | None = None, live: bool = True
+) -> Iterator[Tracker]:
+    """A tracker for one stage instance; leaving the block without `finish` is a finish.
+
+    `live=False` writes the event file only: for stages of seconds, whose runs the publisher logs.
+    """
+    mirrored = live and os.environ.get("ESPALIER_MLFLOW", "").lower() != "off"
+    mirror = Mirror(partial(Store, spec.experiment), spec) if mirrored else None
+    tracker = Tracker(spec, events, work, mirror)
+    try:
+        yield tracker
+    except Exception:
+        tracker.stop("FAILED")
+        raise
+    except BaseException:
+        tracker.stop("KILLED")
+        raise
+    if not tracker.ended:
+        tracker.finish()
+
+
+class Store:
+    """One MLflow experiment: the few operations this project needs, on entities of its own.
+
+    Raises:
+        ImportError: mlflow is not installed.
+        mlflow.exceptions.MlflowException: the server does not answer; every method may raise it.
+    """
+
+    def __init__(self, experiment: str, uri: str | None = None) -> None:
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import mlflow
+
+        self.uri = uri or tracking_uri()
+        self.experiment = experiment
+        with self.lock():
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+            self._id = self._experiment_id(experiment)
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str = "init") -> Iterator[None]:
+        """One process at a time where the store is a local file; a server does its own locking.
+        Two processes that meet in a new sqlite file damage it for good."""
+        database = _sqlite_file(self.uri)
+        if database is None:
+            yield
+            return
+        import fcntl
+
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.with_name(f"{database.name}-{purpose}.lock").open("w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+
+    def runs(self, where: str) -> list[Any]:
+        """mlflow.entities.Run of the experiment that match an MLflow filter, oldest first."""
+        found, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [self._id], where, max_results=1000, order_by=["start_time ASC"], page_token=token
+            )
+            found += list(page)
+            token = page.token
+            if not token:
+                return found
+
+    def create(self, name: str, tags: Mapping[str, str], started: float | None = None) -> str:
+        """A new run in state RUNNING; returns its id."""
+        at = None if started is None else round(started * 1000)
+        run = self._client.create_run(self._id, start_time=at, tags=dict(tags), run_name=name)
+        return str(run.info.run_id)
+
+    def log(self, run_id: str, points: Iterable[Point]) -> None:
+        """Metrics, in as few calls as the interface allows."""
+        from mlflow.entities import Metric
+
+        now = time.time()
+        rows = [
+            Metric(p.name, p.value, round((now if p.time is None else p.time) * 1000), p.step)
+            for p in points
+        ]
+        for part in _parts(rows, _METRICS_PER_CALL):
+            self._client.log_batch(run_id, metrics=part)
+
+    def describe(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Params (immutable once set) and tags."""
+        from mlflow.entities import Param, RunTag
+
+        for part in _parts([Param(k, v) for k, v in params.items()], _TEXTS_PER_CALL):
+            self._client.log_batch(run_id, params=part)
+        for part in _parts([RunTag(k, v) for k, v in tags.items()], _TEXTS_PER_CALL):
+            self._client.log_batch(run_id, tags=part)
+
+    def attach(self, run_id: str, view: RunView) -> None:
+        """The record as an artifact, the data set as an input."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        self._client.log_text(run_id, view.document, "record.json")
+        name, digest = view.data
+        dataset = Dataset(name, digest[:8] or "none", "local", '{"source": "data/prepared"}')
+        self._client.log_inputs(
+            run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", view.stage)])]
+        )
+
+    def document(self, run_id: str) -> str:
+        """The canonical JSON that `attach` stored."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = self._client.download_artifacts(run_id, "record.json", folder)
+            return Path(found).read_text(encoding="utf-8")
+
+    def show_views(self, rows: Iterable[str]) -> None:
+        """Keep the saved views of the experiment's page up to date; `rows`: see `view_tags`. Views
+        that somebody saved there are left alone."""
+        there = self._client.get_experiment(self._id).tags
+        for key, value in view_tags(rows).items():
+            if there.get(key) != value:
+                self._client.set_experiment_tag(self._id, key, value)
+
+    def attach_figure(self, run_id: str, path: Path) -> None:
+        """A figure of the report, in the run's folder "figures"."""
+        self._client.log_artifact(run_id, str(path), "figures")
+
+    def seal(self, run_id: str, view: RunView, ended: float | None = None) -> None:
+        """Cite the record, then FINISHED: last of all, so half a run is never taken for one."""
+        self._client.set_tag(run_id, "record_sha", view.sha)
+        self.end(run_id, "FINISHED", ended)
+
+    def end(self, run_id: str, status: str, ended: float | None = None) -> None:
+        """Set the state of a run: FINISHED, FAILED, KILLED."""
+        at = None if ended is None else round(ended * 1000)
+        self._client.set_terminated(run_id, status, at)
+
+    def reopen(self, run_id: str) -> None:
+        """RUNNING again, for a resumed training."""
+        self._client.update_run(run_id, "RUNNING")
+
+    def log_network(
+        self, run_id: str, name: str, model: Any, example: Any, tags: Mapping[str, str]
+    ) -> str:
+        """An MLflow model of this run, and the next version of the registered model `name`: an
+        exported graph (no pickle) with a signature, for any batch size; returns its URI.
+
+        Args:
+            model: a torch module in evaluation mode.
+            example: float32 numpy input, batch of two or more (one would be taken for a constant).
+        """
+        import mlflow.pytorch
+        import torch
+        from mlflow.models import Model, infer_signature
+
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_experiment(experiment_id=self._id)
+        with torch.no_grad():
+            answer = model(torch.from_numpy(example)).numpy()
+        logged = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pytorch,
+            name=name,
+            run_id=run_id,
+            registered_model_name=name,
+            pytorch_model=model,
+            signature=infer_signature(example, answer),
+            input_example=example,
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            serialization_format="pt2",
+            tags=dict(tags),
+        )
+        self.describe(run_id, {}, {"model_uri": logged.model_uri})
+        return str(logged.model_uri)
+
+    def delete(self, run_id: str) -> None:
+        """Move a run to MLflow's bin."""
+        self._client.delete_run(run_id)
+
+    def history(self, run_id: str, metric: str) -> list[Point]:
+        """All values of a metric, by step."""
+        rows = self._client.get_metric_history(run_id, metric)
+        points = [Point(metric, float(m.value), int(m.step), m.timestamp / 1000) for m in rows]
+        return sorted(points, key=lambda p: p.step)
+
+    def _experiment_id(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name) or self._create_experiment(name)
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _create_experiment(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        database = _sqlite_file(self.uri)
+        place = None if database is None else (database.parent / "mlartifacts").as_uri()
+        try:
+            made = self._client.create_experiment(name, place, {"mlflow.experimentKind": _KIND})
+            for key, value in view_tags().items():
+                self._client.set_experiment_tag(made, key, value)
+            self._client.set_experiment_tag(made, "mlflow.note.content", views_guide(made))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                raise
+        return self._client.get_experiment_by_name(name)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    scheme, _, path = uri.partition(":///")
+    return Path(path).absolute() if scheme.startswith("sqlite") else None
+
+
+def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -1,0 +1,1 @@
+"""How one training runs: the loop, its steps, checkpoints and processes."""

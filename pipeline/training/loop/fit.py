@@ -1,0 +1,300 @@
+"""The only training loop.
+
+    snapshots["init"] = clone of the weights
+    method.prepare(model, units)
+    for phase in method.phases(recipe):
+        restore(phase.start_from); enforce(plan)       a rewound model meets its first batch masked
+        optimizer, schedule = method.optimizer(...), method.schedule(...)
+        for each epoch of the phase:
+            [snapshots["rewind"] after recipe.rewind_epoch epochs or rewind_step steps]
+            for each batch:
+                loss = task.loss + method.penalty
+                backward, [mean over processes], method.after_backward, clip,
+                optimizer.step, method.after_step, enforce, [average]
+            validate, stop = method.end_epoch, schedule.step, [leave out zeros], checkpoint
+            if stop: break
+        method.end_phase(phase)                        e.g. tighten the mask
+        [the phase's state becomes a named artefact]
+    [so do the states of recipe.keep_epochs, the best ones (keep_best), the average (ema_decay)]
+
+Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
+same bits, on one device, as one that was never stopped: order and augmentation of the data depend
+on (seed, epoch, step) alone, everything else is in the checkpoint. Each process of a `Team` runs
+this loop on its part of every batch; all hold the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from pipeline.training.loop.checkpoint import (
+    CheckpointFolder,
+    restore_rng,
+    rng_state,
+    seed_everything,
+)
+from pipeline.training.loop.curve import Curve
+from pipeline.training.loop.distributed import MeanGradients
+from pipeline.training.loop.finite import DivergedError, weights_are_finite
+from pipeline.training.loop.job import FirstEpoch, Job, Observer
+from pipeline.training.loop.masking import Masking
+from pipeline.training.loop.named_states import check, kept
+from pipeline.training.loop.passes import Backward
+from pipeline.training.loop.step import Step
+from pipeline.training.loop.totals import Totals
+from pipeline.training.options.compact import Compact
+from pipeline.training.options.compiled import check_compiler, compiled
+from pipeline.training.options.cuda_graph import Replay, check_replay, noted_on_gpu, own_stream
+from pipeline.training.options.ema import EMA, Average
+from pipeline.training.phases import EpochStats, Phase, StepContext
+from pipeline.training.schedules import Schedule
+
+CHECK_STEPS = 50  # how often a non-finite loss is looked for: a look waits for the device
+
+
+def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str, Any]]:
+    """Train `job.model` in place; resume from `folder` if it holds a checkpoint.
+
+    Leaves in `folder.snapshots()`: "init", "rewind", every phase with `keep`, what the recipe asks
+    to keep (`keep.names`) and what the method does (`Method.states`), each a tree with "model" and
+    "method" state.
+
+    Returns:
+        The rows of the curve (`Curve`), whose "values" are deterministic numbers by name.
+
+    Raises:
+        DivergedError: the loss is not finite; names the step and the last good checkpoint.
+        ValueError: the recipe asks to keep what this training cannot have.
+        CompileError: the recipe asks to compile and there is no compiler.
+        ReplayError: the recipe asks to replay steps where that cannot be done.
+        DamagedFileError: the checkpoint is damaged.
+    """
+    check_replay(job)
+    with own_stream(job):
+        return _Loop(job, folder, observer).run()
+
+
+class _Loop:
+    """The state of a running training; its methods are the lines of the module docstring."""
+
+    def __init__(self, job: Job, folder: CheckpointFolder, observer: Observer) -> None:
+        self.job, self.folder = job, folder
+        self.model, self.method, self.team = job.model, job.method, job.team
+        self.recipe = job.recipe.placed(len(job.train))
+        self.phases = list(self.method.phases(self.recipe))
+        self.phase_index = self.phase_epoch = self.epoch = self.step_in_epoch = self.step = 0
+        self.phase_step = self.examples = 0
+        self.stop = False
+        self.curve = Curve(observer)
+        self.masking = Masking(job)
+        self.average = Average(job.model, decay=0.0)  # until `prepare` has been there
+        self.optimizer: Optimizer
+        self.schedule: Schedule
+        self.gradients: MeanGradients
+        self.take: Step | Replay
+        self.totals = Totals.on(job.device)
+        self.compact = Compact(job.model, job.units)
+        self.passes = Backward(job, self.compact if self.recipe.compact else self.model)
+
+    def run(self) -> list[dict[str, Any]]:
+        check(self.recipe, self.phases, self.job.validation is not None)
+        if self.recipe.compile:
+            check_compiler(self.job.device)
+        seed_everything(self.job.seed)
+        self.team.wait()  # the first process may have had to empty the folder
+        saved = self.folder.load()
+        self.team.wait()
+        if saved is None:
+            self.curve.observer.begin()
+            self._snapshot("init")
+            if not (self.recipe.rewind_step or self.recipe.rewind_epoch):
+                self._snapshot("rewind")
+        first = FirstEpoch(self.job.train, self.job.task)
+        self.method.prepare(self.model, self.job.units, first)
+        self.average = Average(self.model, self.recipe.ema_decay)
+        self.masking.models += self.average.models
+        if self.recipe.compile:
+            self.passes = Backward(self.job, compiled(self.model))
+        for index, phase in enumerate(self.phases):
+            if saved is not None and index < saved["phase_index"]:
+                continue
+            self.phase_index = index
+            self._begin(phase, saved)
+            saved = None
+            self._run_phase(phase)
+        self.folder.name_epochs(self._kept())
+        if self.average.model is not None:
+            self._snapshot(EMA, self.average.model)
+        self.team.wait()
+        return self.curve.rows
+
+    def _begin(self, phase: Phase, saved: Mapping[str, Any] | None) -> None:
+        if saved is not None:
+            self.method.load_state_dict(saved["method"])
+            self.model.load_state_dict(saved["model"])
+            self.average.load_state_dict(saved)
+        else:
+            self._restore(phase)
+            self.phase_epoch = self.phase_step = self.step_in_epoch = 0
+            if phase.start_from == "rewind":
+                self.step_in_epoch = (self.recipe.rewind_step or 0) % len(self.job.train)
+            self.stop = False
+        self.optimizer = self.method.optimizer(self.model, phase, self.recipe)
+        self.schedule = self.method.schedule(self.optimizer, phase, self.recipe)
+        self.gradients = MeanGradients(self.team, self.model, self.optimizer)
+        self._leave_out()
+        if saved is not None:
+            self._resume(saved)
+        self.masking.apply()
+        step = Step(self.job, self.passes, self.masking, self.optimizer, self.gradients)
+        self.take = Replay(step, noted_on_gpu) if self.recipe.cuda_graph else step
+        self._agree(f"at the start of phase {phase.name!r}")
+
+    def _run_phase(self, phase: Phase) -> None:
+        while self.phase_epoch < phase.epochs and not self.stop:
+            self._run_epoch(phase)
+        self.method.end_phase(self.model, phase)
+        if phase.keep:
+            self._snapshot(phase.name)
+
+    def _run_epoch(self, phase: Phase) -> None:
+        began = perf_counter()
+        self.model.train()
+        for batch in self._batches():
+            self._train_step(batch, phase)
+            every = self.recipe.checkpoint_steps
+            if every and self.step_in_epoch % every == 0:
+                self._check_finite()
+                self._checkpoint()
+        self._check_finite()
+        self._share_buffers()
+        totals = self.totals.over(self.team)
+        self.examples += totals.count
+        stats = EpochStats(self.epoch, self.phase_epoch, totals.means(), self.passes.validate())
+        stats.logged |= self.average.scores(self.job)
+        self.stop = self.method.end_epoch(self.model, stats)
+        self._agree(f"after epoch {self.epoch}")
+        row = {**stats.values(), "lr": float(self.optimizer.param_groups[0]["lr"])}
+        row["examples"] = float(self.examples)
+        self.curve.add(self.epoch, self.step, phase.name, row, perf_counter() - began)
+        self.schedule.step(stats)
+        self.epoch += 1
+        self.phase_epoch += 1
+        self.step_in_epoch = 0
+        self.totals = Totals.on(self.job.device)
+        if self.recipe.rewind_step is None and self.epoch == self.recipe.rewind_epoch:
+            self._snapshot("rewind")
+        for name in stats.keep:
+            self._snapshot(name)
+        wanted = set(self._kept().values())
+        if self.epoch in wanted:
+            self.folder.keep_epoch(self.epoch, self._state(self.model))
+        self._leave_out()
+        self._checkpoint()
+        self.folder.drop_epochs(wanted)
+
+    def _leave_out(self) -> None:
+        if self.recipe.compact:
+            self.compact.leave_out(self.method.settled(self.model))
+
+    def _batches(self) -> Iterator[Any]:
+        part = () if self.team.alone else (self.team.part,)
+        return self.job.train.epoch(self.epoch, self.step_in_epoch, *part)
+
+    def _train_step(self, batch: Any, phase: Phase) -> None:
+        self.schedule.within(self.step_in_epoch / len(self.job.train))
+        at = StepContext(phase, self.step, self.phase_step, len(self.job.train), epoch=self.epoch)
+        batch = self.passes.blended(batch, self.step, self.step_in_epoch)
+        loss, sums = self.take(batch, at)
+        self.totals.add(loss, sums, self.job.task.size(batch), self.step_in_epoch)
+        self.average.update()
+        self.step += 1
+        self.phase_step += 1
+        self.step_in_epoch += 1
+        if self.step == self.recipe.rewind_step:
+            self._snapshot("rewind")
+        if self.step_in_epoch % CHECK_STEPS == 0:
+            self._check_finite()
+
+    def _agree(self, when: str) -> None:
+        """TeamError where the processes have come to different plans or weights."""
+        if self.team.alone:
+            return
+        same = {"plan": self.masking.digest, "weights": self.gradients.digest()}
+        self.team.check_same(same | self.average.digest(), when)
+
+    def _check_finite(self) -> None:
+        if (bad := self.totals.first_bad_step(self.team)) >= 0:
+            raise self._diverged("loss", bad)
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        where = f"epoch {self.epoch}, step {step} (phase {self.phases[self.phase_index].name!r})"
+        return DivergedError(what, where, self.folder.last)
+
+    def _share_buffers(self) -> None:
+        for model in (self.model, *self.average.models):
+            self.team.average_buffers(model)
+
+    def _snapshot(self, name: str, model: nn.Module | None = None) -> None:
+        self._share_buffers()
+        self.folder.snapshot(name, self._state(model or self.model))
+        self.team.wait()
+
+    def _state(self, model: nn.Module) -> dict[str, Any]:
+        return {"model": model.state_dict(), "method": self.method.state_dict()}
+
+    def _kept(self) -> dict[str, int]:
+        score = f"validation/{self.job.task.main_score}"
+        return kept(self.recipe, self.phases, self.curve.rows, score)
+
+    def _restore(self, phase: Phase) -> None:
+        if phase.start_from == "current":
+            return
+        if phase.start_from == "random":
+            self.model.load_state_dict(self.job.fresh(self.phase_index))
+        else:
+            self.model.load_state_dict(self.folder.weights(phase.start_from, phase.name))
+        self.average.restart()
+
+    def _checkpoint(self) -> None:
+        self._share_buffers()
+        together = self.totals.over(self.team)  # goes on in the first process, here as on resume
+        self.totals = together if self.team.first else Totals.on(self.job.device)
+        if not weights_are_finite(self.model):
+            raise self._diverged("largest weight", self.step_in_epoch)
+        self.folder.save(
+            {
+                "phase_index": self.phase_index,
+                "counters": {k: getattr(self, k) for k in _COUNTERS},
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "method": self.method.state_dict(),
+                "rng": rng_state(),
+                "curve": self.curve.rows,
+                "totals": self.totals.state_dict(),
+                "observer": self.curve.observer.offset(),
+                **self.average.state_dict(),
+                **self.compact.held(),
+            }
+        )
+
+    def _resume(self, saved: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.compact.restore(saved)
+        for key, value in saved["counters"].items():
+            setattr(self, key, value)
+        self.curve.resume(saved["curve"], saved["observer"], anew=self.folder.extended)
+        self.totals = Totals.on(self.job.device)
+        if self.team.first:
+            self.totals = Totals.restored(saved["totals"], self.job.device)
+        restore_rng(saved["rng"])
+
+
+_COUNTERS = ("phase_epoch", "phase_step", "epoch", "step_in_epoch", "step", "examples", "stop")

@@ -1,0 +1,103 @@
+"""The gradients of one batch: in one piece or several, in one process or as a part of a team."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.training.loop.distributed import MeanGradients, TeamError
+from pipeline.training.loop.job import Job
+from pipeline.training.options.mixup import mixed
+from pipeline.training.tasks.task import parts
+
+
+class Backward:
+    """Forward and backward of `job` through `forward`, the model itself or compiled."""
+
+    def __init__(self, job: Job, forward: nn.Module) -> None:
+        self.job, self.forward = job, forward
+
+    def blended(self, batch: Any, step: int, at: int) -> Any:
+        """The batch as the recipe asks to show it: with mixup, blends of its images.
+
+        Args:
+            step: optimizer steps done in the whole training; `at`: in this epoch.
+        """
+        job = self.job
+        if not job.recipe.mixup:
+            return batch
+        seed = job.seed if job.recipe.data_seed is None else job.recipe.data_seed
+        count = self._count(job.task.size(batch), at)
+        return mixed(batch, job.recipe.mixup, seed, step, job.team, count)
+
+    def batch(
+        self, batch: Any, step: int, gradients: MeanGradients
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradients of the whole batch, of which this process sees a part, possibly none; the
+        part's mean loss and sums.
+
+        Raises:
+            TeamError: this process sees nothing, and the others would wait for its statistics.
+        """
+        job = self.job
+        size = job.task.size(batch)
+        loss, sums = torch.zeros((), device=job.device), dict[str, Tensor]()
+        if size:
+            with job.team.own_randomness(job.device, job.seed, step):
+                loss, sums = self._pieces(parts(batch, job.recipe.accumulation), size, gradients)
+        elif job.recipe.sync_batchnorm:
+            raise TeamError(
+                f"the last batch of the epoch is too small for {job.team.size} processes with "
+                "sync_batchnorm: true; change batch_size in params.yaml"
+            )
+        gradients.apply(size)
+        return loss, sums
+
+    def _count(self, own: int, at: int) -> int:
+        """Examples of the whole batch at step `at` of the epoch. Only the last may be small, so
+        only there do the processes ask each other, and wait."""
+        if self.job.team.alone:
+            return own
+        last = at + 1 == len(self.job.train)
+        return sum(self.job.team.gather(own)) if last else self.job.recipe.batch_size
+
+    def _pieces(
+        self, pieces: list[Any], size: int, gradients: MeanGradients
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add up the gradients of the pieces, the penalty with the first; the batch's loss and
+        sums."""
+        job = self.job
+        total, sums = torch.zeros((), device=job.device), dict[str, Tensor]()
+        for number, piece in enumerate(pieces):
+            with self.autocast():
+                loss, found = job.task.loss(self.forward, piece)
+            loss = loss * (job.task.size(piece) / size)
+            penalty = None if number else job.method.penalty(job.model)
+            whole = loss if penalty is None else loss + penalty
+            whole.backward(gradients.weight(whole, size))
+            total = total + loss.detach()
+            sums = {k: sums[k] + v if number else v for k, v in found.items()}
+        return total, sums
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that the recipe asks for."""
+        if self.job.recipe.precision == "bf16":
+            # a cached cast would be one of weights before the step that a graph replays
+            cache = not self.job.recipe.cuda_graph
+            return torch.autocast(self.job.device.type, dtype=torch.bfloat16, cache_enabled=cache)
+        return nullcontext()
+
+    def validate(self) -> dict[str, float]:
+        """Scores on the validation split, if there is one; the first process measures, the others
+        wait."""
+        job = self.job
+        if job.validation is None:
+            return {}
+        if not job.team.first:
+            return job.team.tell({})
+        with self.autocast():
+            scores = job.task.scores(self.forward, job.validation)
+        return job.team.tell(scores)

@@ -1,0 +1,260 @@
+"""The tables of a study: runs (one row per MLflow run) -> rows of a table, numbers not yet rounded.
+
+Rows that differ in nothing but the seed become one: mean, and sample standard deviation where
+there is more than one seed. Percentages are of the dense network; sizes of a pruning that names a
+reference are of that one.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from reports.build.table import (
+    NOT_RUN,
+    OF,
+    OR_REFERENCE,
+    RECALIBRATED,
+    TRAINED,
+    Behind,
+    Column,
+    Table,
+    dicts,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.study.tracking.publish import Entry
+
+_WITHOUT_VALUE = ("zeros", "none")  # rules that do not read the target's value
+_NAMES = ("params.seed", "params.training", "params.pruning")  # differ between seeds, mean nothing
+_Sourced = tuple[dict[str, Any], Behind]
+
+
+def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
+    """One row per pruning of params.yaml, in its order; without a record: "not run"."""
+    columns: tuple[Column, ...] = (
+        Column("pruning", "pruning", "params.pruning"),
+        Column("model", "model", "params.model"),
+        Column("method", "method", "params.method"),
+        Column("rule", "rule", "params.target.rule"),
+        Column("target", "target", "params.target.value"),
+        Column("finetune_epochs", "fine-tune epochs", "params.finetune.epochs"),
+        Column("seeds", "seeds", "params.seed"),
+        *_score_columns(runs, {"dense": "dense", "pruned": "pruned", "final": "final"}),
+        _percent("weight_sparsity", "weight sparsity", "metrics.sparsity/weight"),
+        _percent("group_sparsity", "group sparsity", "metrics.sparsity/group"),
+        _percent("params_kept", "params kept", "metrics.size/params_kept"),
+        _percent("params_nonzero", "params non-zero", "metrics.size/params_nonzero"),
+        _percent("macs_kept", "MACs kept", "metrics.size/macs_kept"),
+        _percent("macs_nonzero", "MACs non-zero", "metrics.size/macs_nonzero"),
+        _error("exact_masked", "masked vs shrunk", "metrics.exact/masked_max_rel"),
+        _error("exact_dense", "dense vs shrunk", "metrics.exact/dense_max_rel"),
+        Column("record", "record", "record_sha"),
+    )
+    if named(runs):
+        sizes = next(i for i, c in enumerate(columns) if c.key == "params_kept")
+        columns = (*columns[:sizes], OF, *columns[sizes:])
+    groups = by_seed(dicts(runs), skip=_NAMES)
+    rows = {g[0]["params.pruning"]: (_row(columns, g), _behind(g)) for g in groups}
+    for entry in prunings:
+        if not entry.record.exists():
+            rows[entry.key] = (_absent(columns, entry, "pruning"), ())
+    dense = "the dense network" + OR_REFERENCE * (OF in columns)
+    title = f"Prunings: scores on the test set; sizes in percent of {dense}; MACs, not FLOPs"
+    ordered = [rows[e.key] for e in prunings if e.key in rows]
+    return _table("main", title, "pruning", columns, ordered)
+
+
+def sweep_table(points: pd.DataFrame, sweeps: Sequence[Entry]) -> Table:
+    """One row per swept training (over seeds), protocol and sparsity: without and with
+    recalibration of BatchNorm statistics."""
+    columns = (
+        Column("model", "model", "params.model"),
+        Column("method", "method", "params.method"),
+        Column("training", "training", "params.training"),
+        Column("ranked", "ranked", "params.ranked"),
+        Column("scope", "scope", "params.scope"),
+        Column("sparsity", "sparsity", "params.sparsity"),
+        Column("seeds", "seeds", "params.seed"),
+        *_score_columns(points, {"dense": "dense", "final": "one-shot"}),
+        *_score_columns(points, {"final": "one-shot, BN recalibrated"}, suffix=RECALIBRATED),
+        _percent("params_kept", "params kept", "metrics.size/params_kept"),
+        _percent("params_nonzero", "params non-zero", "metrics.size/params_nonzero"),
+        _percent("macs_kept", "MACs kept", "metrics.size/macs_kept"),
+        _percent("macs_nonzero", "MACs non-zero", "metrics.size/macs_nonzero"),
+        Column("record", "record", "record_sha"),
+    )
+    skip = (*_NAMES, "params.recalibrated")
+    groups = by_seed(_merged_recalibration(dicts(points)), skip=skip)
+    found = [(_row(columns, g), _behind(g)) for g in groups]
+    absent = [e for e in sweeps if not e.record.exists()]
+    rows = [*found, *((_absent(columns, e, "training"), ()) for e in absent)]
+    title = "Sweep: one-shot pruning without retraining, scores on the test set; MACs, not FLOPs"
+    return _table("sweep", title, "training", columns, rows)
+
+
+def weights_table(sweeps: pd.DataFrame, entries: Sequence[Entry]) -> Table:
+    """One row per swept training (over seeds): how many of its parameters exceed 10, 1, ...,
+    1e-10, the counts of Miao et al."""
+    counts = {"total": "parameters", "nonzero": "not zero"}
+    counts |= {f"above_1e{exponent}": f"> 1e{exponent}" for exponent in range(1, -11, -1)}
+    columns = (
+        Column("model", "model", "params.model"),
+        Column("method", "method", "params.method"),
+        Column("training", "training", "params.training"),
+        Column("seeds", "seeds", "params.seed"),
+        *(Column(k, head, f"metrics.weights/{k}", "{:.0f}") for k, head in counts.items()),
+        Column("record", "record", "record_sha"),
+    )
+    found = [(_row(columns, g), _behind(g)) for g in by_seed(dicts(sweeps), skip=_NAMES)]
+    absent = [e for e in entries if not e.record.exists()]
+    rows = [*found, *((_absent(columns, e, "training"), ()) for e in absent)]
+    title = "Weights before pruning: how many of the parameters exceed each magnitude"
+    return _table("weights", title, "training", columns, rows)
+
+
+def seeds_table(
+    heading: tuple[str, str, str],
+    columns: tuple[Column, ...],
+    runs: pd.DataFrame,
+    entries: Sequence[Entry],
+    skip: Sequence[str] = (),
+) -> Table:
+    """One row per group of runs that differ in nothing but the seed and the params in `skip`, then
+    the entries that were not run. `heading`: name, title, label of the table."""
+    name, title, label = heading
+    groups = by_seed(dicts(runs), skip=(*_NAMES, *skip))
+    rows: list[_Sourced] = [(_row(columns, g), _behind(g)) for g in groups]
+    rows += [(_absent(columns, e, label), ()) for e in entries if not e.record.exists()]
+    return _table(name, title, label, columns, rows)
+
+
+def scores_of(runs: pd.DataFrame) -> list[str]:
+    """Names of the scores in `runs`, the loss left out, the main one first."""
+    names = [c.removeprefix("metrics.final/") for c in runs.columns if "metrics.final/" in c]
+    order = {"top1": 0, "top5": 1}
+    return sorted((n for n in names if n != "loss"), key=lambda n: (order.get(n, 2), n))
+
+
+def _score_columns(runs: pd.DataFrame, groups: Mapping[str, str], suffix: str = "") -> list[Column]:
+    return [
+        Column(f"{group}_{score}{suffix}", f"{label} {score} (%)", source + suffix, "{:.2f}")
+        for score in scores_of(runs)
+        for group, label in groups.items()
+        for source in [f"metrics.{group}/{score}"]
+    ]
+
+
+def _percent(key: str, label: str, source: str) -> Column:
+    return Column(key, f"{label} (%)", source, "{:.2f}")
+
+
+def _error(key: str, label: str, source: str) -> Column:
+    return Column(key, f"{label} (max rel. difference)", source, "{:.1e}")
+
+
+def _merged_recalibration(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The two points of one training, protocol and sparsity side by side, the recalibrated scores
+    with a suffix. Their plans are the same."""
+    merged: dict[Hashable, dict[str, Any]] = {}
+    for point in points:
+        where = tuple(point[f"params.{k}"] for k in ("training", "ranked", "scope", "sparsity"))
+        row = merged.setdefault(where, {"behind": []})
+        row["behind"].append((point["run"], point["record_sha"]))
+        recalibrated = point["params.recalibrated"] == "true"
+        for key, value in point.items():
+            if recalibrated and key.startswith("metrics.final/"):
+                row[key + RECALIBRATED] = value
+            elif key not in row or not recalibrated:
+                row[key] = value
+    return list(merged.values())
+
+
+def by_seed(runs: Iterable[dict[str, Any]], skip: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Runs that agree in every param but `skip`; a seed that comes twice opens another group."""
+    groups: dict[Hashable, list[dict[str, Any]]] = {}
+    seen: dict[Hashable, int] = {}
+    for run in runs:
+        same = tuple(
+            (k, v) for k, v in run.items() if k.startswith("params.") and k not in skip and known(v)
+        )
+        again = seen[same, run["params.seed"]] = seen.get((same, run["params.seed"]), -1) + 1
+        groups.setdefault((same, again), []).append(run)
+    return list(groups.values())
+
+
+def _row(columns: Sequence[Column], group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for column in columns:
+        values = [v for run in group if known(v := _cell(column, run))]
+        if column.source.startswith("metrics.exact/"):
+            row[column.key] = max(values) if values else None
+        elif column.source.startswith("metrics."):
+            row[column.key] = statistics.fmean(values) if values else None
+            row[f"{column.key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        else:
+            row[column.key] = values[0] if values else None
+    row["model"] = row["model"].rpartition("/")[2]
+    if OF in columns:
+        row["of"] = row["of"] or TRAINED
+    if row.get("rule") in _WITHOUT_VALUE:
+        row["target"] = None
+    row["seeds"] = len(group)
+    row["record"] = " ".join(sha[:12] for _, sha in _behind(group))
+    row["status"] = "done"
+    return row
+
+
+def _cell(column: Column, run: Mapping[str, Any]) -> Any:
+    """Sizes as percent of the whole network, sparsities as percent, the rest as it is."""
+    value: Any = run.get(column.source)
+    if not known(value):
+        return None
+    if column.source.startswith("metrics.size/"):
+        what = column.source.removeprefix("metrics.size/").partition("_")[0]
+        return 100.0 * value / whole(run, what)
+    return 100.0 * value if column.source.startswith("metrics.sparsity/") else value
+
+
+def whole(run: Mapping[str, Any], what: str) -> float:
+    """What 100 % are: the params or macs of the reference that the pruning names, else those of the
+    dense network that was trained."""
+    reference: Any = run.get(f"metrics.size/{what}_reference")
+    return float(reference if known(reference) else run[f"metrics.size/{what}_dense"])
+
+
+def named(runs: pd.DataFrame) -> bool:
+    """Does any of these runs count its sizes from a reference?"""
+    return OF.source in runs and bool(runs[OF.source].notna().any())
+
+
+def _behind(group: Sequence[Mapping[str, Any]]) -> Behind:
+    pairs = (run.get("behind") or [(run["run"], run["record_sha"])] for run in group)
+    return tuple(pair for some in pairs for pair in some)
+
+
+def known(value: Any) -> bool:
+    return value is not None and value == value  # a field another run has is NaN here
+
+
+def _absent(columns: Sequence[Column], entry: Entry, name: str) -> dict[str, Any]:
+    model = entry.asked.get("model", "").rpartition("/")[2]
+    asked = {**entry.asked, "model": model, name: entry.key}
+    row: dict[str, Any] = {c.key: asked.get(c.key) for c in columns}
+    if row.get("rule") in _WITHOUT_VALUE:
+        row["target"] = None
+    return {**row, "seeds": 0, "record": "", "status": NOT_RUN}
+
+
+def _table(
+    name: str, title: str, label: str, columns: tuple[Column, ...], rows: Sequence[_Sourced]
+) -> Table:
+    import pandas as pd
+
+    keys = [c.key for c in columns]
+    spread = [f"{c.key}_std" for c in columns if any(f"{c.key}_std" in row for row, _ in rows)]
+    frame = pd.DataFrame([r for r, _ in rows], columns=[*keys, *spread, "status"], dtype=object)
+    return Table(name, title, label, columns, frame, tuple(behind for _, behind in rows))

@@ -1,0 +1,156 @@
+"""The saved views: what the tags say, who keeps them, and what MLflow's page makes of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.study.tracking.publish import Study, publish
+from pipeline.study.tracking.run_views import evaluate_view, train_view
+from pipeline.study.tracking.saved_views import VIEWS, view_tags, views_guide
+from pipeline.study.tracking.store import Store
+from tests import browser
+from tests.reports.samples import eval_record, sqlite_uri, train_record, write_study
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+ANSWER = "espalier-at-90"
+
+
+def state(tags: dict[str, str], key: str) -> dict[str, Any]:
+    """As the page unpacks it."""
+    packed = json.loads(tags[f"mlflow.sharedViewState.{key}"])["state"]
+    kind, _, data = packed.partition(";")
+    assert kind == "deflate"
+    return json.loads(zlib.decompress(base64.b64decode(data)))
+
+
+def named(view: Any) -> set[str]:
+    """Every metric a view asks for."""
+    charts = [c for s in view.sections for c in s.charts]
+    axes = {c[a]["key"] for c in charts for a in ("xaxis", "yaxis") if a in c}
+    rest = {m for c in charts for m in c.get("selectedMetrics", ())}
+    return axes | rest | {c["metricKey"] for c in charts if "metricKey" in c} | {view.order}
+
+
+def test_views_ask_for_metrics_that_runs_have() -> None:
+    training = train_record("hspg")
+    has = set(evaluate_view(eval_record(training), training).summary())
+    has |= set(train_view(training).summary())
+    asked = set().union(*(named(v) for v in VIEWS)) - {"sparsity/target"}  # a sweep's
+    assert asked <= has
+    columns = {c for c in state(view_tags(), ANSWER)["selectedColumns"] if "metrics" in c}
+    assert {c.removeprefix("metrics.`").rstrip("`") for c in columns} <= has
+
+
+def test_a_row_is_the_same_for_all_seeds_and_begins_with_the_method() -> None:
+    rows = set()
+    for seed in (0, 1):
+        training = train_record("hspg", seed)
+        rows.add(evaluate_view(eval_record(training), training).tags["row"])
+    assert rows == {"hspg-p50 | resnet8-hspg"}
+    assert train_view(train_record("hspg", 1)).tags["row"] == "hspg | resnet8-hspg"
+
+
+def test_groups_are_closed_and_charts_belong_to_a_section() -> None:
+    view = state(view_tags(["hspg | a", "imp | b"]), ANSWER)
+    assert view["groupsExpanded"] == {"tag.row.hspg | a": False, "tag.row.imp | b": False}
+    sections = {s["uuid"] for s in view["compareRunSections"]}
+    assert {c["metricSectionId"] for c in view["compareRunCharts"]} == sections
+    assert len({c["uuid"] for c in view["compareRunCharts"]}) == len(view["compareRunCharts"])
+
+
+def test_the_same_tags_every_time_and_short_enough_for_mlflow() -> None:
+    rows = [f"method-p{n} | some-network-of-a-study-{n}" for n in range(60)]
+    assert view_tags(rows) == view_tags(reversed(rows))
+    assert max(map(len, view_tags(rows).values())) < 5000  # MLflow's limit
+
+
+def test_the_guide_links_every_view() -> None:
+    text = views_guide("7")
+    assert all(f"viewStateShareKey={v.key})" in text and f"[{v.name}]" in text for v in VIEWS)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri(tmp_path))
+    made = write_study(tmp_path)
+    publish(made)
+    return made
+
+
+def test_publishing_keeps_our_views_and_leaves_others_alone(study: Study) -> None:
+    store = Store(study.name)
+    client, experiment = store._client, store._id
+    theirs = {"mlflow.sharedViewState.1795": "{}", "mlflow.note.content": "my words"}
+    for key, value in {**theirs, f"mlflow.sharedViewState.{ANSWER}": "old"}.items():
+        client.set_experiment_tag(experiment, key, value)
+    publish(study)
+    tags = client.get_experiment(experiment).tags
+    assert theirs.items() <= tags.items()
+    closed = state(tags, ANSWER)["groupsExpanded"]
+    assert {run.data.tags["row"] for run in store.runs("tags.stage = 'evaluate'")} <= {
+        key.removeprefix("tag.row.") for key in closed
+    }
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """MLflow's page on the database in `folder`."""
+    with closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(port),
+               "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(1800):
+            assert server.poll() is None, "the server ended"
+            with closing(socket.socket()) as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(10)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(not browser.DRIVER or not browser.CHROMIUM, reason=browser.MISSING)
+def test_one_click_answers_which_method(study: Study, tmp_path: Path) -> None:
+    """Above the runs, a click on the question: one line per row, the seeds together, and charts."""
+    experiment = Store(study.name)._id
+    text = "return document.body.innerText"
+    with served(tmp_path) as address, browser.chromium(tmp_path) as page:
+        page.open(f"{address}#/experiments/{experiment}/runs")
+        link = f"a[href*='{VIEWS[1].key}']"  # all rows: the sample study has none at 90 %
+        find = f'document.querySelector("{link}")'
+        page.wait(f"return {find} !== null", 120)
+        # a click opens another tab; here in this one
+        page.run(f"location.hash = {find}.getAttribute('href')")
+        page.wait(f"{text}.includes('Group: hspg-p50')", 120)
+        page.wait(f"{text}.includes('Score, and what is left')", 120)
+        seen = page.run(text)
+        assert "resnet8-hspg-s0-p50" not in seen  # groups are closed
+        assert seen.count("Group: ") == 2 < len(study.prunings)
