@@ -104,10 +104,9 @@ def create(folder: Path, params: str = PARAMS) -> Path:
         else:
             shutil.copy(source, folder / name)
     (folder / "reports").mkdir()
-    for source in (REPOSITORY / "reports").glob("*.py"):
-        shutil.copy(source, folder / "reports")
-    for name in ("web", "papers"):
-        shutil.copytree(REPOSITORY / "reports" / name, folder / "reports" / name)
+    shutil.copy(REPOSITORY / "reports/__init__.py", folder / "reports")
+    for name in ("build", "papers"):
+        shutil.copytree(REPOSITORY / "reports" / name, folder / "reports" / name, ignore=skip)
     (folder / "params.yaml").write_text(params)
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
