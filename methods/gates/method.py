@@ -236,15 +236,11 @@ class Gates(MethodBase):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """In place after `prepare`; without it (the prune stage) for `saliency` alone.
-
+        """
         Raises:
             ValueError: the state's gates are not those of the prepared model.
         """
         stored: Mapping[str, Tensor] = state["gates"]
-        if not self._hooks:
-            self.gates = {n: nn.Parameter(g.detach().clone()) for n, g in stored.items()}
-            return
         if {n: g.shape for n, g in stored.items()} != {n: g.shape for n, g in self.gates.items()}:
             raise ValueError(
                 f"gates: the stored state has gates for {sorted(stored)}, the model needs "

@@ -243,8 +243,7 @@ class IMP(MethodBase):
         self._refresh()
 
     def _on_device(self, masks: Masks) -> dict[str, Tensor]:
-        device = next(iter(self.parameters.values())).device if self.parameters else None
-        return {name: mask.to(device) for name, mask in masks.items()}
+        return {name: mask.to(self.parameters[name].device) for name, mask in masks.items()}
 
 
 def _retraining(name: str, config: IMPConfig, recipe: Recipe) -> Phase:

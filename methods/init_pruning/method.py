@@ -175,8 +175,7 @@ class InitPruning(MethodBase):
     def _keep(self, keep: Masks) -> None:
         self.keep = dict(keep)
         self._plan = PruningPlan(self.granularity, self.keep)
-        if self.parameters:
-            self._gradient_mask = GradientMask(self.parameters, self.keep)
+        self._gradient_mask = GradientMask(self.parameters, self.keep)
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
         self._gradient_mask.apply()
@@ -192,5 +191,4 @@ class InitPruning(MethodBase):
         return {"keep": dict(self.keep)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        device = next(iter(self.parameters.values())).device if self.parameters else None
-        self._keep({name: mask.to(device) for name, mask in state["keep"].items()})
+        self._keep({n: m.to(self.parameters[n].device) for n, m in state["keep"].items()})

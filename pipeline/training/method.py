@@ -114,7 +114,7 @@ class MethodBase:
         """A step was taken without the hooks: count it, where Python counts steps."""
 
     def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
-        """True ends the phase here."""
+        """True ends the phase here. May tighten `plan()`: the loop enforces it at once."""
         return False
 
     def end_phase(self, model: nn.Module, phase: Phase) -> None:
@@ -145,4 +145,5 @@ class MethodBase:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`. Always called after `prepare`: parameters, units and devices
+        are known. Tensors of `state` come from a file and may be on another device."""

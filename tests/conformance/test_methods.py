@@ -16,7 +16,7 @@ from pipeline.files import load_tree, save_tree
 from pipeline.selection.select import Target, select
 from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state, seed_everything
 from pipeline.training.loop.fit import fit
-from pipeline.training.loop.job import Job
+from pipeline.training.loop.job import FirstEpoch, Job
 from pipeline.training.method import Method
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
 from pipeline.training.tasks.task import Classification
@@ -175,7 +175,8 @@ def test_state_survives_a_file_and_rebuilds_the_saliency(
 ) -> None:
     made = trained[name]
     save_tree(tmp_path / "state", made.method.state_dict())
-    other = build(name)
+    other, (model, units) = build(name), network()
+    other.prepare(model, units, FirstEpoch(Batches(), made.task))
     other.load_state_dict(load_tree(tmp_path / "state"))
     one, two = (m.saliency(made.model, made.units) for m in (made.method, other))
     assert one.keys() == two.keys()

@@ -41,6 +41,7 @@ REPLAYED = {
     "dense": 20,
     "dhspg": 14,
     "early_bird": 10,
+    "gmp": 20,
     "hesso": 13,
     "hesso_cric": 11,
     "hspg": 11,

@@ -11,7 +11,8 @@
                 loss = task.loss + method.penalty
                 backward, [mean over processes], method.after_backward, clip,
                 optimizer.step, method.after_step, enforce, [average]
-            validate, stop = method.end_epoch, schedule.step, [leave out zeros], checkpoint
+            validate, stop = method.end_epoch, enforce, schedule.step, [leave out zeros],
+            checkpoint
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
         [the phase's state becomes a named artefact]
@@ -178,6 +179,7 @@ class _Loop:
         stats = EpochStats(self.epoch, self.phase_epoch, totals.means(), self.passes.validate())
         stats.logged |= self.average.scores(self.job)
         self.stop = self.method.end_epoch(self.model, stats)
+        self.masking.apply()
         self._agree(f"after epoch {self.epoch}")
         row = {**stats.values(), "lr": float(self.optimizer.param_groups[0]["lr"])}
         row["examples"] = float(self.examples)

@@ -174,7 +174,7 @@ def test_state_alone_gives_the_saliency() -> None:
     method = prepared(net)
     train(net, method, method.optimizer(net, PHASE, RECIPE), range(2))
     stored = method.state_dict()
-    later = Gates(GatesConfig())
+    later = prepared(random_net())
     later.load_state_dict(stored)
     scores = later.saliency(random_net(), NET_UNITS)
     assert {n: s.tolist() for n, s in scores.items()} == {

@@ -1,0 +1,150 @@
+"""Gradual magnitude pruning: the sparsity rises along a cubic curve while the network trains.
+
+Zhu & Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
+2017 (arXiv:1710.01878). After chosen epochs the smallest weights of every layer are removed, many
+at first and few at the end; the rest trains on. Units: weights. Rule: `zeros`.
+
+Differences from the paper: masks are updated between epochs, not every few hundred steps; a removed
+weight stays removed (the paper's mask is drawn anew from the values that masked weights had).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.registry import register_method
+from pipeline.selection.criteria import Allocation, keep_density
+from pipeline.selection.masks import GradientMask, Masks, choose_weights, masked_magnitude
+from pipeline.training.method import Batches, MethodBase
+from pipeline.training.phases import EpochStats, Phase, StepContext
+from pipeline.training.recipe import Fraction, Recipe, Strict
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.plan import PruningPlan
+
+
+class GMPConfig(Strict):
+    """The sparsity curve, and which weights follow it.
+
+    `initial_sparsity` is the paper's s_i, `final_sparsity` s_f: fractions of the chosen weights.
+    Epochs count trained epochs: the curve runs from `begin_epoch` to `end_epoch` (None: three
+    quarters of the recipe's epochs), and the mask is updated every `frequency` epochs and at
+    `end_epoch`. `allocation`: the same sparsity in each layer (uniform, as in the paper), one
+    ranking over all layers (global), or Erdos-Renyi-kernel densities (erk). `layers`:
+    convolutions only, or linear layers too; `ignore`: layer names to leave dense.
+    """
+
+    initial_sparsity: Fraction = 0.0
+    final_sparsity: Fraction = 0.9
+    begin_epoch: Annotated[int, Field(ge=0)] = 0
+    end_epoch: Annotated[int, Field(ge=1)] | None = None
+    frequency: Annotated[int, Field(ge=1)] = 1
+    allocation: Allocation = "uniform"
+    layers: Literal["conv", "all"] = "all"
+    ignore: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _rises(self) -> GMPConfig:
+        if self.initial_sparsity > self.final_sparsity:
+            raise ValueError(
+                f"initial_sparsity: {self.initial_sparsity} is above final_sparsity: "
+                f"{self.final_sparsity}"
+            )
+        if self.end_epoch is not None and self.end_epoch <= self.begin_epoch:
+            raise ValueError(
+                f"end_epoch: {self.end_epoch} is not after begin_epoch: {self.begin_epoch}"
+            )
+        return self
+
+    def last_update(self, epochs: int) -> int:
+        """Trained epochs at which the final sparsity is reached, in a training of `epochs`."""
+        if self.end_epoch is not None:
+            return self.end_epoch
+        return max(self.begin_epoch + 1, 3 * epochs // 4)
+
+
+def cubic_sparsity(progress: float, initial: float, final: float) -> float:
+    """s_f + (s_i - s_f)(1 - p)^3 at the fraction p of the curve, clipped to [0, 1] (equation 1)."""
+    left = 1.0 - min(max(progress, 0.0), 1.0)
+    return final + (initial - final) * left**3
+
+
+@register_method("gmp", GMPConfig)
+class GMP(MethodBase):
+    """One phase under a mask that `end_epoch` tightens."""
+
+    granularity = Granularity.UNSTRUCTURED
+
+    def __init__(self, config: GMPConfig) -> None:
+        self.config = config
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.keep: dict[str, Tensor] = {}
+        self.end = 0  # trained epochs at the last update
+        self._plan: PruningPlan | None = None
+
+    def phases(self, recipe: Recipe) -> Sequence[Phase]:
+        """
+        Raises:
+            ValueError: the training ends before the curve does.
+        """
+        end = self.config.last_update(recipe.epochs)
+        if end > recipe.epochs:
+            raise ValueError(
+                f"methods.gmp: the final sparsity is reached after {end} epochs and train.epochs "
+                f"is {recipe.epochs}; lower methods.gmp.begin_epoch or end_epoch"
+            )
+        return (Phase("train", recipe.epochs),)
+
+    def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
+        self.parameters = dict(model.named_parameters())
+        names = choose_weights(model, units, self.config.layers, self.config.ignore)
+        self._set({n: torch.ones_like(self.parameters[n], dtype=torch.bool) for n in names})
+        if self.config.begin_epoch == 0:
+            self._tighten(self.config.initial_sparsity)
+
+    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
+        self.end = self.config.last_update(recipe.epochs)
+        return super().optimizer(model, phase, recipe)
+
+    def after_backward(self, model: nn.Module, at: StepContext) -> None:
+        self._gradient_mask.apply()
+
+    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
+        begin, trained = self.config.begin_epoch, stats.epoch + 1
+        due = (trained - begin) % self.config.frequency == 0 or trained == self.end
+        if begin <= trained <= self.end and due:
+            progress = (trained - begin) / (self.end - begin)
+            initial, final = self.config.initial_sparsity, self.config.final_sparsity
+            self._tighten(cubic_sparsity(progress, initial, final))
+        kept = sum(int(mask.sum()) for mask in self.keep.values())
+        stats.logged["weight_sparsity"] = 1.0 - kept / sum(m.numel() for m in self.keep.values())
+        return False
+
+    @torch.no_grad()
+    def _tighten(self, sparsity: float) -> None:
+        magnitude = {name: self.parameters[name].detach().abs() for name in self.keep}
+        self._set(keep_density(magnitude, self.keep, 1.0 - sparsity, self.config.allocation))
+
+    def _set(self, keep: Masks) -> None:
+        self.keep = dict(keep)
+        dense = all(bool(mask.all()) for mask in keep.values())
+        self._plan = None if dense else PruningPlan(self.granularity, self.keep)
+        self._gradient_mask = GradientMask(self.parameters, self.keep)
+
+    def plan(self) -> PruningPlan | None:
+        return self._plan
+
+    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
+        """|w| of the weights kept, 0 for the others."""
+        return masked_magnitude(model, units, self.keep)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"keep": dict(self.keep)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._set({n: m.to(self.parameters[n].device) for n, m in state["keep"].items()})
