@@ -46,6 +46,14 @@ ROWS = [
     Row("preact/preact_resnet18", {}, 11_172_170),
     Row("preact/preact_resnet18", {}, 11_218_340, classes=100),
     Row("mlp/mlp", {}, 118_282, 784 * 128 + 128 * 128 + 128 * 10, shape=MNIST),
+    # LeNets and Conv-2/4/6: weights of SNIP (Lee et al. 2019), the lottery ticket and Han et al.
+    Row("lenet/lenet_300_100", {}, 266_610, 266_200, shape=MNIST),
+    Row("lenet/lenet5_caffe", {}, 431_080, 576 * 500 + 64 * 25_000 + 405_000, shape=MNIST),
+    Row("lenet/conv2", {}, 4_301_642, 1024 * (1_728 + 36_864) + 256 * (16_384 + 266)),
+    Row("lenet/conv4", {}, 2_425_930),
+    Row("lenet/conv6", {}, 2_262_602),
+    # Network slimming, table 3: 545,810 weights and biases, and 1,600 of BatchNorm.
+    Row("mlp/mlp", {"widths": (500, 300), "batch_norm": True}, 545_810 + 1_600, shape=MNIST),
     # Pruning from Scratch: convolutions + linear layer of its counter.
     Row("vgg/vgg11_bn_gap", {}, 9_228_362, 152_764_416 + 5_120),
     Row("vgg/vgg16_bn_gap", {}, 14_724_042, 313_196_544 + 5_120),

@@ -131,3 +131,25 @@ def test_dropout_is_in_the_three_layer_classifier_only() -> None:
 def test_the_seed_decides_the_weights() -> None:
     first, second = (_build("small/resnet8").state_dict() for _ in range(2))
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize(
+    ("initial", "variance"),
+    [("glorot", 2 / (3072 + 64)), ("he", 2 / 3072), ("normal", 0.3**2)],
+)
+def test_named_initialisations_have_their_variance(initial: str, variance: float) -> None:
+    args = {"widths": [64, 32], "initial": initial, "std": 0.3}
+    first = _build("lenet/lenet_300_100", args).get_submodule("fc1")
+    _assert_standard_normal(first.weight.detach().flatten() / math.sqrt(variance))
+    assert not first.bias.any()
+
+
+def test_a_truncated_normal_ends_at_two_deviations() -> None:
+    args = {"initial": "truncated_normal", "std": 0.3}
+    weight = _build("lenet/lenet_300_100", args).get_submodule("fc1").weight
+    assert 0.59 < weight.abs().max() <= 0.6
+
+
+def test_an_unknown_initialisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="known: torch, glorot, he, normal, truncated_normal"):
+        _build("lenet/lenet_300_100", {"initial": "xavier"})

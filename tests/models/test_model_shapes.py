@@ -28,6 +28,7 @@ NETWORKS = [
     if spec.task == "classification"
 ]
 SMALLEST = {
+    "lenet5_caffe": 16,
     "vgg16": 32,
     "vgg16_bn": 32,
     "vgg16_bn_linear": 32,
@@ -55,6 +56,7 @@ def test_families_and_networks() -> None:
         *(("vgg", f"vgg{depth}_bn_gap") for depth in (11, 19)),
         *(("mobilenet", f"mobilenet_v{v}") for v in (1, 2)),
         ("mlp", "mlp"),
+        *(("lenet", name) for name in ("lenet_300_100", "lenet5_caffe", "conv2", "conv4", "conv6")),
         *(("small", name) for name in ("resnet8", "vgg_small")),
     }
 
@@ -111,6 +113,8 @@ def test_first_knob_changes_the_network(spec: ModelSpec) -> None:
         ("small", "resnet8", {"width": 4}),
         ("small", "vgg_small", {"width": 4}),
         ("mlp", "mlp", {"widths": [5]}),
+        ("mlp", "mlp", {"widths": [5], "batch_norm": True}),
+        ("lenet", "conv4", {"width": 4}),
         ("resnet_cifar", "resnet20_a", {"width": 3}),
         ("preact", "preact_resnetb", {"depth": 11, "width": 4}),
         ("mobilenet", "mobilenet_v2", {"width": 8, "multiplier": 0.5}),

@@ -85,7 +85,7 @@ def test_counts_on_torchvision(name: str) -> None:
 @pytest.mark.parametrize(("family", "name"), OURS)
 def test_laws_on_our_networks(family: str, name: str) -> None:
     spec = model_spec(family, name)
-    small = {} if family in ("mlp", "small") else {"width": 8}
+    small = {} if family in ("lenet", "mlp", "small") else {"width": 8}
     build = seeded(lambda: spec.build(CIFAR, **small))
     example = image(*CIFAR.input_shape)
     units = trace_units(build(), example, spec.never_prune)
