@@ -6,9 +6,12 @@ A leaf: imports nothing of ours, any room may import it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 _KEY = "espalier"  # one metadata key only: safetensors writes several in random order
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
@@ -30,6 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is synced and renamed to `path`.
 
     On any error (a full disk, a kill) the old `path` stands untouched.
+
+    Raises:
+        OSError: as raised inside; for a full disk it names the file and the free space.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +47,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(f.fileno())
         temporary.chmod(0o644)  # safetensors writes for the owner alone; a DVC cache is shared
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(error.errno, f"{path}: the disk is full ({free:.1f} MB free)") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -78,10 +90,14 @@ def file_sha256(path: Path) -> str:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in name order."""
+    """SHA-256 over names, dtypes, shapes and bytes, in name order.
+
+    Raises:
+        TypeError: a tensor is not dense (sparse, quantized); names it.
+    """
     h = hashlib.sha256()
     for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
+        t = _dense(tensors[name], name)
         h.update(f"\0{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
         h.update(_bytes(t))
     return h.hexdigest()
@@ -93,9 +109,10 @@ def save_tree(path: Path, tree: Any) -> None:
     One safetensors file: tensors as tensors, the rest as JSON in its header, a CRC over both.
 
     Raises:
-        TypeError: the tree holds something else.
-        OSError: the disk is full; an older file at `path` is intact.
+        TypeError: the tree holds something else, e.g. a sparse tensor.
+        OSError: it cannot be written, e.g. the disk is full; an older file at `path` is intact.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -103,7 +120,10 @@ def save_tree(path: Path, tree: Any) -> None:
     crc = _crc(encoded, tensors)
     with replacing(path) as temporary:
         metadata = {_KEY: json.dumps({"crc": crc, "tree": encoded})}
-        save_file(tensors, str(temporary), metadata=metadata)
+        try:
+            save_file(tensors, str(temporary), metadata=metadata)
+        except SafetensorError as error:  # its text ends with "(os error 28)"
+            raise OSError(_os_error(str(error)), f"{path}: not written: {error}") from error
 
 
 def load_tree(path: Path) -> Any:
@@ -130,6 +150,21 @@ def load_tree(path: Path) -> Any:
     return _decode(json.loads(encoded), tensors)
 
 
+def _os_error(text: str) -> int:
+    found = re.search(r"os error (\d+)", text)
+    return int(found[1]) if found else errno.EIO
+
+
+def _dense(tensor: Tensor, name: str) -> Tensor:
+    """A copy on the CPU whose bytes follow each other, or TypeError."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = str(tensor.layout).removeprefix("torch.")
+        kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else kind
+        raise TypeError(f"{name}: a {kind} tensor has no plain bytes; make it dense first")
+    copied = torch.empty(tensor.shape, dtype=tensor.dtype)  # strides, conj and neg bits go
+    return copied.copy_(tensor.detach())
+
+
 def _bytes(t: Tensor) -> memoryview:
     flat = t.reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
@@ -145,7 +180,9 @@ def _crc(encoded: str, tensors: Mapping[str, Tensor]) -> int:
 def _encode(node: Any, at: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
         name = at or "tensor"
-        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
+        if node.dtype is torch.complex128:  # safetensors has no such type
+            raise TypeError(f"cannot save {node.dtype} at {name!r}; save its view_as_real")
+        tensors[name] = _dense(node, name)
         return {_TENSOR: name}
     if isinstance(node, Mapping):
         if all(isinstance(k, str) for k in node):

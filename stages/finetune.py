@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from pipeline.study.records.artifacts import DELIVERED, NetworkSpec, PrunedArtif
 from pipeline.study.records.counts import count_network
 from pipeline.study.tracking.run_views import RunSpec
 from pipeline.study.tracking.store import open_tracker
-from pipeline.training.loop.checkpoint import CheckpointFolder, fingerprint
+from pipeline.training.loop.checkpoint import CheckpointFolder, retire
 from pipeline.training.loop.job import Observer, Silent
 from pipeline.training.method import MethodBase
 from pipeline.training.options.ema import EMA
@@ -67,18 +66,18 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
     model = start(network, params, key, pruned)
     how = params.retraining(key).start_from
     recipe = recipe_of(network, params, key, model)
-    mark = fingerprint(
-        recipe.model_dump(mode="json"),
-        how,
-        pruned.plan.digest(),
-        pruned.weights_sha,
-        loop_code(Path(params.file.root)),
-        place.device.type,
-    )
+    inputs = {
+        "recipe": recipe.model_dump(mode="json"),
+        "start_from": how,
+        "plan": pruned.plan.digest(),
+        "weights": pruned.weights_sha,
+        "code": loop_code(Path(params.file.root)),
+        "device": place.device.type,
+    }
     units, masks = network.units(model), None if pruned.structured else pruned.plan
     seed = params.training(params.pruning(key).training).seed
     work = Assignment(network, model, units, MethodBase(), recipe, seed, masks)
-    folder = CheckpointFolder(place.folder, mark, writes=place.team.first)
+    folder = CheckpointFolder(place.folder, inputs, writes=place.team.first)
     curve = train_network(work, prepared, place, folder, observer) if recipe.epochs else ()
     if not place.team.first:
         return
@@ -108,7 +107,7 @@ def main(key: str) -> None:
         events = paths.events("finetune", key)
         with open_tracker(spec, events, work=work, live=live) as tracker:
             run(params, key, load_prepared(paths.PREPARED), place, tracker)
-        shutil.rmtree(place.folder, ignore_errors=True)
+        retire(place.folder)
 
 
 if __name__ == "__main__":

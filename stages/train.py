@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -95,15 +95,15 @@ def _checkpoints(
     """Of everything that decides the result. Settings that only add phases at the end are no part
     of the lineage: a finished training with fewer is where this one begins."""
     family, recipe = asked.model.partition("/")[0], params.recipe(asked.training)
-    root, whole = Path(params.file.root), dict(asked.__dict__)
-    code = code_digest(root, f"models/{family}.py"), method_code(root, asked.method)
-    ran = (*code, loop_code(root), place.device.type)
+    root, stated = Path(params.file.root), asdict(asked)
+    code = code_digest(root, f"models/{family}.py") | method_code(root, asked.method)
+    ran = {"code": code | loop_code(root), "device": place.device.type}
     lineage, added = None, method.extendable()
     if added:
         shared = {k: v for k, v in asked.method_params.items() if k not in added}
-        mark = fingerprint(whole | {"method_params": shared}, *ran)
+        mark = fingerprint(stated | {"method_params": shared}, ran)
         lineage = Lineage(mark, len(method.phases(recipe)))
-    return CheckpointFolder(place.folder, fingerprint(whole, *ran), place.team.first, lineage)
+    return CheckpointFolder(place.folder, stated | ran, place.team.first, lineage)
 
 
 def _write_states(

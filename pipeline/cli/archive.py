@@ -20,8 +20,10 @@ MANIFEST = "bundle.json"
 
 
 def below(folder: Path, base: Path) -> dict[str, Path]:
-    """Every file below `folder` by its name relative to `base`; compiled Python left out."""
+    """Every file below `folder` by its name relative to `base`, without compiled Python and what a
+    killed write left behind."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    found = [p for p in found if not (p.name.startswith(".") and p.suffix == ".tmp")]
     return {p.relative_to(base).as_posix(): p for p in found}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -39,7 +38,8 @@ def load_weights(
     Raises:
         FileNotFoundError: no such file.
         DamagedFileError: another checksum, or not a plain checkpoint.
-        ValueError: keys or shapes do not fit the network; lists them.
+        ValueError: keys or shapes do not fit the network (lists them), or a tensor is not finite,
+            or complex.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file (trainings.<name>.weights.path)")
@@ -52,6 +52,7 @@ def load_weights(
         model = _part(model, into)
         state = {_renamed(k): v for k, v in state.items()}
         state = {k: v for k, v in state.items() if k in model.state_dict()}
+    _check_numbers(path, state)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -74,18 +75,52 @@ def _renamed(key: str) -> str:
     return key
 
 
+def _check_numbers(path: Path, state: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        ValueError: a tensor is complex, NaN or infinite; names it.
+    """
+    for name, tensor in state.items():
+        if tensor.is_complex():
+            raise ValueError(f"{path}: {name!r} is complex; weights must be real numbers")
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise ValueError(f"{path}: {name!r} holds NaN or infinity; export the weights again")
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DamagedFileError(
+                f"{path}: not a whole safetensors file ({error}); expected named tensors"
+            ) from error
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DamagedFileError(f"{path}: not a checkpoint of plain tensors ({error})") from error
+    except Exception as error:  # an unpickler fed with other bytes raises whatever it stumbles over
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise DamagedFileError(
+            f"{path}: not a checkpoint of plain tensors ({reason[:200]}); expected a state dict "
+            "written by torch.save"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree = tree[key]
     if not isinstance(tree, dict) or not all(isinstance(v, Tensor) for v in tree.values()):
-        raise DamagedFileError(f"{path}: holds no state dict of tensors")
+        raise DamagedFileError(f"{path}: holds no state dict of tensors, but {_kind(tree)}")
+    if others := [key for key in tree if not isinstance(key, str)]:
+        raise DamagedFileError(
+            f"{path}: its keys are no names of parameters, e.g. {others[0]!r}; expected a state "
+            "dict of tensors by name"
+        )
     return tree
+
+
+def _kind(tree: object) -> str:
+    if isinstance(tree, dict):
+        key, value = next((k, v) for k, v in tree.items() if not isinstance(v, Tensor))
+        return f"{type(value).__name__} under {key!r}"
+    return type(tree).__name__

@@ -117,3 +117,52 @@ def test_hash_sees_names_shapes_types_and_values() -> None:
     others.append({"a": torch.tensor([0.0, 0, 0, 1])})
     hashes = {tensors_sha256(t) for t in [base, *others]}
     assert len(hashes) == 5
+
+
+SMALL_TENSORS = {
+    "one element, stride 2": torch.arange(2.0)[::2],
+    "negative view": torch._neg_view(torch.ones(3)),
+    "conjugate view": torch.ones(2, dtype=torch.complex64).conj(),
+    "expanded": torch.ones(1).expand(3),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_TENSORS)
+def test_any_view_is_saved_and_hashed_as_the_numbers_it_shows(tmp_path: Path, name: str) -> None:
+    tensor = SMALL_TENSORS[name]
+    save_tree(tmp_path / "x", {"w": tensor})
+    read = load_tree(tmp_path / "x")["w"]
+    assert read.tolist() == tensor.tolist()
+    assert tensors_sha256({"w": tensor}) == tensors_sha256({"w": read})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(2).to_sparse(),
+        torch.zeros(2, dtype=torch.complex128),
+        torch.empty(2, device="meta"),
+    ],
+    ids=["sparse", "complex128", "meta"],
+)
+def test_a_tensor_that_cannot_be_saved_is_named(tmp_path: Path, tensor: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match="/a/w"):
+        save_tree(tmp_path / "x", {"a": {"w": tensor}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sparse_tensor_has_no_hash() -> None:
+    with pytest.raises(TypeError, match="w: a sparse_coo tensor"):
+        tensors_sha256({"w": torch.eye(2).to_sparse()})
+
+
+@pytest.mark.parametrize("form", ["tree", "json"])
+def test_a_full_disk_is_named_and_the_old_file_stands(small_disk: Path, form: str) -> None:
+    path, save = small_disk / "x", {"tree": save_tree, "json": write_json}[form]
+    save(path, {"w": [1.0]})
+    before = path.read_bytes()
+    big: Any = torch.zeros(100_000) if form == "tree" else [0.0] * 100_000
+    with pytest.raises(OSError, match=rf"{path}: the disk is full \(\d+\.\d MB free\)"):
+        save(path, {"w": big})
+    assert path.read_bytes() == before
+    assert [p.name for p in small_disk.iterdir()] == ["x"]

@@ -73,10 +73,10 @@ class Progress:
         self._saved = True
         return self._inner.offset()
 
-    def begin(self, offset: int = 0) -> None:
+    def begin(self, offset: int = 0) -> bool:
         if offset:
             log.info("resumed from the last checkpoint")
-        self._inner.begin(offset)
+        return self._inner.begin(offset)
 
     def close(self) -> None:
         """Remove the bar; SIGTERM ends the process at once again."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.files import file_sha256
 from pipeline.study import paths
+from pipeline.study.execution.code import code_sha256
 from pipeline.study.execution.launch import joined
 from pipeline.study.execution.orphans import die_with_parent
 from pipeline.training.loop.distributed import ALONE, Team
@@ -80,10 +80,10 @@ def _locked(stage: str, key: str) -> Iterator[None]:
 
 
 def code_digest(root: Path, *places: str) -> dict[str, str]:
-    """SHA-256 of each file of code, by name, in the files and folders `places` below `root`: a
-    checkpoint belongs to the code that wrote it."""
+    """Digest of each file of code, by name, in the files and folders `places` below `root`: a
+    checkpoint belongs to the code that wrote it. Comments and docstrings do not count."""
     files = [f for place in places for f in _code(root / place)]
-    return {str(f.relative_to(root)): file_sha256(f) for f in files}
+    return {str(f.relative_to(root)): code_sha256(f) for f in files}
 
 
 def loop_code(root: Path) -> dict[str, str]:

@@ -61,20 +61,13 @@ class EventLog:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def truncate(self, offset: int) -> None:
-        """Drop what was written after `offset`: a resumed training writes it again.
-
-        Raises:
-            ValueError: the file is shorter than that, or `offset` is inside a line.
-        """
-        size = self.path.stat().st_size
-        inside = 0 < offset <= size and self.path.read_bytes()[offset - 1 : offset] != b"\n"
-        if offset > size or inside:
-            raise ValueError(
-                f"{self.path}: the checkpoint cites byte {offset} of this event file, which has "
-                f"{size}: they do not belong together. Delete both to train from the start"
-            )
-        self._cut(offset)
+    def truncate(self, offset: int) -> bool:
+        """Drop what was written after `offset`: a resumed training writes it again. Where the
+        events before it are no longer whole, drop them too and return False."""
+        before = self.path.read_bytes()[:offset]
+        whole = len(before) == offset and _readable(before)
+        self._cut(offset if whole else 0)
+        return whole
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
@@ -91,9 +84,21 @@ def read_events(path: Path) -> list[Event]:
     Raises:
         ValueError: another line is damaged; the message names file and line.
     """
-    raw = Path(path).read_bytes()
+    return _events(Path(path).read_bytes(), path)
+
+
+def _events(raw: bytes, path: Path) -> list[Event]:
     lines = raw[: raw.rfind(b"\n") + 1].splitlines()
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _readable(raw: bytes) -> bool:
+    """Whole lines, each an event."""
+    try:
+        _events(raw, Path())
+    except ValueError:
+        return False
+    return not raw or raw.endswith(b"\n")
 
 
 def _parse(line: bytes, where: str) -> Event:

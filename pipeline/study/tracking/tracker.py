@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -30,9 +31,14 @@ class Tracker:
         self._mirror = mirror
         self._begun: float | None = None
 
-    def begin(self, offset: int = 0) -> None:
-        """Start, or resume after the events before `offset`; later ones are dropped."""
-        self._log.truncate(offset)
+    def begin(self, offset: int = 0) -> bool:
+        """Start, or resume after the events before `offset`; later ones are dropped.
+
+        Returns whether those before `offset` are lost (the file was deleted, shortened or damaged):
+        the file then begins anew, and whoever has the curve tells it again.
+        """
+        lost = not self._log.truncate(offset)
+        offset = 0 if lost else offset
         self._begun = time.monotonic()
         tags = {**self.spec.tags, **machine_facts()}
         if offset == 0:
@@ -45,6 +51,7 @@ class Tracker:
         self._log.append("tags", values=tags)
         if self._mirror is not None:
             self._mirror.begin(tags | {"owner": owner(), "source": "live"}, read_events(self._work))
+        return lost
 
     def metrics(
         self, values: Mapping[str, float], *, epoch: int | None = None, step: int | None = None
@@ -84,8 +91,11 @@ class Tracker:
         self.metrics({"time/session_s": time.monotonic() - self._begun})
         self._log.close()
         if self._work != self._events:
-            self._events.parent.mkdir(parents=True, exist_ok=True)
-            self._work.replace(self._events)
+            from pipeline.files import replacing  # pulls in torch; importing this module must not
+
+            with replacing(self._events) as temporary:  # it may be on another file system
+                shutil.copyfile(self._work, temporary)
+            self._work.unlink()
         if self._mirror is not None:
             complete = with_events(view, read_events(self._events)) if view else None
             self._mirror.close("FINISHED", complete)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.files import DamagedFileError, load_tree, read_json, save_tree, write_json
+from pipeline.training.loop import resume
 
 State = dict[str, Tensor]
 LINEAGE, FINISHED = "lineage.json", "finished.json"
@@ -72,29 +73,31 @@ class Lineage:
 class CheckpointFolder:
     """`.checkpoints/<stage>/<key>/`: the last good state of one training, and its snapshots.
 
-    Outside every DVC output, because DVC deletes the outputs of a stage before it runs. A folder
-    whose fingerprint differs belongs to other params: it is emptied, never resumed. One exception:
-    a finished training (`retire`) that shares its `lineage` with a longer one is where that begins.
+    Outside every DVC output, because DVC deletes the outputs of a stage before it runs. A
+    checkpoint with other inputs is set aside (resume.py), never resumed and never deleted. Of a
+    training that ended well (`retire`) only one thing remains: where a longer one of the same
+    `lineage` begins.
 
     Args:
-        folder: where to keep it.
-        fingerprint: of everything that decides the result.
+        folder: of this training alone.
+        inputs: everything that decides the result: a tree of plain values, by name.
         writes: False in all processes of a training but the first: they read only.
         lineage: of a training that further phases may extend.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: str, writes: bool = True, lineage: Lineage | None = None
+        self, folder: Path, inputs: Any, writes: bool = True, lineage: Lineage | None = None
     ) -> None:
-        self.folder, self.fingerprint, self.writes = Path(folder), fingerprint, writes
+        self.folder, self.writes = Path(folder), writes
         if not writes:
             return
-        mark, finished = self.folder / "fingerprint", self.folder / FINISHED
-        same = mark.is_file() and mark.read_text() == fingerprint and not finished.exists()
-        if not same and not (lineage is not None and lineage.extends(finished)):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(fingerprint)
+        finished = self.folder / FINISHED
+        resume.sweep(self.folder)
+        if finished.exists() and not (lineage is not None and lineage.extends(finished)):
+            shutil.rmtree(self.folder)
+        if not finished.exists():
+            resume.claim(self.folder, inputs)
+        resume.write_inputs(self.folder, inputs)
         if lineage is not None:
             write_json(self.folder / LINEAGE, asdict(lineage))
 
@@ -106,7 +109,7 @@ class CheckpointFolder:
     @property
     def last(self) -> Path:
         """The file of the last good checkpoint."""
-        return self.folder / "last.safetensors"
+        return self.folder / resume.LAST
 
     def save(self, tree: Mapping[str, Any]) -> None:
         """Write the checkpoint; the one before stands until this one is whole.
@@ -116,35 +119,30 @@ class CheckpointFolder:
         """
         if not self.writes:
             return
-        try:
-            save_tree(self.last, dict(tree))
-            (self.folder / FINISHED).unlink(missing_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"{self.last}: the checkpoint could not be written ({error}); "
-                "the one before is intact: free some space and run again to resume from it"
-            ) from error
+        self._write(self.last, {**tree, "snapshots": list(self.snapshots())})
+        (self.folder / FINISHED).unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint, or None.
 
         Raises:
-            DamagedFileError: names the file and the way out.
+            DamagedFileError: it is damaged, or one of its snapshots is gone; names the file and
+                the way out.
         """
         if not self.last.exists():
             return None
         try:
-            return load_tree(self.last)
+            tree: dict[str, Any] = load_tree(self.last)
         except DamagedFileError as error:
-            raise DamagedFileError(
-                f"{error}; delete {self.folder} to train from the beginning"
-            ) from error
+            raise DamagedFileError(f"{error}; {self._way_out}") from error
+        for name in tree.get("snapshots", ()):
+            self._check(self._snapshot(name))
+        return tree
 
     def snapshot(self, name: str, tree: Any) -> None:
         """Keep a named state ("init", "rewind", a phase) beside the checkpoint."""
-        if not self.writes:
-            return
-        save_tree(self.folder / "snapshots" / f"{name}.safetensors", tree)
+        if self.writes:
+            self._write(self._snapshot(name), tree)
 
     def weights(self, name: str, phase: str) -> State:
         """The weights of a named state, for `phase` to start from.
@@ -163,7 +161,15 @@ class CheckpointFolder:
     def keep_epoch(self, epochs: int, tree: Any) -> None:
         """Keep the state after so many epochs until `name_epochs` or `drop_epochs`."""
         if self.writes:
-            save_tree(self._epoch(epochs), tree)
+            self._write(self._epoch(epochs), tree)
+
+    def check_epochs(self, wanted: Collection[int]) -> None:
+        """
+        Raises:
+            DamagedFileError: the state after one of these epochs is gone.
+        """
+        for epochs in wanted:
+            self._check(self._epoch(epochs))
 
     def drop_epochs(self, wanted: Collection[int]) -> None:
         """Remove the states of epochs that no name stands for any more. Call it after `save`: the
@@ -180,6 +186,28 @@ class CheckpointFolder:
     def _epoch(self, epochs: int) -> Path:
         return self.folder / "epochs" / f"{epochs}.safetensors"
 
+    def _snapshot(self, name: str) -> Path:
+        return self.folder / "snapshots" / f"{name}.safetensors"
+
+    @property
+    def _way_out(self) -> str:
+        return f"delete {self.folder} to train from the beginning"
+
+    def _check(self, path: Path) -> None:
+        if not path.is_file():
+            raise DamagedFileError(
+                f"{path}: missing, and {self.last.name} cannot be resumed without it; restore it, "
+                f"or {self._way_out}"
+            )
+
+    def _write(self, path: Path, tree: Any) -> None:
+        try:
+            save_tree(path, tree)
+        except OSError as error:
+            stood = self.last.exists()
+            stands = "the previous checkpoint is intact" if stood else "there is no checkpoint yet"
+            raise OSError(f"{error}; {stands}: free some space and run again") from error
+
     def snapshots(self) -> dict[str, Path]:
         """All named states kept so far."""
         return {p.stem: p for p in sorted((self.folder / "snapshots").glob("*.safetensors"))}
@@ -188,6 +216,7 @@ class CheckpointFolder:
 def retire(folder: Path) -> None:
     """After a training has ended well: remove its checkpoints, unless further phases may extend
     it."""
+    resume.remind(folder)
     lineage = folder / LINEAGE
     if lineage.is_file():
         lineage.replace(folder / FINISHED)

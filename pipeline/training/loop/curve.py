@@ -31,9 +31,8 @@ class Curve:
                 hears of its epochs for the first time.
         """
         self.rows = [dict(row) for row in rows]
-        if not anew:
-            self.observer.begin(offset)
-            return
-        self.observer.begin()
-        for row in self.rows:
-            self.observer.metrics(row["values"], epoch=row["epoch"], step=row["step"])
+        if anew:
+            self.observer.begin()
+        if anew or self.observer.begin(offset):
+            for row in self.rows:
+                self.observer.metrics(row["values"], epoch=row["epoch"], step=row["step"])

@@ -293,6 +293,7 @@ class _Loop:
         for key, value in saved["counters"].items():
             setattr(self, key, value)
         self.curve.resume(saved["curve"], saved["observer"], anew=self.folder.extended)
+        self.folder.check_epochs(set(self._kept().values()))
         self.totals = Totals.on(self.job.device)
         if self.team.first:
             self.totals = Totals.restored(saved["totals"], self.job.device)

@@ -44,11 +44,15 @@ SECONDS = "system/epoch_seconds"  # among the metrics of an epoch that was train
 
 
 class Observer(Protocol):
-    """Who is told what happens. Never slows or stops the training."""
+    """Who is told what happens. Never slows or stops the training.
+
+    `begin`: start, or resume behind what was told before `offset`; True: that is lost, so it begins
+    anew and must be told again.
+    """
 
     def metrics(self, values: Mapping[str, float], *, epoch: int, step: int) -> None: ...
     def offset(self) -> int: ...
-    def begin(self, offset: int = 0) -> None: ...
+    def begin(self, offset: int = 0) -> bool: ...
 
 
 class Silent:
@@ -60,8 +64,9 @@ class Silent:
     def offset(self) -> int:
         return 0
 
-    def begin(self, offset: int = 0) -> None:
-        pass
+    def begin(self, offset: int = 0) -> bool:
+        del offset
+        return False
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,13 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("offset", [1, 10_000])
-def test_an_offset_of_another_file_is_refused(tmp_path, offset):
+def test_an_event_file_that_lost_its_lines_begins_anew(tmp_path, offset):
     log = EventLog(tmp_path / "e.jsonl")
     metric(log, 0)
-    with pytest.raises(ValueError, match=r"e\.jsonl.*do not belong together"):
-        log.truncate(offset)
+    assert not log.truncate(offset)
+    metric(log, 1)
     log.close()
+    assert epochs(log.path) == [1]
 
 
 @pytest.mark.parametrize(

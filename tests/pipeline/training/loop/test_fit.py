@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.files import DamagedFileError, load_tree
@@ -193,14 +194,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
     def full(tensors: Any, path: str, metadata: Any = None) -> None:
         Path(path).write_bytes(b"half a file")
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match=r"last\.safetensors.*the one before is intact"):
+    wanted = (
+        r"last\.safetensors: the disk is full \([\d.]+ MB free\); the previous checkpoint is in"
+    )
+    with pytest.raises(OSError, match=wanted) as caught:
         train(tmp_path, job())
+    assert len(str(caught.value).splitlines()) == 1
     assert (tmp_path / "last.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "fingerprint",
+        "inputs.json",
         "last.safetensors",
         "snapshots",
     ]

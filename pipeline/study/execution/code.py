@@ -1,0 +1,36 @@
+"""What a file of code does, as a digest that comments, docstrings and layout leave alone."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import file_sha256
+
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def code_sha256(path: Path) -> str:
+    """SHA-256 of the syntax tree without docstrings; of the bytes, where it is not Python.
+
+    Empty fields are skipped, so that versions of Python agree which add fields to their nodes.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return file_sha256(path)
+    return hashlib.sha256(_written(tree).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _written(node: Any) -> str:
+    if isinstance(node, list):
+        return f"[{','.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    told = [f"{k}={_written(v)}" for k, v in fields.items() if v is not None and v != []]
+    return f"{type(node).__name__}({','.join(told)})"
