@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.data.prepared import require_same_images
 from pipeline.study import paths
 from pipeline.study.execution.runtime import log, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -72,6 +73,7 @@ def run(params: Params, out: Path) -> None:
 def main() -> None:
     params = load_params()
     with stage_process("report", "report"):
+        require_same_images(paths.PREPARED)
         run(params, Path("reports"))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.data.augment import Transform, apply, draw, normalise, seeded
 from pipeline.data.config import Augmentation
+from pipeline.data.images import usable_cores
 
 Batch = tuple[Tensor, Tensor]
 
@@ -19,11 +20,7 @@ Batch = tuple[Tensor, Tensor]
 def _decoders() -> int:
     """One decoding process per core we may use, eight at most; the training processes of this
     machine share the cores."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(8, max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(frozen=True)

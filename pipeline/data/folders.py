@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import numpy as np
 import torch
 
 from pipeline.data.files import DataError
+from pipeline.data.images import EXTENSIONS, decode, in_parallel, refuse
 from pipeline.data.raw import RawData
 from pipeline.data.splits import FolderSplit, TensorSplit
 from pipeline.data.vision import Source, check_md5, fetch, missing_error
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp")
+log = logging.getLogger("espalier")
+PARTS = ("train", "val")
+DOT = "names that begin with a dot"
 TINY_FOLDER = "tiny-imagenet-200"
 TINY_ARCHIVE = Source(
     "tiny-imagenet-200.zip",
@@ -25,64 +30,80 @@ TINY_ARCHIVE = Source(
 )
 
 
-def decode(path: Path) -> Any:
-    """The file as an RGB `PIL.Image`.
-
-    Raises:
-        DataError: not an image, or a truncated one.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); restore or remove it") from error
+def _hidden(name: str) -> bool:
+    """Names that begin with a dot are no data: .ipynb_checkpoints/, ._copy.png of macOS."""
+    return name.startswith(".")
 
 
-def _image_files(folder: Path) -> list[Path]:
-    found = (
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS)
-    )
+def _image_files(folder: Path, skipped: Counter[str]) -> list[Path]:
+    """Image files below a folder, sorted; names left out are counted by kind in `skipped`."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        skipped[DOT] += sum(map(_hidden, (*folders, *names)))
+        folders[:] = [name for name in folders if not _hidden(name)]
+        for name in names:
+            if _hidden(name):
+                continue
+            if name.lower().endswith(EXTENSIONS):
+                found.append(Path(parent) / name)
+            else:
+                skipped[Path(name).suffix or "without extension"] += 1
     return sorted(found)
 
 
-def _class_folders(folder: Path) -> list[str]:
+def _class_folders(folder: Path, skipped: Counter[str]) -> list[str]:
     if not folder.is_dir():
         raise DataError(
             f"{folder} is missing: expected one folder of images per class in it; set data.root to "
             "the folder that has train/ and val/"
         )
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    skipped[DOT] += sum(map(_hidden, names))
+    return sorted(name for name in names if not _hidden(name))
 
 
-def index_folder(root: Path, part: str, classes: Sequence[str]) -> FolderSplit:
+def index_folder(
+    root: Path, part: str, classes: Sequence[str], skipped: Counter[str]
+) -> FolderSplit:
     """Index `root/part/<class>/**`, sorted by class and then by path; labels follow `classes`.
 
     Raises:
-        DataError: the folder is missing, has a class not in `classes`, or a class has no image.
+        DataError: the folder is missing, has classes not in `classes`, or classes without images.
     """
     paths: list[str] = []
     labels: list[int] = []
-    for name in _class_folders(root / part):
+    problems = []
+    for name in _class_folders(root / part, skipped):
         if name not in classes:
-            raise DataError(f"{root / part / name}: no such class in {root / 'train'}")
-        files = _image_files(root / part / name)
+            problems.append(f"{root / part / name}: no such class in {root / 'train'}")
+            continue
+        files = _image_files(root / part / name, skipped)
         if not files:
-            raise DataError(f"{root / part / name} has no image ({', '.join(EXTENSIONS)})")
+            problems.append(f"{root / part / name} has no image ({', '.join(EXTENSIONS)})")
         paths += [file.relative_to(root).as_posix() for file in files]
         labels += [classes.index(name)] * len(files)
+    refuse(problems, f"class folders of {root / part} cannot be used")
     return FolderSplit(str(root), tuple(paths), torch.tensor(labels, dtype=torch.int64))
+
+
+def folder_images(root: Path) -> list[str]:
+    """What `load_folder` would index: paths of all images below `root`."""
+    return [
+        file.relative_to(root).as_posix()
+        for part in PARTS
+        for name in _class_folders(root / part, Counter())
+        for file in _image_files(root / part / name, Counter())
+    ]
 
 
 def load_folder(root: Path, download: bool) -> RawData:
     """Index `root/train/<class>/` and `root/val/<class>/`; val/ is the test split."""
     del download  # a user's own folder
-    classes = tuple(_class_folders(root / "train"))
-    train, test = (index_folder(root, part, classes) for part in ("train", "val"))
+    skipped: Counter[str] = Counter()
+    classes = tuple(_class_folders(root / "train", Counter()))
+    train, test = (index_folder(root, part, classes, skipped) for part in PARTS)
+    if kinds := [f"{count} {kind}" for kind, count in sorted(skipped.items()) if count]:
+        log.info("%s: left out, as they are no images: %s", root, ", ".join(kinds))
     return RawData(train, test, classes, {})
 
 
@@ -107,19 +128,33 @@ def _decoded(split: FolderSplit) -> TensorSplit:
     """All images of an index in memory.
 
     Raises:
-        DataError: an image has another size than the first.
+        DataError: images cannot be decoded or have another size than the first; all are listed.
     """
     if not split.paths:
         return TensorSplit(torch.empty(0, 3, 1, 1, dtype=torch.uint8), split.labels)
-    root = Path(split.root)
-    first = np.asarray(decode(root / split.paths[0]))
-    images = np.empty((len(split), *first.shape), dtype=np.uint8)
-    for row, path in enumerate(split.paths):
-        pixels = np.asarray(decode(root / path))
-        if pixels.shape != first.shape:
-            raise DataError(f"{root / path}: shape {pixels.shape}, others {first.shape}")
+    files = [Path(split.root) / path for path in split.paths]
+    shape = next((p.shape for p in map(_pixels, files) if isinstance(p, np.ndarray)), (0, 0, 3))
+    images = np.empty((len(split), *shape), dtype=np.uint8)
+
+    def place(row: int) -> str | None:
+        pixels = _pixels(files[row])
+        if isinstance(pixels, DataError):
+            return str(pixels)
+        if pixels.shape != shape:
+            return f"{files[row]}: shape {pixels.shape}, others {shape}"
         images[row] = pixels
+        return None
+
+    problems = in_parallel(place, range(len(files)), "reading images")
+    refuse(filter(None, problems), f"of {len(files)} images cannot be used")
     return TensorSplit(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), split.labels)
+
+
+def _pixels(path: Path) -> np.ndarray[Any, Any] | DataError:
+    try:
+        return np.asarray(decode(path))
+    except DataError as error:
+        return error
 
 
 def load_tiny_imagenet(root: Path, download: bool) -> RawData:
@@ -132,10 +167,11 @@ def load_tiny_imagenet(root: Path, download: bool) -> RawData:
     if not base.is_dir():
         fetch(root, [TINY_ARCHIVE], download, lambda: _download(root))
         _unpack(root)
-    classes = tuple(_class_folders(base / "train"))
-    train = index_folder(base, "train", classes)
+    skipped: Counter[str] = Counter()  # the archive's own lists of boxes
+    classes = tuple(_class_folders(base / "train", skipped))
+    train = index_folder(base, "train", classes, skipped)
     flat = (base / "val" / "val_annotations.txt").is_file()
-    test = _annotated(base, classes) if flat else index_folder(base, "val", classes)
+    test = _annotated(base, classes) if flat else index_folder(base, "val", classes, skipped)
     return RawData(_decoded(train), _decoded(test), classes, _archive_md5(root))
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from pipeline.data.config import DataConfig, RandomResizedCrop, Statistics
 from pipeline.data.datasets import load_raw
 from pipeline.data.files import DataError, replaced_folder
+from pipeline.data.inventory import cache_path, take
 from pipeline.data.raw import RawData
 from pipeline.data.splits import FolderSplit, Split, TensorSplit, class_counts, stratified
 from pipeline.data.squad.prepared import prepare_squad
 from pipeline.files import file_sha256, write_json
 
 CARD = "card.json"
+INVENTORY = "images"
 _CHUNK = 4096
 
 
@@ -132,6 +134,17 @@ def _card(config: DataConfig, raw: RawData, splits: dict[str, Split]) -> dict[st
     }
 
 
+def _inventory(raw: RawData, drawn: dict[str, Split], cache: Path) -> dict[str, Any] | None:
+    """Root, and SHA-256 by path of all images below it (None of those that no split reads); of data
+    in memory None."""
+    if not (isinstance(raw.train, FolderSplit) and isinstance(raw.test, FolderSplit)):
+        return None
+    read = [p for s in drawn.values() if isinstance(s, FolderSplit) for p in s.paths]
+    digests = take(Path(raw.train.root), read, cache)
+    listed = (*raw.train.paths, *raw.test.paths)
+    return {"root": raw.train.root, "files": {path: digests.get(path) for path in listed}}
+
+
 def prepare(config: DataConfig, out: Path) -> None:
     """Write `train`, `validation` (if asked for) and `test`, and the card, into `out`.
 
@@ -147,13 +160,18 @@ def prepare(config: DataConfig, out: Path) -> None:
         prepare_squad(config, out)
         return
     raw = load_raw(config)
+    drawn = draw_splits(config, raw)
+    inventory = _inventory(raw, drawn, cache_path(out))
     splits: dict[str, Split] = {
         name: split if isinstance(split, FolderSplit) else _fitted(config, name, split)
-        for name, split in draw_splits(config, raw).items()
+        for name, split in drawn.items()
     }
     card = _card(config, raw, splits)
     with replaced_folder(out) as folder:
         files = {name: _write(split, folder, name) for name, split in splits.items()}
+        if inventory is not None:
+            files[INVENTORY] = folder / f"{INVENTORY}.json"
+            write_json(files[INVENTORY], inventory)
         card["files"] = {
             name: {"file": p.name, "bytes": p.stat().st_size, "sha256": file_sha256(p)}
             for name, p in files.items()

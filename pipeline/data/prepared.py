@@ -12,8 +12,10 @@ from pydantic import TypeAdapter
 from pipeline.data.augment import Transform
 from pipeline.data.config import Augmentation
 from pipeline.data.files import DataError
+from pipeline.data.folders import folder_images
 from pipeline.data.info import DatasetInfo
-from pipeline.data.prepare import CARD
+from pipeline.data.inventory import cache_path, require_same
+from pipeline.data.prepare import CARD, INVENTORY
 from pipeline.data.splits import FolderSplit, Split, TensorSplit
 from pipeline.data.squad.prepared import QUESTIONS, QuestionSplit, read_split
 from pipeline.files import DamagedFileError, file_sha256, read_json
@@ -35,6 +37,7 @@ class Prepared:
 
     def __init__(self, folder: Path, card: Mapping[str, Any]) -> None:
         self._folder = folder
+        self._verified = False
         self.card = card
         self.info = DatasetInfo(card["name"], tuple(card["input_shape"]), card["num_classes"])
         if "squad" in card:
@@ -62,6 +65,7 @@ class Prepared:
             answered = name + QUESTIONS in self.card["files"]
             return read_split(path, self._checked(name + QUESTIONS) if answered else None)
         if path.suffix == ".json":
+            self.require_same_images()
             index = read_json(path)
             labels = torch.tensor(index["labels"], dtype=torch.int64)
             return FolderSplit(index["root"], tuple(index["paths"]), labels)
@@ -69,6 +73,24 @@ class Prepared:
 
         tensors = load_file(path)
         return TensorSplit(tensors["images"], tensors["labels"])
+
+    def require_same_images(self, absent_ok: bool = False) -> None:
+        """Check, once, that a folder of images still holds what prepare-data found in it.
+
+        Args:
+            absent_ok: accept a machine without that folder.
+
+        Raises:
+            DataError: images were added, removed or replaced; says how many and what to do.
+        """
+        if self._verified or INVENTORY not in self.card["files"]:
+            return
+        table = read_json(self._checked(INVENTORY))
+        root = Path(table["root"])
+        if absent_ok and not root.is_dir():
+            return
+        require_same(root, table["files"], folder_images(root), cache_path(self._folder))
+        self._verified = True
 
     def _checked(self, name: str) -> Path:
         entry = self.card["files"][name]
@@ -106,3 +128,15 @@ def load_prepared(folder: Path) -> Prepared:
         return Prepared(path.parent, card)
     except (DamagedFileError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a data card ({error}); {_REMEDY}") from error
+
+
+def require_same_images(folder: Path) -> None:
+    """Refuse prepared data whose folder of images has changed; for stages that read no image.
+
+    Nothing is checked where no data is prepared or the images are not on this machine.
+
+    Raises:
+        DataError: see `Prepared.require_same_images`.
+    """
+    if (folder / CARD).is_file():
+        load_prepared(folder).require_same_images(absent_ok=True)

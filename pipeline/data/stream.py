@@ -26,7 +26,7 @@ from pipeline.data.batches import (
     steps,
 )
 from pipeline.data.config import RandomResizedCrop
-from pipeline.data.folders import decode
+from pipeline.data.images import decode
 from pipeline.data.splits import FolderSplit
 
 Key = tuple[int, tuple[int, ...]]  # which example, and the seed of its own crop

@@ -19,6 +19,7 @@ from pipeline.study.records.record import CurvePoint, KeptState
 from pipeline.training.loop.checkpoint import CheckpointFolder, State, clone_state
 from pipeline.training.loop.fit import fit
 from pipeline.training.loop.job import Job, Observer
+from pipeline.training.loop.last_batch import require_normalisable
 from pipeline.training.loop.named_states import kept
 from pipeline.training.method import Method
 from pipeline.training.options.ema import EMA
@@ -55,10 +56,13 @@ def train_network(
     The model ends on the CPU, trained; named states are in `folder.snapshots()`.
 
     Raises:
-        ValueError: the processes of `place` cannot share this training.
+        ValueError: the processes of `place` cannot share this training, or its last batch is one
+            example that BatchNorm cannot normalise.
     """
     a, recipe = assignment, assignment.recipe
     _check_team(recipe, place)
+    examples = prepared.card["counts"]["train"].get("total", 0)  # SQuAD: of no BatchNorm network
+    require_normalisable(a.model, prepared.info.input_shape, examples, recipe.batch_size)
     placement = Placement(device=place.device, channels_last=recipe.channels_last)
     validation = prepared.validation()
     form = torch.channels_last if recipe.channels_last else torch.contiguous_format

@@ -179,7 +179,7 @@ def test_tiny_imagenet_bad_annotation_names_the_line(tiny_root: Path, line: str)
 
 def test_tiny_imagenet_image_of_another_size(tiny_root: Path) -> None:
     jpeg(tiny_root / "tiny-imagenet-200/train/n02/images/n02_1.JPEG", (32, 64), 0)
-    with pytest.raises(DataError, match=r"n02_1.JPEG: shape \(64, 32, 3\)"):
+    with pytest.raises(DataError, match=r"n02_1.JPEG: shape"):
         load("tiny_imagenet", tiny_root)
 
 
