@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from pipeline.data.info import DatasetInfo
+from pipeline.messages import suggestion
 from pipeline.training.method import Method
 from pipeline.training.recipe import Strict
 from pipeline.units.groups import Units
@@ -129,7 +130,7 @@ def method_spec(name: str) -> MethodSpec:
     """
     if name not in _methods:
         if name not in method_names():
-            raise KeyError(f"unknown method {name!r} (known: {', '.join(method_names())})")
+            raise KeyError(f"unknown method {name!r}; {suggestion(name, method_names())}")
         importlib.import_module(f"methods.{name}")
     return _methods[name]
 
@@ -141,7 +142,7 @@ def family_models(family: str) -> Mapping[str, ModelSpec]:
         KeyError: no file `models/<family>.py`; the message lists the known families.
     """
     if family not in family_names():
-        raise KeyError(f"unknown model family {family!r} (known: {', '.join(family_names())})")
+        raise KeyError(f"unknown model family {family!r}; {suggestion(family, family_names())}")
     importlib.import_module(f"models.{family}")
     return {n: spec for (f, n), spec in _models.items() if f == family}
 
@@ -154,8 +155,7 @@ def model_spec(family: str, name: str) -> ModelSpec:
     """
     models = family_models(family)
     if name not in models:
-        known = ", ".join(sorted(models))
-        raise KeyError(f"unknown model {name!r} in family {family!r} (known: {known})")
+        raise KeyError(f"unknown model {name!r} in family {family!r}; {suggestion(name, models)}")
     return models[name]
 
 

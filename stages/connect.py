@@ -13,6 +13,7 @@ from pipeline.data.loaders import make_eval_batches, make_train_batches
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.measure.harness import recalibrate
 from pipeline.study import paths
+from pipeline.study.execution.commands import StageCommand
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -55,7 +56,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Conne
 
     On the test split, like a sweep: nothing is chosen by these scores.
     """
-    asked, pair = params.file.connect, params.file.connect.pairs[key]
+    asked, pair = params.file.connect, params.pair(key)
     refs = (pair.one, pair.other)
     trained = [read_record(TrainRecord, paths.record("train", r.training)) for r in refs]
     source, far = (TrainArtifact(paths.training(r.training)) for r in refs)
@@ -83,10 +84,11 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Conne
     )
 
 
-@click.command(help=__doc__)
+@click.command(cls=StageCommand, help=__doc__)
 @click.option("--pair", "key", required=True, help="an entry of `connect.pairs` in params.yaml")
 def main(key: str) -> None:
     params = load_params()
+    params.pair(key)  # refuses an unknown name before any work
     with stage_process("connect", key, params.file.compute.threads) as place:
         spec = RunSpec("connect", key, params.file.study, {}, {"pair": key})
         with open_tracker(spec, paths.events("connect", key), live=False) as tracker:

@@ -10,6 +10,7 @@ from pipeline.data.loaders import make_eval_batches
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.measure.harness import cpu_threads, latency, output_difference
 from pipeline.study import paths
+from pipeline.study.execution.commands import StageCommand
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -146,10 +147,11 @@ def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker
     tracker.note(f"latency measured on {place.device}")
 
 
-@click.command(help=__doc__)
+@click.command(cls=StageCommand, help=__doc__)
 @click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
 def main(key: str) -> None:
     params = load_params()
+    params.pruning(key)  # refuses an unknown name before any work
     with stage_process("evaluate", key, params.file.compute.threads) as place:
         record = run(params, key, load_prepared(paths.PREPARED), place)
         spec = RunSpec("evaluate", key, params.file.study, {}, {"pruning": key})

@@ -18,6 +18,7 @@ from pipeline.selection.masks import shuffled
 from pipeline.selection.saliency import FROM_DATA, compute
 from pipeline.selection.select import Cost, select
 from pipeline.study import paths
+from pipeline.study.execution.commands import StageCommand
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import log, stage_process
 from pipeline.study.params.load import load_params
@@ -119,7 +120,7 @@ def run(
     return plan
 
 
-@click.command(help=__doc__)
+@click.command(cls=StageCommand, help=__doc__)
 @click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
 def main(key: str) -> None:
     params = load_params()

@@ -8,6 +8,7 @@ import click
 
 from pipeline.data.prepared import require_same_images
 from pipeline.study import paths
+from pipeline.study.execution.commands import StageCommand
 from pipeline.study.execution.runtime import log, stage_process
 from pipeline.study.params.load import Params, load_params
 from pipeline.study.records.artifacts import PrunedArtifact
@@ -69,7 +70,7 @@ def run(params: Params, out: Path) -> None:
             deliver(params.file.study, view[0], PrunedArtifact(paths.finetune(key)))
 
 
-@click.command(help=__doc__)
+@click.command(cls=StageCommand, help=__doc__)
 def main() -> None:
     params = load_params()
     with stage_process("report", "report"):

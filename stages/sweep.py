@@ -18,6 +18,7 @@ from pipeline.selection.masks import count_of
 from pipeline.selection.saliency import group_norm, magnitude
 from pipeline.selection.select import Target, select
 from pipeline.study import paths
+from pipeline.study.execution.commands import StageCommand
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -124,10 +125,11 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
     )
 
 
-@click.command(help=__doc__)
+@click.command(cls=StageCommand, help=__doc__)
 @click.option("--training", "key", required=True, help="an entry of `sweep.trainings`")
 def main(key: str) -> None:
     params = load_params()
+    params.training(key)  # refuses an unknown name before any work
     with stage_process("sweep", key, params.file.compute.threads) as place:
         spec = RunSpec("sweep", key, params.file.study, {}, {"training": key})
         with open_tracker(spec, paths.events("sweep", key), live=False) as tracker:

@@ -67,7 +67,7 @@ class IMPConfig(Strict):
     at random places (within each layer, or anywhere), the control of a ticket.
     """
 
-    rounds: Annotated[int, Field(ge=1)] = 4
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 4
     prune_per_round: OpenFraction = 0.2
     target: OpenFraction | None = None
     scope: Literal["global", "layer", "erk"] = "global"

@@ -9,6 +9,8 @@ import importlib
 
 import click
 
+from pipeline.study.execution.commands import Group
+
 VERBS = {
     "bundle": "Carry trainings to a machine without DVC and bring their results back.",
     "campaign": "Train what a study lacks, longest first, within a time budget.",
@@ -17,7 +19,7 @@ VERBS = {
 }
 
 
-class Verbs(click.Group):
+class Verbs(Group):
     """Imports a verb's module only when it is run: `--help` and completion stay fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

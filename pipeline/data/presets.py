@@ -90,7 +90,7 @@ PRESETS: Mapping[str, Mapping[str, Block]] = {
 
 
 def _known(what: str, name: Any, table: Mapping[str, Any]) -> Any:
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"{what}: unknown {name!r} (known: {', '.join(sorted(table))})")
     return table[name]
 

@@ -27,6 +27,8 @@ def _known_saliency(name: str) -> str:
     return name
 
 
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Few = Annotated[int, Field(ge=1, le=4096)]  # of processes, threads or measurements
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -60,7 +62,7 @@ class TrainingParams(Strict):
 
     model: ModelChoice
     method: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     weights: Weights | None = None
     train: Mapping[str, Any] = {}
     settings: Mapping[str, Any] = {}
@@ -113,8 +115,8 @@ class PruningParams(Strict):
     at: str = "final"
     granularity: Granularity | None = None
     saliency: Annotated[str, AfterValidator(_known_saliency)] = "method"
-    saliency_batches: Annotated[int, Field(ge=1)] = 8
-    saliency_batch_size: Annotated[int, Field(ge=1)] = 128
+    saliency_batches: Count = 8
+    saliency_batch_size: Count = 128
     target: Target
     reference: Mapping[str, Any] | None = None
     groups: GroupScope | None = None
@@ -151,7 +153,7 @@ class SweepParams(Strict):
     sparsities: tuple[Sparsity, ...] = ()
     ranked: Annotated[tuple[Ranked, ...], Field(min_length=1)] = ("weights",)
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("global",)
-    recalibration_batches: Annotated[int, Field(ge=1)] = 50
+    recalibration_batches: Count = 50
 
 
 class State(Strict):
@@ -172,17 +174,17 @@ class ConnectParams(Strict):
     """Linear mode connectivity: `points` scores on the line between the two states of each pair."""
 
     pairs: Mapping[str, Pair] = {}
-    points: Annotated[int, Field(ge=3)] = 11
-    recalibration_batches: Annotated[int, Field(ge=1)] = 50
+    points: Annotated[int, Field(ge=3, le=4096)] = 11
+    recalibration_batches: Count = 50
 
 
 class EvaluateParams(Strict):
     """How the harness measures: batch size of the scores, and wall-clock latency."""
 
-    batch_size: Annotated[int, Field(ge=1)] = 256
-    latency_batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 128)
-    latency_threads: Annotated[int, Field(ge=1)] = 1
-    latency_repeats: Annotated[int, Field(ge=3)] = 20
+    batch_size: Count = 256
+    latency_batches: tuple[Count, ...] = (1, 128)
+    latency_threads: Few = 1
+    latency_repeats: Annotated[int, Field(ge=3, le=4096)] = 20
 
 
 class ComputeParams(Strict):
@@ -193,8 +195,8 @@ class ComputeParams(Strict):
     machine; None = one per core.
     """
 
-    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
-    threads: Annotated[int, Field(ge=1)] | None = None
+    processes: Few | Literal["auto"] = 1
+    threads: Few | None = None
 
 
 class File(Strict):

@@ -1,0 +1,132 @@
+"""Errors of every stage and of every `espalier` verb: one line on stderr and a non-zero exit code.
+
+The traceback is shown with `--debug` or ESPALIER_DEBUG=1. An error that this project did not raise
+itself is unexpected: its line names the log that holds the traceback.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pipeline.messages import one_line, suggestion
+
+DEBUG = "ESPALIER_DEBUG"
+INTERRUPTED = 130  # the exit code a shell gives a process that Ctrl-C ended
+OURS = ("pipeline", "stages", "methods", "models", "reports", "__main__")
+_RAISE = dis.opmap["RAISE_VARARGS"]
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says; KeyError quotes its message, which this undoes."""
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error) or type(error).__name__
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether a `raise` statement of this project raised it, so that its message says enough."""
+    last = error.__traceback__
+    if last is None or isinstance(error, AssertionError):
+        return False
+    while last.tb_next is not None:
+        last = last.tb_next
+    module = str(last.tb_frame.f_globals.get("__name__", ""))
+    ours = module.partition(".")[0] in OURS
+    return ours and last.tb_frame.f_code.co_code[last.tb_lasti] == _RAISE
+
+
+class _OneLineErrors(click.Command):
+    """Runs a command so that any error becomes one line."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        # `main` takes the option out wherever it stands; declared here for `--help`.
+        show = click.Option(["--debug"], is_flag=True, expose_value=False,
+                            help=f"Show the traceback of an error (or set {DEBUG}=1).")  # fmt: skip
+        self.params.append(show)
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's; in standalone mode errors end the process with one line."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        if "--debug" in arguments:
+            arguments = [a for a in arguments if a != "--debug"]
+            os.environ[DEBUG] = "1"  # the processes of a team inherit it
+        if not standalone_mode:
+            return super().main(arguments, prog_name, standalone_mode=False, **extra)
+        try:
+            code = super().main(arguments, prog_name, standalone_mode=False, **extra)
+        except click.Abort as error:
+            _fail(error, "interrupted", INTERRUPTED)
+        except click.ClickException as error:
+            _fail(error, _usage(error), error.exit_code)
+        except Exception as error:
+            _fail(error, _line(error, [self.name or "", *arguments]), 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class StageCommand(_OneLineErrors):
+    """The command of a stage: `@click.command(cls=StageCommand)`."""
+
+
+class Group(_OneLineErrors, click.Group):
+    """A group of commands that suggests a name for a mistyped one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with "did you mean"."""
+        names = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in names:
+            ctx.fail(f"no command {args[0]!r}; {suggestion(args[0], names)}")
+        return super().resolve_command(ctx, args)
+
+
+def _fail(error: BaseException, text: str, code: int) -> NoReturn:
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    click.echo(f"error: {one_line(text)}", err=True)
+    sys.exit(code)
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    way_out = f" (see `{context.command_path} --help`)" if context else ""
+    return f"{error.format_message().rstrip()}{way_out}"
+
+
+def _line(error: Exception, command: Sequence[str]) -> str:
+    if is_expected(error):
+        return message_of(error)
+    log = _write_log(error, command)
+    kept = f"traceback in {log}, or shown" if log else "traceback shown"
+    # The log is named first: a message that is too long loses its middle.
+    return f"unexpected {type(error).__name__} ({kept} with --debug): {message_of(error)}"
+
+
+def _write_log(error: Exception, command: Sequence[str]) -> Path | None:
+    """Where the traceback was written; None where that was not possible, e.g. on a full disk."""
+    name = "-".join(w for w in command if w and w.replace("-", "").replace("_", "").isalnum())
+    folder = Path(".checkpoints") if Path("params.yaml").exists() else Path(tempfile.gettempdir())
+    rank = f".rank{os.environ['RANK']}" if "RANK" in os.environ else ""
+    log = folder / f"error-{name[:100]}{rank}.log"
+    try:
+        folder.mkdir(exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        return None
+    return log

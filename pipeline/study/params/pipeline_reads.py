@@ -1,0 +1,99 @@
+"""What dvc.yaml reads from params.yaml has to be there, even where the schema has a default.
+
+DVC fails on a missing parameter only after the trainings, in words of its own. So dvc.yaml itself
+says which keys a study needs, and a study without a dvc.yaml (a bundle) needs none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.study.params.errors import ParamsError
+from pipeline.study.params.schema import File
+
+PIPELINE = "dvc.yaml"
+_TEMPLATE = re.compile(r"\$\{\s*([\w-]+(?:\.[\w-]+)*)\s*\}")
+_MISSING = object()
+
+
+def check_pipeline_reads(path: Path, raw: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ParamsError: dvc.yaml beside `path` reads a key that is not there.
+    """
+    pipeline = path.with_name(PIPELINE)
+    if not pipeline.is_file():
+        return
+    content = _parsed(pipeline.read_text(encoding="utf-8"))
+    known = _defaults(content) | dict(raw)
+    for stage, entry in content.get("stages", {}).items():
+        body = entry.get("do", entry)
+        for key in _TEMPLATE.findall(str(entry.get("foreach", ""))):
+            if not _wanted(path, stage, key, known):
+                break  # no instance of this stage, which then reads nothing
+        else:
+            for key in _read_by(body):
+                _wanted(path, stage, key, raw if key in body.get("params", ()) else known)
+
+
+@cache
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        return {}  # DVC names the mistake in its own file
+    return content if isinstance(content, dict) else {}
+
+
+def _defaults(content: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for block in content.get("vars", ()):
+        found |= block if isinstance(block, dict) else {}
+    return found
+
+
+def _read_by(body: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of params.yaml that every instance of a stage reads."""
+    for key in body.get("params", ()):
+        if isinstance(key, str) and "${" not in key:
+            yield key
+    for key in _TEMPLATE.findall(str(body)):
+        if key.partition(".")[0] not in ("item", "key"):
+            yield key
+
+
+def _wanted(path: Path, stage: str, key: str, values: Mapping[str, Any]) -> Any:
+    value: Any = values
+    for part in key.split("."):
+        value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+    if value is _MISSING:
+        raise ParamsError(
+            f"{path}: {key}: missing, and {PIPELINE} reads it (stage {stage}); {_way_out(key)}"
+        )
+    return value
+
+
+def _way_out(key: str) -> str:
+    value: Any = File
+    for part in key.split("."):
+        if isinstance(value, type) and issubclass(value, BaseModel):
+            field = value.model_fields.get(part)
+            value = None if field is None or field.is_required() else field.get_default()
+        else:
+            value = getattr(value, part, None)
+    if value is None:
+        return "add it"
+    told = (
+        value.model_dump(mode="json", exclude_none=True) if hasattr(value, "model_dump") else value
+    )
+    text = json.dumps(told).replace('"', "")
+    return f"add its default, `{key.rpartition('.')[2]}: {text}`"
