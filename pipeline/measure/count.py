@@ -1,6 +1,7 @@
-"""Counting: parameters and multiply-accumulates (MACs) of convolutions, linear layers, attention.
+"""Parameters and multiply-accumulates (MACs) of a network, dense and non-zero.
 
 MACs are those of one forward of the example as given; with one example they are per example.
+docs/counting.md says what is counted and compares other counters.
 """
 
 from __future__ import annotations
@@ -11,28 +12,27 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch import Tensor, nn
 
+from pipeline.measure.kept import KeptChannels, KeptWeights
+from pipeline.measure.reads import record
+from pipeline.measure.sources import Reading, Source
 from pipeline.units.constant import folded
-from pipeline.units.cuts import removals
-from pipeline.units.groups import Granularity, Share, Units
+from pipeline.units.cuts import removals, with_one_left
+from pipeline.units.groups import Granularity, Units
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
-from pipeline.units.trace.calls import PRODUCTS, operator_name
-from pipeline.units.trace.forward import Forward, module_stack
-from pipeline.units.trace.shapes import run
-
-FLOPS_PER_MAC = 2
 
 
 @dataclass(frozen=True)
 class LayerCount:
     """One module with weights or MACs of its own; its children are counted for themselves.
 
-    `macs_nonzero` is `macs` times the fraction of the layer's weight that is not zero, rounded
-    down; for a module without a weight (attention scores) it is `macs`.
+    Attributes:
+        macs: multiply-accumulates of the operators that its own forward calls.
+        macs_nonzero: those of them whose weight is not zero. What counts is the tensor that the
+            operator reads, whatever it is called: a slice of packed projections, a masked weight.
+            A product of two activations (attention scores) counts whole.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Counts:
     layers: tuple[LayerCount, ...]
 
     def without(self, words: tuple[str, ...]) -> Counts:
-        """The same, but for the parameters of layers with one of these words in their name."""
+        """The same, without the parameters of layers with one of these words in their name."""
         out = [x for x in self.layers if any(word in x.name for word in words)]
         return replace(
             self,
@@ -62,22 +62,53 @@ class Counts:
         )
 
 
+class _Stored:
+    """The numbers of a network; each is looked at once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = tensors_of(model)
+        self._nonzero: dict[int, int] = {}
+
+    def size(self, name: str) -> int:
+        return int(self.tensors[name].numel())
+
+    def nonzero(self, name: str) -> int:
+        return self.nonzero_of(self.tensors[name])
+
+    def nonzero_of(self, x: Tensor) -> int:
+        if id(x) not in self._nonzero:
+            self._nonzero[id(x)] = int(torch.count_nonzero(x))
+        return self._nonzero[id(x)]
+
+    @torch.no_grad()
+    def entries(self, source: Source) -> Tensor:
+        return source.evaluate(self.tensors)
+
+
 def count(model: nn.Module, example: Any) -> Counts:
     """Parameters and MACs of `model`; shapes only, no arithmetic, where the network allows it.
 
     Parameters shared by several layers are counted once, with the first.
+
+    Returns:
+        MACs of one forward of `example`. An operator without a formula counts as 0 and is named in
+        the log (`espalier.count`), once per process.
     """
-    own = _counted(model, example).own
-    seen: set[int] = set()
+    own: dict[str, list[Reading]] = {}
+    for reading in record(model, example).readings:
+        own.setdefault(reading.path, []).append(reading)
+    stored, seen = _Stored(model), set[int]()
     layers = []
     for path, layer in model.named_modules():
         params = [p for p in layer.parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for p in params)
-        nonzero = sum(int(torch.count_nonzero(p)) for p in params)
-        macs = own.get(path, 0)
+        read = own.get(path, ())
+        macs = sum(x.macs for x in read)
         if params or macs:
             total = sum(p.numel() for p in params)
-            layers.append(LayerCount(path, total, nonzero, macs, _nonzero_macs(layer, macs)))
+            nonzero = sum(stored.nonzero_of(p) for p in params)
+            left = sum(x.left(stored) for x in read)
+            layers.append(LayerCount(path, total, nonzero, macs, left))
     return Counts(
         sum(x.params for x in layers),
         sum(x.params_nonzero for x in layers),
@@ -87,101 +118,49 @@ def count(model: nn.Module, example: Any) -> Counts:
     )
 
 
-def _nonzero_macs(layer: nn.Module, macs: int) -> int:
-    weight = layer._parameters.get("weight")
-    if weight is None or not weight.numel():
-        return macs
-    return macs * int(torch.count_nonzero(weight)) // weight.numel()
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up torch's own formulas, operator by operator, under the module that runs.
-
-    Attributes:
-        own: module path -> MACs of its own operators.
-        products: the same for every matrix product, in order: (module path, MACs).
-    """
-
-    def __init__(self, stack: list[str]) -> None:
-        super().__init__()
-        self.stack = stack
-        self.own: dict[str, int] = {}
-        self.products: list[tuple[str, int]] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler at the first call
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        out = run(func, args, kwargs)
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            path = self.stack[-1] if self.stack else ""
-            macs = int(formula(*args, **kwargs, out_val=out)) // FLOPS_PER_MAC
-            self.own[path] = self.own.get(path, 0) + macs
-            if operator_name(func) in PRODUCTS:
-                self.products.append((path, macs))
-        return out
-
-
-def _counted(model: nn.Module, example: Any) -> _Counter:
-    forward = Forward(model, example)
-    for meta in (True, False):  # code that reads values cannot run on shapes alone
-        forward.meta = meta
-        with module_stack(forward.layers) as stack:
-            counter = _Counter(stack)
-            try:
-                forward.run(forward.tensors(), counter)
-            except Exception:
-                if not meta:
-                    raise
-            else:
-                break
-    return counter
-
-
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's module, its parameters by local name, and the MACs of its weight."""
+    """A module, its parameters by local name, and what its own operators read."""
 
     module: nn.Module
     names: dict[str, str]
-    weight: str | None
-    macs: int
+    readings: list[Reading]
 
 
 class MacsModel:
     """Parameters and MACs of any plan, from one count of the dense model and arithmetic.
 
     A structured plan costs what `count` says of the shrunk network, an unstructured one what it
-    says of the parameters and MACs that are not masked (rounded down per layer).
+    says of the parameters and MACs that are not masked. A weight that is computed in the forward
+    (torch's pruning masks, parametrizations) counts with the zeros that it has now.
     """
 
     def __init__(self, model: nn.Module, example: Any, units: Units) -> None:
         self.units = units
         tensors = tensors_of(model)
         first = {id(x): name for name, x in reversed(tensors.items())}
-        unique = {first[id(p)]: p for p in model.parameters()}
-        self.shapes = {name: tuple(p.shape) for name, p in unique.items()}
+        self.sizes = {name: tuple(x.shape) for name, x in tensors.items()}
+        self.shapes = {first[id(p)]: tuple(p.shape) for p in model.parameters()}
         self.cuts: dict[str, dict[int, list[tuple[str, int]]]] = {}
         for group in units.prunable:
             for s in group.slices:
                 if s.tensor in self.shapes:
                     dims = self.cuts.setdefault(s.tensor, {})
                     dims.setdefault(s.dim, []).append((group.name, s.index.shape[1]))
-        counted = _counted(model, example)
-        own = dict(counted.own)
-        self.products: list[tuple[int, tuple[Share, ...]]] = []
-        for number, shares in units.products.items():
-            path, macs = counted.products[number]
-            own[path] -= macs
-            self.products.append((macs, shares))
+        recorder = record(model, example)
+        self.products = {id(recorder.products[n]): shares for n, shares in units.products.items()}
+        own: dict[str, list[Reading]] = {}
+        for reading in recorder.readings:
+            own.setdefault(reading.path, []).append(reading)
+        stored = _Stored(model)
+        self.computed = {
+            id(source): stored.entries(source) != 0
+            for reading in recorder.readings
+            for source in reading.stored
+            if not source.moved
+        }
         self.layers = [
-            _layer(module, {k: first[id(p)] for k, p in _local(module)}, own.get(path, 0), units)
+            _Layer(module, {k: first[id(p)] for k, p in _local(module)}, own.get(path, []))
             for path, module in model.named_modules()
         ]
 
@@ -194,27 +173,16 @@ class MacsModel:
         return self._cost(plan)[0]
 
     def _cost(self, plan: PruningPlan) -> tuple[int, int]:
-        left: dict[str, int] = {}
         if plan.granularity is Granularity.UNSTRUCTURED:
-            kept = {name: int(mask.sum()) for name, mask in plan.keep.items()}
-            removed = {}
-        else:
-            masks = removals(plan, self.units)
-            removed = {name: mask.numel() - int(mask.sum()) for name, mask in masks.items()}
-            dead = {name for name, mask in masks.items() if not mask.any()}
-            # A dead group keeps one placeholder channel where its layers do not vanish.
-            left = {name: n - (name in dead) for name, n in removed.items()}
-            kept = {name: self._numel(name, left) for name in self.cuts}
-            removed = removed if dead else {}
-        params, macs = self._sum(kept, removed)
-        for whole, shares in self.products:
-            macs += (
-                whole * math.prod(s.left(left) for s in shares) // math.prod(s.size for s in shares)
-            )
-        return params, macs
-
-    def _numel(self, tensor: str, removed: dict[str, int]) -> int:
-        return math.prod(self._kept_shape(tensor, removed))
+            return self._sum(KeptWeights(self.sizes, self.computed, plan), {}, {})
+        masks = removals(plan, self.units)
+        removed = {name: mask.numel() - int(mask.sum()) for name, mask in masks.items()}
+        dead = {name for name, mask in masks.items() if not mask.any()}
+        # A dead group keeps one placeholder channel where its layers do not vanish.
+        left = {name: n - (name in dead) for name, n in removed.items()}
+        numbers = {name: math.prod(self._kept_shape(name, left)) for name in self.cuts}
+        kept = KeptChannels(self.sizes, self.computed, numbers, with_one_left(masks), self.units)
+        return self._sum(kept, left, removed if dead else {})
 
     def _kept_shape(self, tensor: str, removed: dict[str, int]) -> list[int]:
         shape = list(self.shapes[tensor])
@@ -222,8 +190,10 @@ class MacsModel:
             shape[dim] -= sum(removed.get(group, 0) * k for group, k in parts)
         return shape
 
-    def _sum(self, kept: dict[str, int], removed: dict[str, int]) -> tuple[int, int]:
-        """Totals over all layers; `removed` is empty unless layers may vanish."""
+    def _sum(
+        self, kept: KeptWeights | KeptChannels, left: dict[str, int], removed: dict[str, int]
+    ) -> tuple[int, int]:
+        """Parameters and MACs of all layers; `removed` is empty unless layers may vanish."""
         present: set[str] = set()
         macs = 0
         for layer in self.layers:
@@ -232,13 +202,20 @@ class MacsModel:
                 present |= names - gone
                 continue
             present |= names
-            if layer.weight is None:
-                macs += layer.macs
-            else:
-                size = math.prod(self.shapes[layer.weight])
-                macs += layer.macs * kept.get(layer.weight, size) // size
-        params = sum(kept.get(name, math.prod(self.shapes[name])) for name in present)
-        return params, macs
+            macs += sum(self._macs(reading, kept, left) for reading in layer.readings)
+        return sum(kept.nonzero(name) for name in present), macs
+
+    def _macs(
+        self, reading: Reading, kept: KeptWeights | KeptChannels, left: dict[str, int]
+    ) -> int:
+        shares = self.products.get(id(reading))
+        if not shares or not left:
+            return reading.left(kept)
+        return (
+            reading.macs
+            * math.prod(s.left(left) for s in shares)
+            // math.prod(s.size for s in shares)
+        )  # a product of activations
 
     def _vanished(self, layer: _Layer, removed: dict[str, int]) -> set[str] | None:
         """Parameters that go when the layer is folded into a constant; None when it is not."""
@@ -257,12 +234,6 @@ class MacsModel:
 
 def _local(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(key, p) for key, p in module._parameters.items() if p is not None]
-
-
-def _layer(module: nn.Module, names: dict[str, str], macs: int, units: Units) -> _Layer:
-    """Its MACs are in proportion to its weight, where it has exactly one."""
-    weights = [name for name in names.values() if name in units.weights]
-    return _Layer(module, names, weights[0] if macs and len(weights) == 1 else None, macs)
 
 
 def structured_cost(

@@ -40,9 +40,9 @@ def share(ids: Ids, grouping: Grouping) -> Share | None:
     classes, counts = np.unique(grouping.labels[ids], return_counts=True)
     per_unit = {}
     for g in np.unique(grouping.owner[classes]).tolist():
-        group = grouping.groups[g]
-        if g < 0 or not group.prunable:
+        if g < 0 or not grouping.groups[g].prunable:
             continue
+        group = grouping.groups[g]
         own = counts[grouping.owner[classes] == g]
         if own.size != group.size or own.min() != own.max():
             return None
