@@ -13,7 +13,7 @@ from pipeline.data.loaders import make_eval_batches, make_train_batches
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.measure.harness import recalibrate
 from pipeline.study import paths
-from pipeline.study.execution.commands import StageCommand
+from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -85,7 +85,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Conne
 
 
 @click.command(cls=StageCommand, help=__doc__)
-@click.option("--pair", "key", required=True, help="an entry of `connect.pairs` in params.yaml")
+@instance_option("connect", "--pair", "connect.pairs")
 def main(key: str) -> None:
     params = load_params()
     params.pair(key)  # refuses an unknown name before any work

@@ -10,7 +10,7 @@ from pipeline.data.loaders import make_eval_batches
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.measure.harness import cpu_threads, latency, output_difference
 from pipeline.study import paths
-from pipeline.study.execution.commands import StageCommand
+from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -148,7 +148,7 @@ def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker
 
 
 @click.command(cls=StageCommand, help=__doc__)
-@click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
+@instance_option("evaluate", "--pruning", "prunings")
 def main(key: str) -> None:
     params = load_params()
     params.pruning(key)  # refuses an unknown name before any work

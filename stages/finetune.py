@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import load_tree
 from pipeline.study import paths
-from pipeline.study.execution.commands import StageCommand
+from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.launch import launched
 from pipeline.study.execution.running import FRESH_STREAM, Assignment, fresh_state, train_network
 from pipeline.study.execution.runtime import Workplace, loop_code, stage_process
@@ -93,7 +93,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
 
 
 @click.command(cls=StageCommand, help=__doc__)
-@click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
+@instance_option("finetune", "--pruning", "prunings")
 def main(key: str) -> None:
     params = load_params()
     live = params.retraining(key).epochs != 0

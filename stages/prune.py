@@ -18,7 +18,7 @@ from pipeline.selection.masks import shuffled
 from pipeline.selection.saliency import FROM_DATA, compute
 from pipeline.selection.select import Cost, select
 from pipeline.study import paths
-from pipeline.study.execution.commands import StageCommand
+from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import log, stage_process
 from pipeline.study.params.load import load_params
@@ -121,7 +121,7 @@ def run(
 
 
 @click.command(cls=StageCommand, help=__doc__)
-@click.option("--pruning", "key", required=True, help="an entry of `prunings` in params.yaml")
+@instance_option("prune", "--pruning", "prunings")
 def main(key: str) -> None:
     params = load_params()
     pruning = params.pruning(key)

@@ -18,7 +18,7 @@ from pipeline.selection.masks import count_of
 from pipeline.selection.saliency import group_norm, magnitude
 from pipeline.selection.select import Target, select
 from pipeline.study import paths
-from pipeline.study.execution.commands import StageCommand
+from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -126,7 +126,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
 
 
 @click.command(cls=StageCommand, help=__doc__)
-@click.option("--training", "key", required=True, help="an entry of `sweep.trainings`")
+@instance_option("sweep", "--training", "sweep.trainings")
 def main(key: str) -> None:
     params = load_params()
     params.training(key)  # refuses an unknown name before any work

@@ -12,7 +12,7 @@ from pipeline import registry
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import file_sha256, load_tree, tensors_sha256, write_json
 from pipeline.study import paths
-from pipeline.study.execution.commands import StageCommand
+from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.launch import launched
 from pipeline.study.execution.running import Assignment, kept_states, train_network
 from pipeline.study.execution.runtime import (
@@ -132,7 +132,7 @@ def _write_states(
 
 
 @click.command(cls=StageCommand, help=__doc__)
-@click.option("--training", "key", required=True, help="an entry of `trainings` in params.yaml")
+@instance_option("train", "--training", "trainings")
 def main(key: str) -> None:
     params = load_params()
     params.training(key)  # refuses an unknown name before any work

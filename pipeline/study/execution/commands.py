@@ -11,14 +11,15 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from pipeline.messages import one_line, suggestion
 
+F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "ESPALIER_DEBUG"
 INTERRUPTED = 130  # the exit code a shell gives a process that Ctrl-C ended
 OURS = ("pipeline", "stages", "methods", "models", "reports", "__main__")
@@ -81,6 +82,22 @@ class _OneLineErrors(click.Command):
 
 class StageCommand(_OneLineErrors):
     """The command of a stage: `@click.command(cls=StageCommand)`."""
+
+
+def instance_option(stage: str, option: str, block: str) -> Callable[[F], F]:
+    """Click's option that names the instance of a stage, an entry of `block` in params.yaml.
+
+    Its default is the instance that DVC runs, from the environment: a name in `cmd` of dvc.yaml
+    would reach a shell before anything of this project has looked at it.
+    """
+
+    def run_by_dvc() -> str | None:
+        running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+        name, _, key = running.partition("@")
+        return key if name == stage and key else None
+
+    told = f"An entry of `{block}` in params.yaml; DVC names it in DVC_STAGE."
+    return click.option(option, "key", required=True, default=run_by_dvc, help=told)
 
 
 class Group(_OneLineErrors, click.Group):

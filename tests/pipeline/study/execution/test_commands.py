@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from ruamel.yaml import YAML
 
 from pipeline.cli.main import VERBS, espalier
 from pipeline.study.execution import commands
@@ -151,3 +152,21 @@ def test_success_and_help_are_as_ever() -> None:
     assert call(espalier, "--help").exit_code == 0
     assert "--debug" in call(espalier, "--help").output
     assert call(espalier, "units", "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("folder", ["", "studies/a:b@c/dvc.yaml:"])
+def test_a_stage_run_by_dvc_reads_its_instance_from_the_environment(
+    folder: str, broken_study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (broken_study / "params.yaml").write_text(COMPLETE)
+    main = importlib.import_module("stages.prune").main
+    monkeypatch.setenv("DVC_STAGE", f"{folder}prune@zz")
+    assert one_error(call(main)).startswith("params.yaml: prunings.zz: no such entry")
+    monkeypatch.setenv("DVC_STAGE", f"{folder}train@zz")
+    assert one_error(call(main)).startswith("Missing option '--pruning'")
+
+
+def test_no_name_of_params_reaches_a_shell() -> None:
+    stages = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
+    for entry in stages.values():
+        assert "${" not in entry.get("do", entry)["cmd"]
