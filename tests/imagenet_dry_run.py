@@ -63,8 +63,6 @@ def place(folder: Path, name: str, only: Collection[str] = (), **more: Any) -> P
                 paper.unlink()  # every report would spend seconds on it
         write_imagenet(folder / "data/imagenet")
     home = folder / "studies" / name
-    home.mkdir(parents=True)
-    (home / "dvc.yaml").symlink_to((study.REPOSITORY / "studies" / name / "dvc.yaml").readlink())
     yaml = YAML(typ="rt")
     params = yaml.load(study.REPOSITORY / "studies" / name / "params.yaml")
     _keep(params, only)
@@ -96,9 +94,8 @@ def _set(tree: Any, path: list[str], value: Any) -> None:
 
 
 def repro(folder: Path, name: str, stage: str = "") -> list[str]:
-    """`dvc repro` of that study, or of a stage, from the root of the repository; what executed."""
-    ran = study.repro(folder, f"studies/{name}/dvc.yaml" + f":{stage}" * bool(stage))
-    return [stage.partition("/dvc.yaml:")[2] for stage in ran]
+    """`dvc repro` of that study, or of a stage, in its folder; what executed."""
+    return study.repro(folder / "studies" / name, *filter(None, [stage]))
 
 
 @click.command(help=__doc__)
@@ -108,8 +105,7 @@ def repro(folder: Path, name: str, stage: str = "") -> list[str]:
 @click.option("--size", default=CUTS["data.size"], show_default=True)
 def main(name: str, folder: Path, only: tuple[str, ...], size: int) -> None:
     home = place(folder, name, only, **{"data.size": size})
-    command = ["dvc", "repro", f"studies/{name}/dvc.yaml"]
-    subprocess.run(command, cwd=folder, env=study.environment(folder), check=True)
+    subprocess.run(["dvc", "repro"], cwd=home, env=study.environment(home), check=True)
     click.echo((home / "reports/tables/main.md").read_text())
 
 

@@ -45,8 +45,6 @@ def place(folder: Path, only: Collection[str] = ()) -> Path:
     weights = folder / "data/encoder.safetensors"
     save_file(hub_state(), weights)
     home = folder / "studies" / NAME
-    home.mkdir(parents=True)
-    (home / "dvc.yaml").symlink_to("../../dvc.yaml")
     yaml = YAML(typ="rt")
     params = yaml.load(study.REPOSITORY / "studies" / NAME / "params.yaml")
     keep(params, only)
@@ -102,9 +100,8 @@ def cut(params: Any, weights: Path) -> None:
 
 
 def repro(folder: Path, *arguments: str) -> list[str]:
-    """`dvc repro` of the study, as from the root; the stages that executed."""
-    found = study.repro(folder, f"studies/{NAME}/dvc.yaml", *arguments)
-    return [stage.rpartition(":")[2] for stage in found]
+    """`dvc repro` in the study; the stages that executed."""
+    return study.repro(folder / "studies" / NAME, *arguments)
 
 
 @click.command(help=__doc__)

@@ -1,4 +1,4 @@
-"""A tiny study in a folder of its own: a copy of the code, a git and a DVC repository."""
+"""A copy of this repository, its studies included, whose default study is a tiny one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CODE = ("pipeline", "stages", "methods", "models", "dvc.yaml", ".dvcignore", ".gitignore")
+LEFT_OUT = re.compile(
+    r"(tests|docs|benchmarks|reports/(records|tables|plots))/|params\.yaml$|dvc\.lock$"
+    r"|studies/.*/(reports/|dvc\.lock$)"
+)  # what a copy of the repository can do without
 
 PARAMS = """\
 study: tiny
@@ -47,10 +50,11 @@ sweep:
 
 def environment(folder: Path) -> dict[str, str]:
     """What a stage sees: this interpreter's programs first, the copied code, one thread."""
+    home = next(p for p in (folder, *folder.parents) if (p / "pipeline").is_dir())
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": str(home),
         "PYTHONDONTWRITEBYTECODE": "1",
         "ESPALIER_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -95,22 +99,17 @@ def run(folder: Path, *command: str, check: bool = True) -> str:
 
 def create(folder: Path, params: str = PARAMS) -> Path:
     """A new study, committed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    skip = shutil.ignore_patterns("__pycache__")
-    for name in CODE:
-        source = REPOSITORY / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=skip)
-        else:
-            shutil.copy(source, folder / name)
-    (folder / "reports").mkdir()
-    shutil.copy(REPOSITORY / "reports/__init__.py", folder / "reports")
-    for name in ("build", "papers"):
-        shutil.copytree(REPOSITORY / "reports" / name, folder / "reports" / name, ignore=skip)
+    listed = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = subprocess.run(
+        listed, cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout
+    for name in filter(None, names.split("\0")):
+        source, copy = REPOSITORY / name, folder / name
+        if not LEFT_OUT.match(name) and (source.is_symlink() or source.exists()):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy, follow_symlinks=False)
     (folder / "params.yaml").write_text(params)
     run(folder, "git", "init", "-q")
-    run(folder, "dvc", "init", "-q")
-    shutil.copytree(REPOSITORY / ".dvc/plots", folder / ".dvc/plots")
     commit(folder)
     return folder
 

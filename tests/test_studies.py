@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.cli.study import files as study_files
+from pipeline.cli.study import links as study_links
+from pipeline.cli.study import sync
 from pipeline.data.presets import PRESETS
 from pipeline.registry import method_spec, model_spec
 from pipeline.selection.saliency import NAMES
@@ -65,15 +68,33 @@ def test_every_study_is_here():
 def test_valid_and_named_after_its_folder(folder):
     file = params(folder).file
     assert file.study == Path(folder).parts[0]
-    assert (STUDIES / folder / file.root).resolve() == ROOT
+    assert (STUDIES / folder / file.root / "pipeline").resolve() == ROOT / "pipeline"
 
 
 @every
-def test_runs_the_one_pipeline(folder):
-    link = STUDIES / folder / "dvc.yaml"
-    assert link.is_symlink()
-    assert not link.readlink().is_absolute()
-    assert link.resolve() == ROOT / "dvc.yaml"
+def test_is_a_project_of_its_own(folder):
+    """What `espalier study sync` writes: equal everywhere, and no link that DVC must follow."""
+    for name, text in study_files().items():
+        path = STUDIES / folder / name
+        assert not path.is_symlink(), name
+        assert path.read_text() == text, f"{path} differs: run `espalier study sync`"
+    for name, target in study_links(STUDIES / folder).items():
+        assert (STUDIES / folder / name).readlink() == Path(target)
+        assert (STUDIES / folder / name / "__init__.py").is_file()
+
+
+def test_a_study_elsewhere_is_made_whole_again(tmp_path):
+    """Copied to another depth, without `code` and with an old dvc.yaml."""
+    home = tmp_path / "a b" / "my?study#1"
+    home.mkdir(parents=True)
+    text = (STUDIES / "sfw-digits/params.yaml").read_text()
+    (home / "params.yaml").write_text(text.replace("root: code", "root: ../.."))
+    (home / "dvc.yaml").symlink_to("../../dvc.yaml")
+    assert "dvc.yaml" in sync(home)
+    assert (home / "params.yaml").read_text() == text
+    assert (home / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
+    assert (home / "code/pipeline").resolve() == ROOT / "pipeline"
+    assert sync(home) == []
 
 
 @every

@@ -15,6 +15,7 @@ VERBS = {
     "bundle": "Carry trainings to a machine without DVC and bring their results back.",
     "campaign": "Train what a study lacks, longest first, within a time budget.",
     "readme": "Rewrite the results in README.md from the tracked records.",
+    "study": "Make study folders DVC projects of their own.",
     "units": "Show what can be pruned in a network, and why the rest cannot.",
 }
 

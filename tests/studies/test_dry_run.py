@@ -85,9 +85,9 @@ def kill_inside_an_epoch(folder: Path, name: str) -> None:
     """`kill -9` DVC during the first epoch, after a checkpoint; nothing of it may go on."""
     home = folder / "studies" / name
     process = subprocess.Popen(
-        ["dvc", "repro", f"studies/{name}/dvc.yaml:train@{KILLED}"],
-        cwd=folder,
-        env=study.environment(folder) | {"SHELL": "/bin/sh"},
+        ["dvc", "repro", f"train@{KILLED}"],
+        cwd=home,
+        env=study.environment(home) | {"SHELL": "/bin/sh"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
