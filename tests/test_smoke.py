@@ -83,6 +83,32 @@ def test_study_code_and_new_methods_retrain_nothing(copy: Path) -> None:
     assert "train@a" in study.run(copy, "dvc", "status", *stages)
 
 
+def test_locks_agree_with_dvc(copy: Path) -> None:
+    """Fresh, stale and accepted are what `dvc status` says too, and nothing runs."""
+    stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
+    locks = ["python", "-m", "pipeline.cli", "locks", "."]
+    assert study.run(copy, *locks) == ".: fresh, 10 stages\n"
+    (copy / "pipeline/data/__pycache__").mkdir(exist_ok=True)
+    (copy / "pipeline/data/__pycache__/more.pyc").write_bytes(b"compiled")
+    for name in ("pipeline/training/loop/fit.py", "methods/hspg/method.py"):
+        path = copy / name
+        path.write_text(path.read_text() + "\n# edited\n")
+    said = study.run(copy, *locks, check=False)
+    assert ".: train@h: ./pipeline/training, ./methods/hspg\n" in said
+    assert ".: 9 of 10 stages are stale\n" in said
+    stale = set(re.findall(r"^\.: ([a-z]+@\S+):", said, re.M))
+    changed = study.run(copy, "dvc", "status", *stages)
+    assert stale == set(re.findall(r"^([a-z]+@\S+):$", changed, re.M))
+    study.run(copy, *locks, "--accept")
+    study.run(copy, "dvc", "status", "-q", *stages)  # exit 1 when anything changed
+    study.edit(copy, {"penalty: 0.2": "penalty: 0.1"})
+    before = (copy / "dvc.lock").read_bytes()
+    said = study.run(copy, *locks, "--accept", check=False)
+    assert ".: train@h: params.yaml: methods.hspg\n" in said
+    assert "1 by params or data: `dvc repro` must run them" in said
+    assert (copy / "dvc.lock").read_bytes() == before
+
+
 def test_a_new_database_gets_every_run_and_the_same_tables(copy: Path) -> None:
     before = study.tree(copy / "reports/tables")
     (copy / "mlflow.db").unlink()

@@ -14,6 +14,7 @@ from pipeline.study.execution.commands import Group
 VERBS = {
     "bundle": "Carry trainings to a machine without DVC and bring their results back.",
     "campaign": "Train what a study lacks, longest first, within a time budget.",
+    "locks": "Say which results are stale; accept code edits that alter none.",
     "readme": "Rewrite the results in README.md from the tracked records.",
     "study": "Make study folders DVC projects of their own.",
     "units": "Show what can be pruned in a network, and why the rest cannot.",
