@@ -1,4 +1,6 @@
 # Everything here works on a fresh machine with Python 3.11 and its venv module.
+SHELL := /bin/bash
+.SHELLFLAGS := -eo pipefail -c
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
@@ -17,15 +19,15 @@ setup: $(READY)  ## Make .venv with the pinned packages
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@echo "Installing the pinned packages into $(VENV): minutes, most of them for torch"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on \
+	  -r requirements.lock | \
+	  awk '/^(Collecting|Downloading|Installing|Successfully)/ {print substr($$0, 1, 110); fflush()}'
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-repro: $(READY)  ## Run the default study and print its table
-	dvc repro --quiet
-	@cat reports/tables/main.md
-	@echo
-	@echo "Every run: make ui, then http://127.0.0.1:5000"
+repro: $(READY)  ## Run the default study; a line per stage, then its table
+	@espalier repro
 
 test: $(READY)  ## Lint, types and all tests (no network, no GPU)
 	ruff check .
@@ -44,9 +46,7 @@ golden: $(READY)  ## Rewrite the golden files; review their diff as a result
 	ESPALIER_GOLDEN=write pytest -q tests
 
 tables: $(READY)  ## Rebuild the tables from the tracked records, training nothing
-	dvc repro --quiet --single-item report
-	@cat reports/tables/main.md
+	@espalier repro --single-item report
 
 ui: $(READY)  ## Open the tracked runs in MLflow
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@espalier ui

@@ -16,7 +16,9 @@ VERBS = {
     "campaign": "Train what a study lacks, longest first, within a time budget.",
     "locks": "Say which results are stale; accept code edits that alter none.",
     "readme": "Rewrite the results in README.md from the tracked records.",
+    "repro": "Run the study in this folder and show what came of it.",
     "study": "Make study folders DVC projects of their own.",
+    "ui": "Open the runs of this study in MLflow.",
     "units": "Show what can be pruned in a network, and why the rest cannot.",
 }
 

@@ -56,7 +56,7 @@ def stage_process(stage: str, key: str, threads: int | None = None) -> Iterator[
     """
     die_with_parent()
     with joined(choose_device()) as (team, device):
-        level = logging.INFO if team.first else logging.WARNING
+        level = os.environ.get("ESPALIER_LOG", "INFO") if team.first else logging.WARNING
         logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
         if wanted := os.environ.get("ESPALIER_THREADS", threads):
             torch.set_num_threads(int(wanted))

@@ -104,6 +104,11 @@ class Store:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's number of the experiment."""
+        return self._id
+
     def runs(self, where: str) -> list[Any]:
         """mlflow.entities.Run of the experiment that match an MLflow filter, oldest first."""
         found, token = [], None

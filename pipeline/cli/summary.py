@@ -1,0 +1,121 @@
+"""The end of a run in a terminal: one table, what is odd, what changed against git."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import read_json
+
+RECORDS = Path("reports/records")
+_COLUMNS = {
+    "pruning": "row",
+    "method": "method",
+    "final": "final %",
+    "dense": "dense %",
+    "macs_nonzero": "MACs %",
+    "params_nonzero": "params %",
+}
+_WIDEST = 60
+
+
+def table(path: Path) -> str:
+    """The main table in less than 120 columns: score as delivered and before pruning, and what is
+    left of the MACs and parameters."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    named = {name.removeprefix("final_"): name for name in rows[0] if name.startswith("final_")}
+    score = next((name for name in named if not name.endswith("_std")), "")
+    cells = [list(_COLUMNS.values())]
+    for row in rows:
+        done = row["status"] == "done"
+        numbers = (f"final_{score}", f"dense_{score}", "macs_nonzero", "params_nonzero")
+        shown = [_number(row.get(name, "")) for name in numbers] if done else ["not run", *"–––"]
+        name = row["pruning"]
+        short = name if len(name) <= _WIDEST else f"{name[: _WIDEST - 1]}…"
+        cells.append([short, row["method"], *shown])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join(_aligned(row, widths) for row in cells)
+
+
+def _aligned(row: list[str], widths: list[int]) -> str:
+    """Two columns of words, then numbers."""
+    padded = [
+        cell.ljust(width) if i < 2 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(padded)
+
+
+def _number(text: str) -> str:
+    return f"{float(text):.2f}" if text else "–"
+
+
+def warnings(folder: Path) -> list[str]:
+    """Prunings that removed nothing."""
+    found = []
+    for path in sorted((folder / RECORDS / "evaluate").glob("*.json")):
+        record = read_json(path)
+        counts, left = record["counts"], "kept"
+        if record["granularity"] != "structured":
+            left = "nonzero"
+        if counts[f"params_{left}"] == counts["params_dense"]:
+            found.append(
+                f"{path.stem}: {record['method']} removed 0 of {counts['params_dense']:,} "
+                f"parameters{_ADVICE.get(record['target']['rule'], '')}"
+            )
+    return found
+
+
+_ADVICE = {"zeros": ": is its penalty too small, or the training too short?"}
+
+
+def changes(folder: Path) -> str:
+    """One sentence on how the records differ from those of the last commit."""
+    before, now = _committed(folder), {}
+    for path in sorted((folder / RECORDS / "evaluate").glob("*.json")):
+        now[path.stem] = read_json(path)
+    both = [key for key in now if key in before]
+    if not both:
+        return "No record of these rows is in git yet: commit reports/ to compare later runs."
+    differ = [key for key in both if now[key] != before[key]]
+    if not differ:
+        return f"All {len(both)} records in git were reproduced exactly."
+    moves = {key: _move(before[key], now[key]) for key in differ}
+    key = max(differ, key=lambda k: abs(moves[k][1]))
+    name, by = moves[key]
+    return (
+        f"{len(differ)} of {len(both)} rows differ from their records in git, final {name} by up "
+        f"to {abs(by):.2f} ({key}); another kind of CPU is enough for that (docs/dvc.md). "
+        "`git diff --stat reports` shows more."
+    )
+
+
+def _move(before: Any, now: Any) -> tuple[str, float]:
+    """Name and change of the main score."""
+    name = min(now["final"], key=lambda n: (n == "loss", n))
+    return name, now["final"][name] - before["final"].get(name, now["final"][name])
+
+
+def _committed(folder: Path) -> dict[str, Any]:
+    """The evaluate records of HEAD; none outside a git repository."""
+    listed = _git(folder, "ls-tree", "--name-only", "HEAD", f"{RECORDS / 'evaluate'}/")
+    found = {}
+    for name in filter(lambda n: n.endswith(".json"), (listed or "").splitlines()):
+        text = _git(folder, "show", f"HEAD:./{name}")
+        if text:
+            found[Path(name).stem] = json.loads(text)
+    return found
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout

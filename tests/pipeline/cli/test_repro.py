@@ -1,0 +1,95 @@
+"""What `espalier repro` prints: a line per stage, one table, what is odd, what changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import summary
+from pipeline.cli.repro import lines
+
+ROOT = Path(__file__).resolve().parents[3]
+SAID = """\
+Stage 'prepare-data' didn't change, skipping
+Running stage 'train@a':
+> python -m stages.train --training a
+Updating lock file 'dvc.lock'
+
+Stage 'prune@a-p50' is cached - skipping run, checking out outputs
+Running stage 'report':
+> python -m stages.report
+Use `dvc push` to send your updates to remote storage.
+"""
+
+
+def test_a_line_per_stage_that_ran() -> None:
+    text = "".join(lines(SAID.splitlines(True), 12, terminal=False))
+    assert re.sub(r"\d+ s$", "T", text, flags=re.M) == (
+        "[ 2/12] train@a  T\n[ 4/12] report  T\n2 of 12 stages were up to date.\n"
+    )
+
+
+def test_a_terminal_sees_the_running_stage() -> None:
+    first = next(iter(lines(SAID.splitlines(True), 12, terminal=True)))
+    assert first == "\r\x1b[K[ 2/12] train@a ..."
+
+
+def test_the_table_fits_and_says_what_was_not_run(tmp_path: Path) -> None:
+    names = ["pruning", "method", "dense_top1", "final_top1", "final_top1_std", "macs_nonzero"]
+    rows = [
+        [*names, "params_nonzero", "status"],
+        ["a" * 80, "hspg", "99.1666", "98.0555", "", "48.4", "19.771", "done"],
+        ["b", "dense", "", "", "", "", "", "not run"],
+    ]
+    path = tmp_path / "main.csv"
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    head, one, two = summary.table(path).splitlines()
+    assert head.split() == ["row", "method", "final", "%", "dense", "%", "MACs", "%", "params", "%"]
+    assert one.split() == [f"{'a' * 59}…", "hspg", "98.06", "99.17", "48.40", "19.77"]
+    assert two.split() == ["b", "dense", "not", "run", "–", "–", "–"]
+    assert max(map(len, (head, one, two))) < 120
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A git repository with the default study's records."""
+    shutil.copytree(ROOT / "reports/records", tmp_path / "reports/records")
+    who = ("-c", "user.name=t", "-c", "user.email=t@t")
+    for command in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "records")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def edit(folder: Path, name: str, **changes: object) -> None:
+    path = folder / f"reports/records/evaluate/{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_changed_against_git(folder: Path) -> None:
+    rows = len(list((folder / "reports/records/evaluate").glob("*.json")))
+    assert summary.changes(folder) == f"All {rows} records in git were reproduced exactly."
+    edit(folder, "vgg-hspg-s0", final={"loss": 0.1, "top1": 90.0})
+    edit(folder, "resnet8-hspg-s0", final={"loss": 0.1, "top1": 98.5})
+    said = summary.changes(folder)
+    assert said.startswith(f"2 of {rows} rows differ from their records in git, final top1 by up ")
+    assert "to 7.22 (vgg-hspg-s0)" in said
+
+
+def test_no_git_is_no_error(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "reports/records", tmp_path / "reports/records")
+    assert "is in git yet" in summary.changes(tmp_path)
+
+
+def test_a_pruning_that_removed_nothing(folder: Path) -> None:
+    assert summary.warnings(folder) == []
+    counts = {"params_dense": 77754, "params_kept": 77754, "params_nonzero": 77754}
+    edit(folder, "resnet8-hspg-s0", counts=counts)
+    assert summary.warnings(folder) == [
+        "resnet8-hspg-s0: hspg removed 0 of 77,754 parameters: "
+        "is its penalty too small, or the training too short?"
+    ]
