@@ -76,7 +76,7 @@ class _OneLineErrors(click.Command):
         except click.ClickException as error:
             _fail(error, _usage(error), error.exit_code)
         except Exception as error:
-            _fail(error, _line(error, [self.name or "", *arguments]), 1)
+            _fail(error, _line(error, [_program(self), *(arguments or _run_by_dvc())]), 1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -91,13 +91,15 @@ def instance_option(stage: str, option: str, block: str) -> Callable[[F], F]:
     would reach a shell before anything of this project has looked at it.
     """
 
-    def run_by_dvc() -> str | None:
-        running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-        name, _, key = running.partition("@")
-        return key if name == stage and key else None
+    def chosen(ctx: click.Context, option: click.Parameter, key: str | None) -> str:
+        name, *running = _run_by_dvc()
+        key = key or (running[0] if running and name == stage else None)
+        if not key:
+            raise click.MissingParameter(ctx=ctx, param=option)
+        return key
 
     told = f"An entry of `{block}` in params.yaml; DVC names it in DVC_STAGE."
-    return click.option(option, "key", required=True, default=run_by_dvc, help=told)
+    return click.option(option, "key", callback=chosen, help=told)
 
 
 class Group(_OneLineErrors, click.Group):
@@ -118,6 +120,17 @@ def _fail(error: BaseException, text: str, code: int) -> NoReturn:
         traceback.print_exception(error)
     click.echo(f"error: {one_line(text)}", err=True)
     sys.exit(code)
+
+
+def _run_by_dvc() -> list[str]:
+    """The stage that DVC runs and, where it has any, its instance."""
+    return os.environ.get("DVC_STAGE", "").rpartition(":")[2].split("@", 1)
+
+
+def _program(command: click.Command) -> str:
+    """The stage or verb, for the name of its log."""
+    module = getattr(command.callback, "__module__", "")
+    return Path(sys.argv[0]).stem if module == "__main__" else module.rpartition(".")[2]
 
 
 def _usage(error: click.ClickException) -> str:
