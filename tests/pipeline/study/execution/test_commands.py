@@ -110,7 +110,7 @@ def test_an_unexpected_error_names_its_log(broken_study: Path) -> None:
     told = one_error(call(tree, "fault"))
     log = broken_study / ".checkpoints/error-test_commands-fault.log"
     assert told.startswith(
-        "unexpected KeyError (traceback in .checkpoints/error-test_commands-fault.log, or shown with"
+        "unexpected KeyError (traceback in .checkpoints/error-test_commands-fault.log, or shown"
     )
     assert "in fault" in log.read_text()
 
