@@ -22,7 +22,8 @@ from methods.gates import Gates, GatesConfig
 from pipeline.data.info import DatasetInfo
 from pipeline.measure.count import MacsModel, count
 from pipeline.registry import build_model, model_spec
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink

@@ -13,7 +13,8 @@ from pipeline.files import load_tree, save_tree
 from pipeline.measure.count import MacsModel, count
 from pipeline.measure.describe import describe
 from pipeline.selection.saliency import group_norm
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.units.enforce import Enforcer, enforce
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan

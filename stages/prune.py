@@ -16,7 +16,7 @@ from pipeline.measure.latency_cost import LatencyCost
 from pipeline.selection.criteria import Batch
 from pipeline.selection.masks import shuffled
 from pipeline.selection.saliency import FROM_DATA, compute
-from pipeline.selection.select import Cost, select
+from pipeline.selection.select import Context, Cost, channels_per_unit, select
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.running import task_of
@@ -110,7 +110,8 @@ def run(
         saliency = compute(pruning.saliency, granularity, model, units, seed, data)
     saliency = narrowed(saliency, pruning, model, units)
     cost, reference = costs(pruning, network, model, units, place)
-    plan = select(saliency, granularity, pruning.target, cost, reference, seed)
+    context = Context(reference, seed, channels_per_unit(units))
+    plan = select(saliency, granularity, pruning.target, cost, context)
     plan = moved(plan, pruning)
     spec = source.spec | {"at": pruning.at, "granularity": granularity.value}
     if isinstance(cost, LatencyCost):

@@ -16,7 +16,8 @@ from pipeline.measure.count import Counts
 from pipeline.measure.harness import recalibrate
 from pipeline.selection.masks import count_of
 from pipeline.selection.saliency import group_norm, magnitude
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.running import task_of

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.measure.harness import WARM_UP, Latency, cpu_threads, forward_ms
-from pipeline.selection.select import LatencyProbe
+from pipeline.selection.target import LatencyProbe
 from pipeline.units.groups import Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink

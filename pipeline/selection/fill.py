@@ -1,4 +1,4 @@
-"""What a cut in whole steps leaves of a budget, spent on units that still fit."""
+"""Spend what a cut leaves of the budget on removed units that still fit."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def filled(
     saliency: Mapping[str, Tensor],
     cost: Callable[[PruningPlan], float],
     budget: float,
-    step: int = 1,
+    steps: Mapping[str, int],
 ) -> PruningPlan:
     """`plan` with removed units put back, the most salient first, while it costs at most `budget`.
 
-    A cut along the ranking stops before the first unit that is too dear; cheaper ones behind it may
-    still fit. `step` units of a group come back together (or what is left of it). Of equal
-    saliencies the later unit comes back first, as it would have gone last. Where one unit of a
-    group is too dear no other of it is tried: removing more never costs more.
+    A cut along the ranking stops before the first unit that is too expensive; cheaper units behind
+    it may still fit. `steps[group]` units of a group are restored together, or as many as are left.
+    Of equal saliencies the later unit is restored first, since it would have been removed last.
+    Once a group has failed it is not tried again: removing more never costs more.
     """
     closed: set[str] = set()
     for name, position in _removed(plan, saliency):
         if name in closed or plan.keep[name][position]:
             continue
-        more = _with(plan, saliency, name, step)
+        more = _with(plan, saliency, name, steps.get(name, 1))
         if cost(more) <= budget:
             plan = more
         else:
@@ -37,11 +37,11 @@ def filled(
 
 
 def one_step_wider(
-    plan: PruningPlan, saliency: Mapping[str, Tensor], step: int = 1
+    plan: PruningPlan, saliency: Mapping[str, Tensor], steps: Mapping[str, int]
 ) -> Iterator[PruningPlan]:
-    """`plan` with one step more of each group in turn, that of the most salient unit first."""
+    """`plan` with one more step of each group in turn, the most salient removed unit first."""
     for name in dict.fromkeys(name for name, _ in _removed(plan, saliency)):
-        yield _with(plan, saliency, name, step)
+        yield _with(plan, saliency, name, steps.get(name, 1))
 
 
 def _with(plan: PruningPlan, saliency: Mapping[str, Tensor], name: str, step: int) -> PruningPlan:
@@ -53,7 +53,7 @@ def _with(plan: PruningPlan, saliency: Mapping[str, Tensor], name: str, step: in
 
 
 def _removed(plan: PruningPlan, saliency: Mapping[str, Tensor]) -> list[tuple[str, int]]:
-    """The units that `plan` removes, in the reverse of the order in which they go."""
+    """The units that `plan` removes, last removed first."""
     units = [
         (float(score), number, name, position)
         for number, (name, mask) in enumerate(plan.keep.items())

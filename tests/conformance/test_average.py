@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipeline.files import load_tree
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.training.loop.checkpoint import CheckpointFolder
 from pipeline.training.loop.fit import fit
 from pipeline.training.loop.job import Job, Silent

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import registry
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state, seed_everything
 from pipeline.training.loop.fit import fit
 from pipeline.training.loop.job import Job

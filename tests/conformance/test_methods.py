@@ -13,7 +13,8 @@ from torch import nn
 from pipeline import registry
 from pipeline.data.info import DatasetInfo
 from pipeline.files import load_tree, save_tree
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state, seed_everything
 from pipeline.training.loop.fit import fit
 from pipeline.training.loop.job import FirstEpoch, Job

@@ -23,7 +23,8 @@ from pipeline.files import DamagedFileError
 from pipeline.measure.count import MacsModel
 from pipeline.registry import build_model, method_spec
 from pipeline.selection.saliency import group_norm
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.study.records.artifacts import NetworkSpec
 from pipeline.study.records.counts import count_network
 from pipeline.training.phases import Phase, StepContext

@@ -11,7 +11,7 @@ from pipeline.data.config import DataConfig
 from pipeline.selection.masks import Shuffle
 from pipeline.selection.saliency import FROM_DATA
 from pipeline.selection.saliency import NAMES as SALIENCIES
-from pipeline.selection.select import Target
+from pipeline.selection.target import Target
 from pipeline.training.recipe import Recipe, Strict
 from pipeline.units.groups import Granularity
 from pipeline.units.layers import GroupScope

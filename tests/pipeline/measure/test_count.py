@@ -10,7 +10,8 @@ from torch import nn
 
 from pipeline.measure.count import MacsModel, count, structured_cost
 from pipeline.selection.saliency import group_norm
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink

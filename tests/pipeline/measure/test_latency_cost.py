@@ -18,7 +18,8 @@ from pipeline.files import read_json
 from pipeline.measure.count import MacsModel, count
 from pipeline.measure.harness import WARM_UP
 from pipeline.measure.latency_cost import LatencyCost, Timer
-from pipeline.selection.select import LatencyProbe, Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import LatencyProbe, Target
 from pipeline.study import paths
 from pipeline.study.execution.runtime import Workplace
 from pipeline.study.params.load import ParamsError, load_params

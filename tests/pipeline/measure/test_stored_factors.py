@@ -20,7 +20,8 @@ from torch.nn.utils import parametrizations, prune
 from pipeline.measure import reads
 from pipeline.measure.count import MacsModel, count, structured_cost
 from pipeline.selection.saliency import group_norm, magnitude
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.heads import with_open_heads

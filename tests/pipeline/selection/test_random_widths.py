@@ -14,7 +14,8 @@ from torch import Tensor
 from pipeline.data.info import DatasetInfo
 from pipeline.measure.count import structured_cost
 from pipeline.selection.random_widths import random_widths
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import Context, select
+from pipeline.selection.target import Target
 from pipeline.study.records.artifacts import NetworkSpec
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
@@ -79,20 +80,20 @@ def test_a_budget_is_met_to_one_unit(
     floors = sum(p * min(least, n) for p, n in zip(price, of, strict=False))
     if floors > budget:
         with pytest.raises(ValueError, match="cannot be cut"):
-            select(saliency(of), S, target, cost, seed=seed)
+            select(saliency(of), S, target, cost, Context(seed=seed))
         return
-    plan = select(saliency(of), S, target, cost, seed=seed)
+    plan = select(saliency(of), S, target, cost, Context(seed=seed))
     step = max(price[: len(of)])
     assert abs(cost(plan) - budget) <= (step / 2 if closest else step) + 1e-6
     assert closest or cost(plan) <= budget + 1e-9
     assert all(w >= min(least, n) for w, n in zip(widths(plan), of, strict=True))
-    assert plan.digest() == select(saliency(of), S, target, cost, seed=seed).digest()
+    assert plan.digest() == select(saliency(of), S, target, cost, Context(seed=seed)).digest()
 
 
 def test_seeds_differ_and_one_layer_does_not_depend_on_the_others() -> None:
     scores = saliency([30] * 6)
     target = Target(rule="fraction", value=0.5, scope="random")
-    found = [widths(select(scores, S, target, seed=seed)) for seed in range(20)]
+    found = [widths(select(scores, S, target, None, Context(seed=seed))) for seed in range(20)]
     assert len({tuple(w) for w in found}) == 20
     assert all(sum(w) == 90 for w in found)
     few = {name: scores[name] for name in ("g4", "g1")}
@@ -105,7 +106,9 @@ def test_narrowest_bounds_how_far_layers_are_apart() -> None:
     spreads = []
     for narrowest in (0.0, 0.5, 0.9, 1.0):
         target = Target(rule="fraction", value=0.5, scope="random", narrowest=narrowest)
-        plans = [select(saliency([40] * 6), S, target, seed=seed) for seed in range(20)]
+        plans = [
+            select(saliency([40] * 6), S, target, None, Context(seed=seed)) for seed in range(20)
+        ]
         spreads.append(sum(max(widths(p)) - min(widths(p)) for p in plans))
     assert spreads[-1] == 0
     assert all(a > b for a, b in pairwise(spreads))
@@ -113,7 +116,9 @@ def test_narrowest_bounds_how_far_layers_are_apart() -> None:
 
 def test_single_weights_get_random_densities_too() -> None:
     scores = {"a": torch.rand(5, 6), "b": torch.rand(3, 4, 2)}
-    plan = select(scores, U, Target(rule="fraction", value=0.5, scope="random"), seed=3)
+    plan = select(
+        scores, U, Target(rule="fraction", value=0.5, scope="random"), None, Context(seed=3)
+    )
     assert (plan.kept, {n: m.shape for n, m in plan.keep.items()}) == (
         27,
         {"a": (5, 6), "b": (3, 4, 2)},
@@ -135,7 +140,7 @@ def test_on_a_real_network_as_close_as_the_global_ranking(rule: str) -> None:
 
     def off(scope: str, value: float, seed: int) -> float:
         target = Target(rule=rule, value=value, scope=scope, closest=True)
-        plan = select(scores, S, target, cost, seed=seed)
+        plan = select(scores, S, target, cost, Context(seed=seed))
         return abs(cost(plan) / dense - (1 - value))
 
     misses = [(s, off("random", v, s), off("layer", v, s)) for v in (0.3, 0.5, 0.7) for s in (0, 1)]

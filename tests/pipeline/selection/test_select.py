@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import Context, select
+from pipeline.selection.target import Target
 from pipeline.selection.threshold import keep_all_but, kth_smallest
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
@@ -176,8 +177,8 @@ def test_a_budget_may_refer_to_another_network() -> None:
     cost = lambda plan: 10.0 * plan.kept  # noqa: E731
     half = Target(rule="macs", value=0.5)
     assert select(saliency, S, half, cost).kept == 2
-    assert select(saliency, S, half, cost, reference=60.0).kept == 3
-    assert select(saliency, S, half, cost, reference=400.0).sparsity == 0.0
+    assert select(saliency, S, half, cost, Context(reference=60.0)).kept == 3
+    assert select(saliency, S, half, cost, Context(reference=400.0)).sparsity == 0.0
 
 
 def test_zeros_removes_exactly_the_zeros() -> None:

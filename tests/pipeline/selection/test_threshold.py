@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.selection.criteria import erdos_renyi
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.selection.threshold import keep_all_but
 from pipeline.units.groups import Granularity
 

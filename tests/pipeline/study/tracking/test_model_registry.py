@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from pipeline.data.info import DatasetInfo
-from pipeline.selection.select import Target, select
+from pipeline.selection.select import select
+from pipeline.selection.target import Target
 from pipeline.study.params.load import ParamsError, load_params
 from pipeline.study.records.artifacts import NetworkSpec, PrunedArtifact
 from pipeline.study.records.record import write_record

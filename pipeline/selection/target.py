@@ -1,0 +1,94 @@
+"""How much is pruned: the `target` of a pruning in params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+
+class LatencyProbe(BaseModel):
+    """How a `latency` target measures: forwards of `batch_size` examples; `threads` on the CPU.
+
+    `repeats`: of the dense and the pruned network, in turns, per measurement; the medians count.
+    `probes`: measurements at most.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+    repeats: Annotated[int, Field(ge=3)] = 20
+    probes: Annotated[int, Field(ge=1)] = 20
+
+
+class Target(BaseModel):
+    """How much goes.
+
+    Attributes:
+        rule: none; zeros: what training brought to zero, no more and no less; fraction: `value` is
+            the fraction of units removed; macs, params: the fraction of the dense cost removed;
+            latency: the fraction of the dense network's measured time that goes. No two
+            measurements agree, so neither do two searches: the plan that was found is what is
+            stored, and what everything after it uses.
+        value: in [0, 1).
+        scope: rank all units together, remove the same fraction in every layer, leave layers their
+            Erdos-Renyi-kernel densities (weights only), or leave each a random fraction of its own
+            (widths.py), drawn by the seed of the training.
+        narrowest: of scope random: the least that a layer may draw, where the widest draws 1.
+        round_to: structured: the channels kept per group are rounded up to a multiple. A unit may
+            be several channels (a head, a group of a GroupNorm).
+        min_units: structured: units kept per group at least.
+        closest: macs, params: the plan closest to the budget, even if it costs a little more;
+            without it the budget is never exceeded.
+        fill: macs, params: what the cut leaves of the budget is spent on the most salient of the
+            removed units that still fit. With `closest` one unit more of any group may exceed it.
+        latency: how to measure, for the rule of that name.
+
+    `zeros` ignores `round_to` and `min_units`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: Literal["none", "zeros", "fraction", "macs", "params", "latency"]
+    value: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    scope: Literal["global", "layer", "erk", "random"] = "global"
+    narrowest: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    round_to: Annotated[int, Field(ge=1)] = 1
+    min_units: Annotated[int, Field(ge=0)] = 1
+    closest: bool = False
+    fill: bool = False
+    latency: LatencyProbe | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is younger than the first records is absent while nobody asks."""
+        told = standard(self) | {"latency": self.probe.model_dump()}
+        asked = {"fill": self.fill, "latency": self.rule == "latency"}
+        asked["narrowest"] = self.scope == "random"
+        return {key: value for key, value in told.items() if asked.get(key, True)}
+
+    @model_validator(mode="after")
+    def _fits_the_rule(self) -> Target:
+        ranked = self.scope in ("global", "random")
+        if self.fill and not (self.rule in ("macs", "params") and ranked):
+            raise ValueError("fill: needs rule: macs or params, and scope: global or random")
+        if self.narrowest and self.scope != "random":
+            raise ValueError(f"narrowest: of scope: random, not of scope: {self.scope}")
+        if self.latency is not None and self.rule != "latency":
+            raise ValueError(f"latency: settings of rule: latency, not of rule: {self.rule}")
+        if self.closest and self.rule == "latency":
+            raise ValueError("closest: not for rule: latency, whose measurements are not exact")
+        return self
+
+    @property
+    def probe(self) -> LatencyProbe:
+        """How to measure time."""
+        return self.latency or LatencyProbe()
