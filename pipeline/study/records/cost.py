@@ -1,11 +1,11 @@
-"""What a network cost to train, in multiply-accumulates: the currency of every method here.
+"""What a network cost to train, in multiply-accumulates.
 
     training    3 x MACs of the dense network x examples seen, over all rounds and phases
     retraining  3 x MACs that pruning kept    x examples seen
 
-A step costs a forward pass and twice that backward (one product for the inputs' gradient, one for
-the weights'). A masked network is as large as a dense one, so its rounds count as dense; what an
-optimizer does to the weights is left out (methods differ there by less than the count of batches).
+A step costs a forward pass and twice that for the backward pass (one product for the gradient of
+the inputs, one for that of the weights). A masked network is as large as a dense one, so its rounds
+count as dense. The arithmetic of the optimizer is not counted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.study.records.sweep import SweepRecord
 
 PASSES = 3
 EXAMPLES = "examples"  # the loop's own count in a curve, cumulative as `step` is
+TICKET = "eb/ticket_epoch/"  # early_bird logs it in the epoch in which a ticket emerges
 
 
 def examples_seen(curve: Sequence[CurvePoint], recipe: Mapping[str, Any]) -> float:
@@ -30,25 +31,47 @@ def examples_seen(curve: Sequence[CurvePoint], recipe: Mapping[str, Any]) -> flo
 
 
 def curve_until(training: TrainRecord, state: str) -> tuple[CurvePoint, ...]:
-    """The epochs it took to reach a named state: "final", "init", "rewind", or a phase's end."""
-    curve = training.curve
-    if state == "final":
-        return curve
-    if state in ("init", "rewind"):
-        epochs = training.recipe.get("rewind_epoch") if state == "rewind" else 0
-        return curve[: epochs if isinstance(epochs, int) else 0]
-    ends = [number for number, point in enumerate(curve, 1) if point.phase == state]
-    return curve[: ends[-1]] if ends else curve
+    """The whole epochs it took to reach a named state: "final", "init", "rewind", one that was kept
+    ("epoch-5", "best", "ema", "ticket-0.3"), or the end of a phase."""
+    return training.curve[: _epochs_until(training, state)]
+
+
+def _epochs_until(training: TrainRecord, state: str) -> int:
+    curve, recipe = training.curve, training.recipe
+    if state == "init":
+        return 0
+    if training.kept is not None and state in training.kept:
+        return training.kept[state].epochs
+    if state == "rewind":
+        step = recipe.get("rewind_step")
+        if isinstance(step, int):
+            return sum(point.step <= step for point in curve)
+        epochs = recipe.get("rewind_epoch")
+        return epochs if isinstance(epochs, int) else 0
+    emerged = TICKET + state.removeprefix("ticket-")
+    ends = [n for n, p in enumerate(curve, 1) if p.phase == state or emerged in p.values]
+    return ends[-1] if ends else len(curve)
+
+
+def examples_until(training: TrainRecord, state: str) -> float:
+    """Examples seen until a named state. A rewind step inside an epoch comes before its last
+    batch, so all batches up to it are full."""
+    reached, recipe = curve_until(training, state), training.recipe
+    seen = examples_seen(reached, recipe)
+    step, batch = recipe.get("rewind_step"), recipe.get("batch_size")
+    if state != "rewind" or not isinstance(step, int) or not isinstance(batch, int):
+        return seen
+    return seen + (step - (reached[-1].step if reached else 0)) * batch
 
 
 def training_cost(macs_dense: int, training: TrainRecord, state: str = "final") -> float:
     """MACs spent on a training until `state`."""
-    return PASSES * macs_dense * examples_seen(curve_until(training, state), training.recipe)
+    return PASSES * macs_dense * examples_until(training, state)
 
 
 def costs(record: EvalRecord | SweepRecord, training: TrainRecord) -> dict[str, float]:
-    """MACs spent until the network of `record` stood (of a sweep: any of its points): metrics of
-    its run."""
+    """MACs spent until the network of `record` was finished (for a sweep: any of its points), as
+    metrics of its run."""
     if isinstance(record, SweepRecord):
         spent, again = training_cost(record.macs_dense, training), 0.0
     else:
