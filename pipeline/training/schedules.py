@@ -151,13 +151,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 def optimizer_over(params: Any, config: OptimizerConfig) -> Optimizer:
     """A torch optimizer of `config` over parameters or parameter groups."""
     lr, decay = config.lr, config.weight_decay
+    how = {"fused": True} if config.fused else {"foreach": True}
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0
-        return SGD(params, lr, config.momentum, weight_decay=decay, nesterov=nesterov, foreach=True)
+        return SGD(params, lr, config.momentum, weight_decay=decay, nesterov=nesterov, **how)
     if config.name == "adam":
-        return Adam(params, lr, betas=config.betas, weight_decay=decay, foreach=True)
+        return Adam(params, lr, betas=config.betas, weight_decay=decay, **how)
     if config.name == "adamw":
-        return AdamW(params, lr, betas=config.betas, weight_decay=decay, foreach=True)
+        return AdamW(params, lr, betas=config.betas, weight_decay=decay, **how)
     return Adadelta(params, lr, weight_decay=decay, foreach=True)
 
 

@@ -98,7 +98,7 @@ class _Loop:
         self.schedule: Schedule
         self.gradients: MeanGradients
         self.take: Step | Replay
-        self.totals = Totals.on(job.device)
+        self.totals = Totals()
         self.compact = Compact(job.model, job.units)
         self.passes = Backward(job, self.compact if self.recipe.compact else self.model)
 
@@ -188,7 +188,7 @@ class _Loop:
         self.epoch += 1
         self.phase_epoch += 1
         self.step_in_epoch = 0
-        self.totals = Totals.on(self.job.device)
+        self.totals = Totals()
         if self.recipe.rewind_step is None and self.epoch == self.recipe.rewind_epoch:
             self._snapshot("rewind")
         for name in stats.keep:
@@ -266,7 +266,7 @@ class _Loop:
     def _checkpoint(self) -> None:
         self._share_buffers()
         together = self.totals.over(self.team)  # goes on in the first process, here as on resume
-        self.totals = together if self.team.first else Totals.on(self.job.device)
+        self.totals = together if self.team.first else Totals()
         if not weights_are_finite(self.model):
             raise self._diverged("largest weight", self.step_in_epoch)
         self.folder.save(
@@ -294,9 +294,9 @@ class _Loop:
             setattr(self, key, value)
         self.curve.resume(saved["curve"], saved["observer"], anew=self.folder.extended)
         self.folder.check_epochs(set(self._kept().values()))
-        self.totals = Totals.on(self.job.device)
+        self.totals = Totals()
         if self.team.first:
-            self.totals = Totals.restored(saved["totals"], self.job.device)
+            self.totals = Totals.restored(saved["totals"])
         restore_rng(saved["rng"])
 
 

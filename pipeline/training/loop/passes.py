@@ -44,17 +44,18 @@ class Backward:
         """
         job = self.job
         size = job.task.size(batch)
-        loss, sums = torch.zeros((), device=job.device), dict[str, Tensor]()
         if size:
             with job.team.own_randomness(job.device, job.seed, step):
-                loss, sums = self._pieces(parts(batch, job.recipe.accumulation), size, gradients)
+                found = self._pieces(parts(batch, job.recipe.accumulation), size, gradients)
         elif job.recipe.sync_batchnorm:
             raise TeamError(
                 f"the last batch of the epoch is too small for {job.team.size} processes with "
                 "sync_batchnorm: true; change batch_size in params.yaml"
             )
+        else:
+            found = torch.zeros((), device=job.device), {}
         gradients.apply(size)
-        return loss, sums
+        return found
 
     def _count(self, own: int, at: int) -> int:
         """Examples of the whole batch at step `at` of the epoch. Only the last may be small, so
@@ -70,16 +71,18 @@ class Backward:
         """Add up the gradients of the pieces, the penalty with the first; the batch's loss and
         sums."""
         job = self.job
-        total, sums = torch.zeros((), device=job.device), dict[str, Tensor]()
+        total, sums = None, dict[str, Tensor]()
         for number, piece in enumerate(pieces):
             with self.autocast():
                 loss, found = job.task.loss(self.forward, piece)
-            loss = loss * (job.task.size(piece) / size)
+            if len(pieces) > 1:
+                loss = loss * (job.task.size(piece) / size)
             penalty = None if number else job.method.penalty(job.model)
             whole = loss if penalty is None else loss + penalty
             whole.backward(gradients.weight(whole, size))
-            total = total + loss.detach()
+            total = loss.detach() if total is None else total + loss.detach()
             sums = {k: sums[k] + v if number else v for k, v in found.items()}
+        assert total is not None
         return total, sums
 
     def autocast(self) -> AbstractContextManager[Any]:

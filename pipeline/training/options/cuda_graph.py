@@ -136,7 +136,8 @@ class Replay:
                 kept.copy_(given)
         self._graph.replay()
         self.replayed += 1
-        return self._graph.found
+        loss, sums = self._graph.found  # the next replay overwrites them
+        return loss.clone(), {name: value.clone() for name, value in sums.items()}
 
     def _new(self, kind: Hashable, batch: Any, at: StepContext) -> _Graph:
         """Python runs once while a step is noted, and so counts the replay that does it."""

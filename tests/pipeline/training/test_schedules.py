@@ -125,3 +125,29 @@ def test_decay_spares_norm_bias_and_depthwise() -> None:
     assert [len(g["params"]) for g in groups] == [1, 4]
     assert groups[0]["params"][0] is model[1].weight
     assert groups[1]["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_fused_optimizers_take_the_same_step_up_to_rounding(name: str) -> None:
+    found = []
+    for fused in (False, True):
+        model = nn.Linear(3, 2)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
+        config = OptimizerConfig(name=name, lr=0.1, fused=fused)
+        optimizer = make_optimizer(model, Recipe(epochs=1, optimizer=config))
+        for _ in range(3):
+            model.zero_grad()
+            model(torch.ones(4, 3)).square().sum().backward()
+            optimizer.step()
+        assert bool(optimizer.param_groups[0]["fused"]) is fused
+        found.append(model.weight.detach())
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_a_fused_optimizer_is_recorded_only_where_it_is_asked_for() -> None:
+    assert "fused" not in OptimizerConfig().model_dump()
+    assert OptimizerConfig(fused=True).model_dump()["fused"] is True
+    with pytest.raises(ValueError, match="fused: true: torch has no fused adadelta"):
+        OptimizerConfig(name="adadelta", fused=True)
