@@ -225,7 +225,8 @@ class MacsModel:
                 shape = self._kept_shape(name, removed)
                 dead[key] = {d for d in self.cuts[name] if shape[d] == 0}
         local = {key: dims for key, dims in dead.items() if dims}
-        stand_in = folded(layer.module, local) if local else None
+        replaceable = local and self.units.read_elsewhere.isdisjoint(layer.names.values())
+        stand_in = folded(layer.module, local) if replaceable else None
         if stand_in is None:
             return None
         stay = {key for key, _ in stand_in.named_parameters()}

@@ -124,12 +124,15 @@ class Units:
         attributes: numbers that surgery must change together with the tensors.
         products: number of a matrix product in the forward -> the dimensions that shrink, where
             both factors are activations (attention).
+        read_elsewhere: tensors that other code than the layer's own forward reads; surgery cuts
+            them but never replaces their layer.
     """
 
     weights: tuple[str, ...]
     groups: tuple[ChannelGroup, ...]
     attributes: tuple[SizeAttribute, ...] = ()
     products: Mapping[int, tuple[Share, ...]] = field(default_factory=dict)
+    read_elsewhere: frozenset[str] = frozenset()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

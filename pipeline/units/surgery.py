@@ -50,7 +50,7 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
         module = model.get_submodule(attribute.module)
         setattr(module, attribute.name, attribute.share.left(left))
     if dead:
-        _fold(model, alive_positions(units, masks, shapes))
+        _fold(model, alive_positions(units, masks, shapes), units.read_elsewhere)
 
 
 def _check_fit(units: Units, masks: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -83,7 +83,7 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
-def _fold(model: nn.Module, alive: Alive) -> None:
+def _fold(model: nn.Module, alive: Alive, read_elsewhere: frozenset[str]) -> None:
     """Replace the layers around dead groups, under every name they have."""
     dead = {
         name: {dim for dim, kept in dims.items() if not kept.any()} for name, dims in alive.items()
@@ -96,7 +96,8 @@ def _fold(model: nn.Module, alive: Alive) -> None:
         own = {**layer._parameters, **layer._buffers}
         names = {key: first[id(x)] for key, x in own.items() if x is not None}
         local = {key: dead[n] for key, n in names.items() if dead.get(n)}
-        stand_in = folded(layer, local) if local else None
+        replaceable = local and read_elsewhere.isdisjoint(names.values())
+        stand_in = folded(layer, local) if replaceable else None
         if stand_in is not None:
             stand_ins[id(layer)] = stand_in.train(layer.training)
     for parent in list(model.modules()):

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
@@ -18,11 +18,12 @@ from pipeline.units.modules import tensors_in as tensors_in_layers
 from pipeline.units.trace.attributes import Attributes, share
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
-from pipeline.units.trace.forward import Forward
+from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping, make_groups
 from pipeline.units.trace.probe import Failure, blame, probe
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
+from pipeline.units.trace.steps import UnvaluedError
 from pipeline.units.trace.tracer import INPUT, Attention, Tracer
 
 __all__ = ["trace_units"]
@@ -61,17 +62,14 @@ def trace_units(
         known = ", ".join(n for n in forward.layers if n)
         raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     _check_materialised(forward)
-    try:
-        tracer = _trace(forward, never_prune, attention)
-    except Exception:  # the network's own code may fail without values: it then gets some
-        forward.meta = False
-        tracer = _trace(forward, never_prune, attention)
+    tracer = _traced(forward, never_prune, attention)
     grouping, attributes = _probed(forward, tracer)
     products = {
         number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
         for number, parts in tracer.products.items()
     }
-    return Units(_weights(forward, tracer), grouping.groups, attributes, products)
+    elsewhere = frozenset(tracer.read_elsewhere)
+    return Units(_weights(forward, tracer), grouping.groups, attributes, products, elsewhere)
 
 
 def _check_materialised(forward: Forward) -> None:
@@ -81,6 +79,20 @@ def _check_materialised(forward: Forward) -> None:
             f"lazy layers have no shapes yet ({', '.join(lazy)}): run the model once on the "
             "example, then trace it"
         )
+
+
+def _traced(forward: Forward, never_prune: tuple[str, ...], attention: Attention) -> Tracer:
+    """On shapes alone if that is possible; a network whose code reads values is given some."""
+    for meta, valued in ((True, False), (True, True)):
+        forward.meta, forward.valued = meta, valued
+        try:
+            return _trace(forward, never_prune, attention)
+        except UnvaluedError:
+            continue
+        except Exception:
+            break
+    forward.meta = forward.valued = False
+    return _trace(forward, never_prune, attention)
 
 
 def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention) -> Tracer:
@@ -108,11 +120,25 @@ def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention)
         for x in tensors_in(inputs):
             tracer.put(x, uniform(x.ndim, tracer.book.code(f"it meets {INPUT}")))
 
-    with _watched(forward, never_prune, tracer):
+    tracer.owners = _owners(forward, tensors, first_name)
+    with _watched(forward, never_prune, tracer), module_stack(forward.layers) as tracer.stack:
         outputs = forward.run(tensors, tracer, seen)
     _pin(tracer, outputs, "it reaches the network's output")
     tracer.book.settle()
     return tracer
+
+
+def _owners(
+    forward: Forward, tensors: dict[str, Tensor], first_name: dict[int, str]
+) -> dict[str, frozenset[str]]:
+    """Tensor -> the layers that hold it."""
+    owners: dict[str, set[str]] = {}
+    for path, layer in forward.layers.items():
+        for key, x in (*layer._parameters.items(), *layer._buffers.items()):
+            if x is not None:
+                name = first_name[id(tensors[f"{path}.{key}" if path else key])]
+                owners.setdefault(name, set()).add(path)
+    return {name: frozenset(paths) for name, paths in owners.items()}
 
 
 @contextmanager
@@ -156,7 +182,7 @@ def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttri
                 return grouping, values
         adapted = _adapted(forward, found, book, (grouping, failure))
         if adapted is None:
-            blame(failure, tracer.steps, book, found.of(failure.stack))
+            blame(failure, tracer.steps, book, grouping, found.of(failure.stack))
             failure = None
         else:
             grouping, failure = adapted

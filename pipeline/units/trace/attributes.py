@@ -18,9 +18,9 @@ from pipeline.units.trace.book import Book
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.probe import Chosen, Failure
 from pipeline.units.trace.shadow import FIXED, Ids
-from pipeline.units.trace.tracer import Step
+from pipeline.units.trace.steps import Step
 
-WINDOW = 12
+WINDOW = 20
 """Operators before and after the failing one whose sizes are looked at."""
 
 Key = tuple[str, str]

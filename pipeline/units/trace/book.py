@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.units.groups import Role
-from pipeline.units.trace.shadow import FIXED, Axis, Ids
+from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView
 
 PRIORITY: dict[Role, int] = {"consumer": 0, "norm": 1, "producer": 2}
 UNSEEN = -1
@@ -105,6 +106,14 @@ class Book:
         new = axis.positions[use.ids[axis.positions] == UNSEEN]
         use.ids[new] = self.fresh(new.size)
         return use.ids[axis.positions]
+
+    def ids_of(self, view: ParamView) -> Iterator[Ids]:
+        """Ids along every dimension of a view that a unit was found on."""
+        for axis in view.axes:
+            use = None if axis is None else self.uses.get((view.name, axis.dim))
+            if axis is not None and use is not None:
+                ids = use.ids[axis.positions]
+                yield ids[ids > FIXED]
 
     def _use(self, name: str, dim: int, role: Role) -> Use:
         use = self.uses.get((name, dim))

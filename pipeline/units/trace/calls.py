@@ -32,8 +32,22 @@ PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 """Matrix products; tracing and counting number them alike."""
 
 
-VALUED = frozenset({"full", "fill", "scalar_tensor", "masked_fill", "full_like"})
-"""Operators, beside the elementwise ones, a number of which enters the values of the result."""
+_FILL, _SCALED, _EPS = ("fill_value",), ("beta", "alpha"), ("eps",)
+VALUED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("full", "full_like", "new_full"), _FILL),
+    **dict.fromkeys(("fill", "masked_fill", "index_fill"), ("value",)),
+    **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), _SCALED),
+    **dict.fromkeys(("native_layer_norm", "native_group_norm", "native_batch_norm"), _EPS),
+    **dict.fromkeys(("tril", "triu"), ("diagonal",)),
+    **dict.fromkeys(("linspace", "logspace"), ("start", "end", "base")),
+    "scalar_tensor": ("s",),
+    "arange": ("start", "end", "step"),
+    "roll": ("shifts",),
+    "slice": ("start", "step"),
+    "select": ("index",),
+}
+"""Arguments that enter the values of the result without showing in its shape. Of elementwise
+operators these are all numbers."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,7 +58,7 @@ class Operator:
         name: without overload and without the underscore of in-place variants; aten.relu_.default
             is "relu", all of the kind of view are "view".
         pointwise: torch says that it works element by element.
-        valued: numbers among its arguments enter the values of the result, not its shape.
+        valued: names of the numeric arguments that enter the values of the result, not its shape.
         names: of its arguments in order.
         defaults: of the arguments that have one.
     """
@@ -52,7 +66,7 @@ class Operator:
     name: str
     mutates: bool
     pointwise: bool
-    valued: bool
+    valued: tuple[str, ...]
     names: tuple[str, ...]
     defaults: dict[str, Any]
 
@@ -70,7 +84,8 @@ def operator(func: Any) -> Operator:
     arguments = func._schema.arguments
     defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
     names = tuple(a.name for a in arguments)
-    return Operator(name, mutates, pointwise, pointwise or name in VALUED, names, defaults)
+    valued = names if pointwise else VALUED.get(name, ())
+    return Operator(name, mutates, pointwise, valued, names, defaults)
 
 
 def operator_name(func: Any) -> str:
@@ -98,7 +113,7 @@ class Call:
         self.name = kind.name
         self.mutates = kind.mutates
         self.pointwise = kind.pointwise
-        self.tensors = _flat(args.values())
+        self.tensors = flat(args.values())
         self.relaid = False
         self.outs = [out] if isinstance(out, Tensor) else list(tensors_in(out))
 
@@ -109,7 +124,7 @@ class Call:
         return self.args.get(key)
 
 
-def _flat(values: Iterable[Any]) -> list[Tensor]:
+def flat(values: Iterable[Any]) -> list[Tensor]:
     """Arguments of an operator are tensors, lists of tensors, or no tensors at all."""
     found = []
     for value in values:
@@ -126,8 +141,21 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, 
     return {**kind.defaults, **dict(zip(kind.names, args, strict=False)), **kwargs}
 
 
-def numbers_of(func: Any, bound: dict[str, Any]) -> tuple[float, ...]:
+def numbers_of(func: Any, bound: dict[str, Any]) -> tuple[Any, ...]:
     """Numbers among the arguments that enter the values of the result, not its shape."""
-    if not operator(func).valued:
-        return ()
-    return tuple(v for v in bound.values() if isinstance(v, (int, float)) and v not in (True, 1))
+    found: list[Any] = []
+    for name in operator(func).valued:
+        value = bound.get(name)
+        if isinstance(value, (list, tuple)) and not any(isinstance(v, Tensor) for v in value):
+            found.append(tuple(value))
+        elif isinstance(value, (int, float)):
+            found.append(value)
+    return tuple(found)
+
+
+def content(tensor: Tensor) -> bytes:
+    """The values of a tensor, for comparison; empty where there are none."""
+    if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+        return b""
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).cpu().numpy().tobytes())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
+from pipeline.units.module_state import State
 from pipeline.units.modules import layers_of, tensors_in
 from pipeline.units.trace.shapes import META
 
@@ -50,6 +52,35 @@ def module_stack(layers: Mapping[str, nn.Module]) -> Iterator[list[str]]:
             handle.remove()
 
 
+class ConstantsOnCPU(TorchFunctionMode):
+    """`torch.tensor(data, device=...)` and kin make the tensor on the CPU, then move it.
+
+    Made on the meta device its values would be lost before an operator is seen.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is Tensor.new_tensor:
+            like, data, *rest = args
+            kwargs = {"dtype": like.dtype, "device": like.device, **kwargs}
+            return self._made(torch.tensor, data, tuple(rest), kwargs)
+        data = args[0] if args else kwargs.get("data")
+        if func in _MAKERS and args and not isinstance(data, Tensor):
+            return self._made(func, data, args[1:], kwargs)
+        return func(*args, **kwargs)
+
+    def _made(self, func: Any, data: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        device = kwargs.pop("device", None)
+        made: Tensor = func(data, *rest, **kwargs)
+        return made if device is None else made.to(device)
+
+
+_MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
+
+
 def to_device(tree: Any, device: torch.device) -> Any:
     """Nested inputs with their tensors on `device`."""
     if isinstance(tree, Tensor):
@@ -68,6 +99,7 @@ class Forward:
     or makes tensors on a device of its own) runs on its own tensors.
 
     Attributes:
+        valued: constants made on the meta device keep their values, for comparison.
         named: modules with their paths, a shared one under each of its names.
         layers: the same under their first names.
     """
@@ -76,9 +108,11 @@ class Forward:
         self.model = model
         self.inputs = example_inputs
         self.meta = True
+        self.valued = False
         self.named = layers_of(model)
         first = {id(layer): path for path, layer in reversed(self.named)}
         self.layers = {path: layer for path, layer in self.named if first[id(layer)] == path}
+        self._state = State(self.layers.values())
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, shared ones shared, on the device of the run.
@@ -113,46 +147,28 @@ class Forward:
             seen(inputs)
         args, kwargs = _arguments(inputs)
         standing_in = self._standing_in(tensors)
-        with torch.no_grad(), self._evaluating(), _decomposed(), standing_in, mode:
+        valued = ConstantsOnCPU() if self.valued else nullcontext()
+        with torch.no_grad(), _decomposed(), standing_in, valued, mode:
             return self.model(*args, **kwargs)
 
     @contextmanager
     def _standing_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """The modules hold `tensors` in place of their own; attributes that a forward sets (a cache
-        or the weight that a hook of weight_norm computes) come back as they were."""
-        stores = [
-            (store, key, f"{path}.{key}" if path else key)
-            for path, layer in self.named
-            for store in (layer._parameters, layer._buffers)
-            for key, x in store.items()
-            if x is not None
-        ]
-        own = [store[key] for store, key, _ in stores]
-        plain = [(layer.__dict__, dict(layer.__dict__)) for layer in self.layers.values()]
-        try:
-            for store, key, name in stores:
-                store[key] = tensors[name]  # type: ignore[assignment]
-            yield
-        finally:
-            for (store, key, _), x in zip(stores, own, strict=True):
-                store[key] = x
-            for attributes, before in plain:
-                for key in attributes.keys() - before.keys():
-                    del attributes[key]
-                attributes.update(before)
+        """The modules hold `tensors` in place of their own, in evaluation mode.
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode; every module's own flag comes back."""
-        flags = [(layer, layer.training) for layer in self.layers.values()]
-        if any(flag for _, flag in flags):
-            self.model.eval()
+        Afterwards everything is as it was: tensors, flags, and whatever the forward set, cached or
+        installed.
+        """
         try:
+            if any(layer.training for layer in self.layers.values()):
+                self.model.eval()
+            for path, layer in self.named:
+                for store in (layer._parameters, layer._buffers):
+                    for key, x in store.items():
+                        if x is not None:
+                            store[key] = tensors[f"{path}.{key}" if path else key]
             yield
         finally:
-            for layer, flag in flags:
-                if layer.training != flag:
-                    layer.training = flag
+            self._state.restore()
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -111,6 +111,8 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
     t.consume(x)
     t.book.tie(view.name, contracted, x.ids, "consumer")
     ids = t.book.axis_ids(view.name, made, "producer")
+    if view.name in t.read_elsewhere:  # or its cost would be counted with the layer that owns it
+        t.products[t.product_number] = [(x.ids.size, x.ids), (ids.size, ids)]
     residue = max(t.residue(view), t.attach(bias, ids, "producer", "linear"))
     return along(ids, np.full_like(ids, residue), data.ndim, -2 if left else -1)
 

@@ -23,12 +23,20 @@ from pipeline.units.cuts import alive_positions, cut
 from pipeline.units.groups import SizeAttribute, Units
 from pipeline.units.modules import own_shapes, sizes
 from pipeline.units.trace.book import Book
-from pipeline.units.trace.calls import COPIES, bind, numbers_of, operator_name, tensors_in
+from pipeline.units.trace.calls import (
+    COPIES,
+    bind,
+    content,
+    flat,
+    numbers_of,
+    operator_name,
+    tensors_in,
+)
 from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
 from pipeline.units.trace.shapes import run
-from pipeline.units.trace.tracer import Step
+from pipeline.units.trace.steps import Step
 
 Keep = NDArray[np.bool_]
 Chosen = frozenset[str] | None
@@ -76,8 +84,11 @@ class _Checker(TorchDispatchMode):
         for tensor, shape, shadow in zip(tensors_in(out), step.shapes, step.shadows, strict=False):
             if shadow is not None and tuple(tensor.shape) != self._foreseen(shape, shadow):
                 raise Mismatch(f"{step.name} has a size written in the code")
-        if step.scalars != numbers_of(func, bind(func, args, kwargs or {})):
+        bound = bind(func, args, kwargs or {}) if step.scalars or step.entered.constants else {}
+        if step.scalars is not None and step.scalars != numbers_of(func, bound):
             raise Mismatch(f"{step.name} uses a number that depends on the width")
+        if step.entered.constants and not _same_constants(step, flat(bound.values())):
+            raise Mismatch(f"{step.name} uses a constant that depends on the width")
         self.at += 1
         return out
 
@@ -90,6 +101,12 @@ class _Checker(TorchDispatchMode):
 
     def _next(self) -> str:
         return self.steps[self.at].name if self.at < len(self.steps) else ""
+
+
+def _same_constants(step: Step, tensors: list[Tensor]) -> bool:
+    if step.entered.constants[-1][0] >= len(tensors):
+        return False
+    return all(content(tensors[i]) == values for i, values in step.entered.constants)
 
 
 def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
@@ -114,7 +131,7 @@ def _half(grouping: Grouping, count: int, chosen: Chosen) -> tuple[dict[str, Ten
     masks, keep = {}, np.ones(count, dtype=bool)
     for number, (group, classes) in enumerate(zip(grouping.groups, grouping.classes, strict=True)):
         if group.prunable and group.size > 1 and (chosen is None or group.name in chosen):
-            part = 0.3 + 0.4 * ((number * 0.618) % 1.0)
+            part = 0.3 + 0.6 * ((number * 0.618) % 1.0)  # also tells groups of four apart
             kept = min(group.size - 1, max(2, round(part * group.size)))
             keep[classes[kept:]] = False
             masks[group.name] = torch.arange(group.size) < kept
@@ -211,14 +228,26 @@ def _words(error: Exception, steps: Sequence[Step], at: int) -> str:
     return f"the smaller network fails at {where}: {first[0] if first else type(error).__name__}"
 
 
-def blame(failure: Failure, steps: Sequence[Step], book: Book, bound: Iterable[Ids] = ()) -> None:
-    """Pin what enters or leaves the failing call; if nothing there was cut, what an attribute of
-    the running modules follows (`bound`); failing that, all that was cut."""
+def blame(
+    failure: Failure,
+    steps: Sequence[Step],
+    book: Book,
+    grouping: Grouping,
+    bound: Iterable[Ids] = (),
+) -> None:
+    """Pin what enters or leaves the failing call; if nothing there was cut, its parameters; then
+    what an attribute of the running modules follows (`bound`); failing that, every group that was
+    cut."""
     near: list[Ids] = []
+    weights: list[Ids] = []
     if failure.at < len(steps):
         step = steps[failure.at]
-        near = [s.ids for s in [*step.inputs, *step.shadows] if s is not None]
-    lost = [[ids for ids in some if not failure.keep[ids].all()] for some in (near, bound)]
-    touched = lost[0] or lost[1]
-    for ids in touched or [np.flatnonzero(~failure.keep)]:
+        near = [s.ids for s in [*step.entered.shadows, *step.shadows] if s is not None]
+        weights = [ids for view in step.entered.views for ids in book.ids_of(view)]
+    lost = ([ids for ids in some if not failure.keep[ids].all()] for some in (near, weights, bound))
+    touched = next((found for found in lost if found), [])
+    if not touched:
+        cut = [classes for classes in grouping.classes if not failure.keep[classes].all()]
+        touched = [np.concatenate(cut)] if cut else []
+    for ids in touched:
         book.pin(ids, failure.reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import Role
 from pipeline.units.trace.book import Book
-from pipeline.units.trace.calls import COPIES, PRODUCTS, Call, bind, numbers_of, operator_name
+from pipeline.units.trace.calls import (
+    COPIES,
+    PRODUCTS,
+    Call,
+    bind,
+    operator_name,
+)
 from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, uniform
 from pipeline.units.trace.shapes import run
+from pipeline.units.trace.steps import Entered, Step, entered_by, step_of
 
 Attention = Literal["heads", "head_dim", "query_key", "none"]
 
@@ -24,17 +30,6 @@ CONSTANT = "a constant"
 
 Outcome = Value | list[Value] | None
 Rule = Callable[["Tracer", Call], Outcome]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Step:
-    """What the probe compares: shapes, shadows and numbers of one call."""
-
-    name: str
-    shapes: list[tuple[int, ...]]
-    shadows: list[Shadow | None]
-    inputs: list[Shadow]
-    scalars: tuple[Any, ...]
 
 
 class Tracer(TorchDispatchMode):
@@ -67,6 +62,9 @@ class Tracer(TorchDispatchMode):
         self.norm_groups: dict[str, int] = {}
         self.made_from: dict[int, frozenset[str]] = {}
         self.remade: set[str] = set()
+        self.owners: dict[str, frozenset[str]] = {}
+        self.stack: list[str] = []
+        self.read_elsewhere: set[str] = set()
 
     # -- values -------------------------------------------------------------------------------
 
@@ -179,21 +177,37 @@ class Tracer(TorchDispatchMode):
         call = Call(func, bound, out)
         call.relaid = strides is not None and strides == _wide_strides(out)
         before = {id(o): self.values.get(id(o)) for o in call.outs} if call.mutates else {}
-        inputs = [v for t in call.tensors if isinstance(v := self.values.get(id(t)), Shadow)]
+        entered = self._entered(call)
         main = self._record(call, self._apply(call))
         self._remember_makers(call)
         for tensor in call.outs if call.mutates else ():
             self._settle_aliases(call, tensor, before[id(tensor)])
-        self._log(call, inputs, main)
+        if call.name not in COPIES:
+            self.steps.append(step_of(call, entered, self.values, main))
         return out
 
+    def _entered(self, call: Call) -> Entered:
+        """Values of the arguments; a parameter read outside its own layer is noted."""
+        entered = entered_by(call, self.values)
+        layer = self.stack[-1] if self.stack else ""
+        for view in entered.views:
+            if layer not in self.owners.get(view.name, ()):
+                self.read_elsewhere.add(view.name)
+        return entered
+
     def _apply(self, call: Call) -> list[Value]:
-        if not any(id(t) in self.values for t in call.tensors):
-            outcome = self.rules["<constant>"](self, call)
-        else:
-            outcome = self.rules.get(call.name, self.generic)(self, call)
+        try:
+            if not any(id(t) in self.values for t in call.tensors):
+                outcome = self.rules["<constant>"](self, call)
+            else:
+                outcome = self.rules.get(call.name, self.generic)(self, call)
+        except Exception as error:  # a case the rule's author did not foresee: refuse it
+            why = f"enters operator {call.name}, whose rule fails here ({type(error).__name__})"
+            outcome = self._unknown(call, why)
         if outcome is None:
-            outcome = self._unknown(call)
+            outcome = self._unknown(
+                call, f"enters operator {call.name}, for which there is no rule"
+            )
         if isinstance(outcome, list):
             return outcome
         return [outcome] + [self._by_product(call, outcome)] * (len(call.outs) - 1)
@@ -231,14 +245,14 @@ class Tracer(TorchDispatchMode):
             self.put(tensor, value if main[-1] else uniform(tensor.ndim, code))
         return main
 
-    def _unknown(self, call: Call) -> Value:
+    def _unknown(self, call: Call, why: str) -> Value:
         """No rule: whatever enters must stay whole, whatever leaves is a constant to us."""
         for tensor in call.tensors:
             value = self.values.get(id(tensor))
             if isinstance(value, ParamView):
-                self.lock(value, f"used by operator {call.name}, for which there is no rule")
+                self.lock(value, why.replace("enters", "used by", 1))
             elif value is not None:
-                self.book.pin(value.ids, f"enters operator {call.name}, for which there is no rule")
+                self.book.pin(value.ids, why)
         code = self.book.code(f"it meets the result of {call.name}")
         return uniform(call.outs[0].ndim if call.outs else 0, code)
 
@@ -261,17 +275,6 @@ class Tracer(TorchDispatchMode):
                 elif value is not None:
                     self.book.pin(value.ids, reason)
             self.values[id(other)] = uniform(other.ndim, self.book.code(reason))
-
-    def _log(self, call: Call, inputs: list[Shadow], main: list[bool]) -> None:
-        if call.name in COPIES:
-            return
-        values = [
-            self.values.get(id(t)) if m else None for t, m in zip(call.outs, main, strict=False)
-        ]
-        shadows = [v if isinstance(v, Shadow) else None for v in values]
-        numbers = numbers_of(call.func, call.args)
-        shapes = [tuple(t.shape) for t in call.outs]
-        self.steps.append(Step(call.name, shapes, shadows, inputs, numbers))
 
 
 def _wide_strides(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:

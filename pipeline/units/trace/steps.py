@@ -1,0 +1,85 @@
+"""The record of a traced forward that the smaller forward is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.units.trace.calls import Call, content, numbers_of
+from pipeline.units.trace.shadow import ParamView, Shadow, Value
+
+Constants = tuple[tuple[int, bytes], ...]
+"""Place among the tensor arguments of a call -> content."""
+
+
+class UnvaluedError(Exception):
+    """A constant was made on the meta device, where its values cannot be compared."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Entered:
+    """What the arguments of a call carry.
+
+    Attributes:
+        shadows: of activations.
+        views: parameters and buffers.
+        constants: tensors that no call made: the forward's own code brought them in.
+    """
+
+    shadows: list[Shadow]
+    views: list[ParamView]
+    constants: Constants
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Step:
+    """One call: the shapes and shadows of its outputs, and what entered.
+
+    Attributes:
+        scalars: numbers that enter the values; None where they follow a width.
+    """
+
+    name: str
+    shapes: list[tuple[int, ...]]
+    shadows: list[Shadow | None]
+    entered: Entered
+    scalars: tuple[Any, ...] | None
+
+
+def entered_by(call: Call, values: Mapping[int, Value]) -> Entered:
+    """Before the rule of the operator has run.
+
+    Raises:
+        UnvaluedError: a constant has no values.
+    """
+    shadows, views, constants = [], [], []
+    for place, tensor in enumerate(call.tensors):
+        value = values.get(id(tensor))
+        if isinstance(value, Shadow):
+            shadows.append(value)
+        elif value is not None:
+            views.append(value)
+        elif tensor.is_meta and tensor.numel():
+            raise UnvaluedError
+        else:
+            constants.append((place, content(tensor)))
+    return Entered(shadows, views, tuple(constants))
+
+
+def step_of(call: Call, entered: Entered, values: Mapping[int, Value], main: list[bool]) -> Step:
+    """`main`: which outputs carry the value that the rule gave."""
+    found = [values.get(id(t)) if m else None for t, m in zip(call.outs, main, strict=False)]
+    shadows = [v if isinstance(v, Shadow) else None for v in found]
+    numbers = None if _cuts_channels(call, values) else numbers_of(call.func, call.args)
+    return Step(call.name, [tuple(t.shape) for t in call.outs], shadows, entered, numbers)
+
+
+def _cuts_channels(call: Call, values: Mapping[int, Value]) -> bool:
+    """A slice along channels: its bounds may follow the width, and shapes tell."""
+    if call.name not in ("slice", "select"):
+        return False
+    value = values.get(id(call.tensors[0]))
+    if not isinstance(value, Shadow):
+        return value is not None
+    return value.ids.shape[call["dim"] % value.ndim] > 1
