@@ -14,6 +14,7 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.measure.harness import recalibrate
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
+from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -88,12 +89,13 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Conne
 @instance_option("connect", "--pair", "connect.pairs")
 def main(key: str) -> None:
     params = load_params()
-    params.pair(key)  # refuses an unknown name before any work
+    inputs = Inputs(params, "connect", key)
     with stage_process("connect", key, params.file.compute.threads) as place:
         spec = RunSpec("connect", key, params.file.study, {}, {"pair": key})
         with open_tracker(spec, paths.events("connect", key), live=False) as tracker:
             record = run(params, key, load_prepared(paths.PREPARED), place)
             tracker.metrics({"points": float(len(record.points))})
+        inputs.require_unchanged()
         write_record(paths.record("connect", key), record)
 
 

@@ -11,6 +11,7 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.measure.harness import cpu_threads, latency, output_difference
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
+from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -151,12 +152,13 @@ def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker
 @instance_option("evaluate", "--pruning", "prunings")
 def main(key: str) -> None:
     params = load_params()
-    params.pruning(key)  # refuses an unknown name before any work
+    inputs = Inputs(params, "evaluate", key)
     with stage_process("evaluate", key, params.file.compute.threads) as place:
         record = run(params, key, load_prepared(paths.PREPARED), place)
         spec = RunSpec("evaluate", key, params.file.study, {}, {"pruning": key})
         with open_tracker(spec, paths.events("evaluate", key), live=False) as tracker:
             clock(key, params.file.evaluate, place, tracker)
+        inputs.require_unchanged()
         write_record(paths.record("evaluate", key), record)
 
 

@@ -12,6 +12,7 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import load_tree
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
+from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.launch import launched
 from pipeline.study.execution.running import FRESH_STREAM, Assignment, fresh_state, train_network
 from pipeline.study.execution.runtime import Workplace, loop_code, stage_process
@@ -96,6 +97,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
 @instance_option("finetune", "--pruning", "prunings")
 def main(key: str) -> None:
     params = load_params()
+    inputs = Inputs(params, "finetune", key)
     live = params.retraining(key).epochs != 0
     if live and launched("finetune", ("--pruning", key), params.file.compute.processes):
         return
@@ -108,6 +110,7 @@ def main(key: str) -> None:
         events = paths.events("finetune", key)
         with open_tracker(spec, events, work=work, live=live) as tracker:
             run(params, key, load_prepared(paths.PREPARED), place, tracker)
+            inputs.require_unchanged()
         retire(place.folder)
 
 

@@ -19,6 +19,7 @@ from pipeline.selection.saliency import FROM_DATA, compute
 from pipeline.selection.select import Context, Cost, channels_per_unit, select
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
+from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import log, stage_process
 from pipeline.study.params.load import load_params
@@ -125,11 +126,12 @@ def run(
 @instance_option("prune", "--pruning", "prunings")
 def main(key: str) -> None:
     params = load_params()
-    pruning = params.pruning(key)
+    pruning, inputs = params.pruning(key), Inputs(params, "prune", key)
     with stage_process("prune", key, params.file.compute.threads) as place:
         source = TrainArtifact(paths.training(pruning.training))
         out, prepared = PrunedArtifact(paths.prune(key)), load_prepared(paths.PREPARED)
         plan = run(pruning, source, prepared, out, place.device)
+        inputs.require_unchanged()
         log.info("%s: %d of %d units kept", key, plan.kept, plan.total)
 
 

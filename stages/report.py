@@ -9,8 +9,10 @@ import click
 from pipeline.data.prepared import require_same_images
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand
+from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.runtime import log, stage_process
 from pipeline.study.params.load import Params, load_params
+from pipeline.study.records.agreement import require_agreement
 from pipeline.study.records.artifacts import PrunedArtifact
 from pipeline.study.tracking.model_registry import deliver
 from pipeline.study.tracking.publish import Entry, Study
@@ -56,11 +58,12 @@ def study(params: Params) -> Study:
         )
         for key, pair in params.file.connect.pairs.items()
     ]
-    return Study(params.file.study, trainings, prunings, sweeps, pairs)
+    return Study(params.file.study, trainings, prunings, sweeps, pairs, paths.DATA_RECORD)
 
 
 def run(params: Params, out: Path) -> None:
     """Publish, then write `out`/tables and `out`/plots."""
+    require_agreement(params)
     asked_for = study(params)
     for table in build_report(asked_for, out):
         log.info("%s", plain(table))
@@ -73,9 +76,11 @@ def run(params: Params, out: Path) -> None:
 @click.command(cls=StageCommand, help=__doc__)
 def main() -> None:
     params = load_params()
+    inputs = Inputs(params, "report")
     with stage_process("report", "report"):
         require_same_images(paths.PREPARED)
         run(params, Path("reports"))
+        inputs.require_unchanged()
 
 
 if __name__ == "__main__":

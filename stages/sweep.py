@@ -20,6 +20,7 @@ from pipeline.selection.select import select
 from pipeline.selection.target import Target
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
+from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
@@ -131,11 +132,13 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
 def main(key: str) -> None:
     params = load_params()
     params.training(key)  # refuses an unknown name before any work
+    inputs = Inputs(params, "sweep", key)
     with stage_process("sweep", key, params.file.compute.threads) as place:
         spec = RunSpec("sweep", key, params.file.study, {}, {"training": key})
         with open_tracker(spec, paths.events("sweep", key), live=False) as tracker:
             record = run(params, key, load_prepared(paths.PREPARED), place)
             tracker.metrics({"points": float(len(record.points))})
+        inputs.require_unchanged()
         write_record(paths.record("sweep", key), record)
 
 

@@ -13,6 +13,7 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import file_sha256, load_tree, tensors_sha256, write_json
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
+from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.launch import launched
 from pipeline.study.execution.running import Assignment, kept_states, train_network
 from pipeline.study.execution.runtime import (
@@ -44,7 +45,7 @@ from pipeline.units.groups import Units
 def draft(params: Params, key: str) -> TrainRecord:
     """The record of a training before it is run: everything asked, nothing found."""
     training, recipe = params.training(key), params.recipe(key)
-    parents = {"data": file_sha256(paths.PREPARED / "card.json")}
+    parents = {"data": file_sha256(paths.CARD)}
     if training.weights is not None:
         parents["weights"] = training.weights.sha256
     return TrainRecord(
@@ -135,7 +136,7 @@ def _write_states(
 @instance_option("train", "--training", "trainings")
 def main(key: str) -> None:
     params = load_params()
-    params.training(key)  # refuses an unknown name before any work
+    inputs = Inputs(params, "train", key)
     if launched("train", ("--training", key), params.file.compute.processes):
         return
     prepared = load_prepared(paths.PREPARED)
@@ -147,6 +148,7 @@ def main(key: str) -> None:
         work = place.folder.with_suffix(".events.jsonl")
         with open_tracker(spec, paths.events("train", key), work=work) as tracker:
             record = run(params, key, prepared, place, tracker)
+            inputs.require_unchanged()
             write_record(paths.record("train", key), record)
             tracker.finish(train_view(record))
         retire(place.folder)

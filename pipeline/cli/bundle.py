@@ -59,7 +59,7 @@ def ask(params: Params, key: str) -> str:
         "training": training.model_dump(mode="json", exclude={"weights"}) | {"weights": weights},
         "recipe": params.recipe(key).model_dump(mode="json"),
         "method": params.method_config(key).model_dump(mode="json"),
-        "data": file_sha256(paths.PREPARED / "card.json"),
+        "data": file_sha256(paths.CARD),
         "loop": loop_code(root),
         "code": method_code(root, training.method)
         | code_digest(root, f"models/{training.model.family}.py"),

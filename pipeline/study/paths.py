@@ -6,8 +6,10 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
+CARD = PREPARED / "card.json"
 TABLES = Path("reports/tables")
 RECORDS = Path("reports/records")
+DATA_RECORD = RECORDS / "data.json"
 
 
 def training(key: str) -> Path:

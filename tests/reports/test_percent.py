@@ -12,6 +12,7 @@ import pytest
 from pipeline.cli.readme import MARK, STUDIES, results
 from pipeline.data.info import DatasetInfo
 from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.study.records.data import DataRecord
 from pipeline.study.records.record import Counts, Reference, TrainRecord, write_record
 from pipeline.study.tracking.publish import Entry, Study
 from pipeline.study.tracking.run_views import evaluate_view
@@ -130,7 +131,9 @@ def test_a_published_study_counts_it_from_the_record(tmp_path: Path):
     )
     for entry, record in zip(entries, (training, pruned), strict=True):
         write_record(entry.record, record)
-    study = Study("sample", entries[:1], entries[1:])
+    data = DataRecord("digits", (1, 8, 8), 10, {"train": 9}, training.parents["data"])
+    write_record(tmp_path / "data.json", data)
+    study = Study("sample", entries[:1], entries[1:], data=tmp_path / "data.json")
     (view,) = study.views[f"evaluate/{pruned.pruning}"]
     assert view.summary()["size/macs_reference"] == pruned.counts.macs_dense
     assert view.params["reference"] == "width=6"

@@ -7,8 +7,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import file_sha256
-
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -17,10 +15,15 @@ def code_sha256(path: Path) -> str:
 
     Empty fields are skipped, so that versions of Python agree which add fields to their nodes.
     """
+    return source_sha256(path.read_bytes())
+
+
+def source_sha256(source: bytes) -> str:
+    """`code_sha256` of the content of a file."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return file_sha256(path)
+        return hashlib.sha256(source).hexdigest()
     return hashlib.sha256(_written(tree).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Parameters and MACs of registered networks.
 
 Pruning from Scratch learns widths on a network wider than the standard one and is asked for a
-fraction of the standard one's MACs. Records hold the counts of the trained network only; those of
-the reference follow from its width arguments, the rest of the record and the code of the network.
+fraction of the standard one's MACs. A record holds the counts of the trained network only; those of
+the reference follow from its width arguments, the record of the data and the code of the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import nn
 
 from pipeline.data.info import DatasetInfo
 from pipeline.measure.count import Counts, count
+from pipeline.study.paths import DATA_RECORD
 from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.study.records.data import DataRecord
 from pipeline.study.records.record import EvalRecord, Reference, TrainRecord
 
 
@@ -27,42 +29,47 @@ def count_network(network: NetworkSpec, model: nn.Module) -> Counts:
 
 
 def reference_of(
-    record: EvalRecord, training: TrainRecord, args: Mapping[str, Any] | None
+    record: EvalRecord,
+    training: TrainRecord,
+    args: Mapping[str, Any] | None,
+    data: DataRecord | None,
 ) -> Reference | None:
     """The reference with the width arguments `args` of a pruning; None: it names none.
 
+    Args:
+        data: of the data that `training` was trained on; needed where there are `args`.
+
     Raises:
-        ValueError: the code of the network no longer gives what the record counted.
+        ValueError: no record of the data, or of other data; or the code of the network no longer
+            gives what `record` counted.
     """
     if args is None:
         return None
-    shape, counts = tuple(record.input_shape), record.counts
-    known = (training.data, shape, counts.params_dense, counts.macs_dense)
-    classes = _classes(training.model, json.dumps(dict(training.model_args)), *known)
-    found = _counted(training.model, json.dumps(dict(args)), training.data, shape, classes)
-    return Reference(" ".join(f"{k}={v}" for k, v in args.items()), found.params, found.macs)
-
-
-@cache
-def _classes(
-    model: str, args: str, data: str, shape: tuple[int, ...], params: int, macs: int
-) -> int:
-    """The number of classes, which no record has: parameters are linear in it, so two sizes give
-    the one with which the trained network is as large as the record says."""
-    one, two = (_counted(model, args, data, shape, n).params for n in (1, 2))
-    number = 1 + (params - one) // (two - one) if two > one else 2
-    found = _counted(model, args, data, shape, number) if number > 0 else None
-    if found is None or (found.params, found.macs) != (params, macs):
+    if data is None or data.card_sha != training.parents.get("data"):
+        found = "is of other data than" if data else "is missing for"
         raise ValueError(
-            f"{model} {args}: no number of classes gives it {params} parameters and {macs} MACs, "
-            "as its record says: the code of the network has changed since. Run `dvc repro`"
+            f"{DATA_RECORD}: {found} training {training.training!r}. Run `dvc repro prepare-data`"
         )
-    return number
+    dense = _counted(training.model, json.dumps(dict(training.model_args)), data)
+    counted = (record.counts.params_dense, record.counts.macs_dense)
+    if (dense.params, dense.macs) != counted:
+        raise ValueError(
+            f"{training.model} {dict(training.model_args)}: has {dense.params} parameters and "
+            f"{dense.macs} MACs, its record says {counted[0]} and {counted[1]}: the code of the "
+            "network has changed since. Run `dvc repro`"
+        )
+    wanted = _counted(training.model, json.dumps(dict(args)), data)
+    return Reference(" ".join(f"{k}={v}" for k, v in args.items()), wanted.params, wanted.macs)
+
+
+def _counted(model: str, args: str, data: DataRecord) -> Counts:
+    return _cached(model, args, data.name, tuple(data.input_shape), data.num_classes)
 
 
 @cache
-def _counted(model: str, args: str, data: str, shape: tuple[int, ...], classes: int) -> Counts:
-    family, _, name = model.rpartition("/")
-    network = NetworkSpec(family, name, json.loads(args), DatasetInfo(data, shape, classes))
+def _cached(model: str, args: str, name: str, shape: tuple[int, ...], classes: int) -> Counts:
+    family, _, network_name = model.rpartition("/")
+    info = DatasetInfo(name, shape, classes)
+    network = NetworkSpec(family, network_name, json.loads(args), info)
     with torch.random.fork_rng(devices=[]):
         return count_network(network, network.build())

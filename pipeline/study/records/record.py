@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from pipeline.study.records.connect import ConnectRecord
+from pipeline.study.records.data import DataRecord
 from pipeline.study.records.sweep import SweepRecord
 
 Scores = Mapping[str, float]
@@ -189,8 +190,8 @@ class EvalRecord:
             raise ValueError("dense, pruned and final do not hold the same scores")
 
 
-Record = TrainRecord | EvalRecord | SweepRecord | ConnectRecord
-R = TypeVar("R", TrainRecord, EvalRecord, SweepRecord, ConnectRecord)
+Record = TrainRecord | EvalRecord | SweepRecord | ConnectRecord | DataRecord
+R = TypeVar("R", TrainRecord, EvalRecord, SweepRecord, ConnectRecord, DataRecord)
 
 
 def _check_curve(curve: tuple[CurvePoint, ...]) -> None:
@@ -208,9 +209,10 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-_LATER = ("kept",)  # younger than the first records: absent from their bytes
+_LATER = ("kept",)  # added later: omitted at its default, so that published hashes stay valid
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
-    cls: TypeAdapter(cls) for cls in (TrainRecord, EvalRecord, SweepRecord, ConnectRecord)
+    cls: TypeAdapter(cls)
+    for cls in (TrainRecord, EvalRecord, SweepRecord, ConnectRecord, DataRecord)
 }
 
 
@@ -227,7 +229,8 @@ def to_json(record: Record) -> str:
         told = adapter.dump_python(checked, mode="json")
         return canonical({k: v for k, v in told.items() if k not in _LATER or v is not None})
     except ValidationError as error:
-        raise ValueError(f"{cls.__name__} of {record.training!r}: {_reason(error)}") from error
+        of = record.name if isinstance(record, DataRecord) else record.training
+        raise ValueError(f"{cls.__name__} of {of!r}: {_reason(error)}") from error
 
 
 def from_json(cls: type[R], text: str, name: str = "record") -> R:

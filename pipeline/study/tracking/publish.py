@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.study.records.connect import ConnectRecord
+from pipeline.study.records.data import DataRecord
 from pipeline.study.records.record import EvalRecord, TrainRecord, from_json, read_record, sha
 from pipeline.study.records.sweep import SweepRecord
 from pipeline.study.tracking.connect_view import connect_view
@@ -58,6 +59,7 @@ class Entry:
 class Study:
     """What params.yaml asks for, in its order; `name` is the MLflow experiment.
 
+    `data` is the file of the record of its data, needed where a pruning names a reference.
     `prunings`, `sweeps` and `pairs` whose record is absent were not run; so were trainings.
     """
 
@@ -66,6 +68,12 @@ class Study:
     prunings: Sequence[Entry] = ()
     sweeps: Sequence[Entry] = ()
     pairs: Sequence[Entry] = ()
+    data: Path | None = None
+
+    @cached_property
+    def _data(self) -> DataRecord | None:
+        found = self.data is not None and self.data.exists()
+        return read_record(DataRecord, self.data) if found and self.data else None
 
     @cached_property
     def views(self) -> dict[str, tuple[RunView, ...]]:
@@ -85,7 +93,7 @@ class Study:
         for entry in _done(self.prunings):
             pruning = read_record(EvalRecord, entry.record)
             parent = _parent(trainings, entry, pruning.training_sha)
-            base = reference_of(pruning, parent, entry.reference)
+            base = reference_of(pruning, parent, entry.reference, self._data)
             views[f"evaluate/{entry.key}"] = (_full(evaluate_view(pruning, parent, base), entry),)
         for entry in _done(self.sweeps):
             sweep = read_record(SweepRecord, entry.record)

@@ -1,0 +1,124 @@
+"""The inputs of a stage instance must be at its end what they were when it began.
+
+DVC hashes parameters and code after the command, a stage reads them before: an edit in between
+would give a record of the old values the lock entry of the new ones (treeverse/dvc#11058).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.study import paths
+from pipeline.study.execution.code import source_sha256
+from pipeline.study.execution.runtime import LOOP_CODE
+from pipeline.study.params.compare import first_difference
+from pipeline.study.params.load import Params, ParamsError, load_params
+
+MEASURING = ("pipeline/measure",)
+ALWAYS = ("pipeline/files.py", "pipeline/data")
+
+
+class ChangedInputError(RuntimeError):
+    """An input changed while a stage ran; nothing may be recorded."""
+
+
+class Inputs:
+    """What decides the result of one stage instance, as it is when this object is made.
+
+    Args:
+        params: read by the stage at its beginning.
+        stage: as in dvc.yaml.
+        key: the instance, "" for a stage that has none.
+    """
+
+    def __init__(self, params: Params, stage: str, key: str = "") -> None:
+        self._stage, self._key, self._path = stage, key, params.path
+        self._settings = _settings(params, stage, key)
+        self._code = _code(params, stage, key)
+        self._card = _content(paths.CARD)
+
+    def require_unchanged(self) -> None:
+        """To be called before anything is recorded.
+
+        Raises:
+            ChangedInputError: params.yaml, the code or the data card is another than at the
+                beginning; comments and docstrings do not count.
+        """
+        try:
+            params = load_params(self._path)
+            now = _settings(params, self._stage, self._key)
+        except ParamsError as error:
+            self._refuse(f"{error}: changed")
+        key, before, after = first_difference(self._settings, now)
+        if key:
+            self._refuse(f"{self._path}: {key}: changed from {before} to {after}")
+        code = _code(params, self._stage, self._key)
+        for path in sorted({*self._code, *code}):
+            if not _same_code(self._code.get(path, b""), code.get(path, b"")):
+                self._refuse(f"{path}: changed")
+        if self._stage != "prepare-data" and _content(paths.CARD) != self._card:
+            self._refuse(f"{paths.CARD}: changed")
+
+    def _refuse(self, what: str) -> None:
+        instance = f"{self._stage}@{self._key}" if self._key else self._stage
+        folder = paths.checkpoints(self._stage, self._key)
+        kept = f"; its checkpoint is kept in {folder}" if self._key and folder.is_dir() else ""
+        raise ChangedInputError(
+            f"{what} while {instance} ran, so its result was not recorded{kept}. Run `dvc repro` "
+            "for the new inputs, or undo the edit first to go on with the old ones"
+        )
+
+
+def _settings(params: Params, stage: str, key: str) -> dict[str, Any]:
+    """What a stage reads of params.yaml, by key path."""
+    file = params.file
+    if stage == "train":
+        training = params.training(key)
+        return {
+            f"trainings.{key}": training.model_dump(mode="json", exclude={"train", "settings"}),
+            "train": params.recipe(key).model_dump(mode="json"),
+            f"methods.{training.method}": params.method_config(key).model_dump(mode="json"),
+        }
+    if stage in ("prune", "finetune", "evaluate"):
+        pruning = params.pruning(key).model_dump(mode="json")
+        more = {
+            "prune": {},
+            "finetune": {"finetune": params.retraining(key).model_dump(mode="json")},
+            "evaluate": {"evaluate": file.evaluate.model_dump(mode="json")},
+        }
+        return {f"prunings.{key}": pruning, **more[stage]}
+    if stage == "sweep":
+        sweep = file.sweep.model_dump(mode="json", exclude={"trainings"})
+        return {"sweep": sweep, "evaluate.batch_size": file.evaluate.batch_size}
+    if stage == "connect":
+        pair = params.pair(key).model_dump(mode="json")
+        more = file.connect.model_dump(mode="json", exclude={"pairs"})
+        batch_size = file.evaluate.batch_size
+        return {f"connect.pairs.{key}": pair, "connect": more, "evaluate.batch_size": batch_size}
+    if stage == "prepare-data":
+        return {"data": file.data.model_dump(mode="json")}
+    return file.model_dump(mode="json", exclude={"compute"})
+
+
+def _code(params: Params, stage: str, key: str) -> dict[Path, bytes]:
+    """The code that a stage runs, by file: the dependencies of its entry in dvc.yaml."""
+    root = Path(params.file.root)
+    places = [f"stages/{stage.replace('-', '_')}.py", *ALWAYS]
+    if stage not in ("prepare-data", "report"):
+        places += LOOP_CODE if stage == "train" else (*LOOP_CODE, *MEASURING)
+    if stage == "train":
+        training = params.training(key)
+        family = f"models/{training.model.family}.py"
+        places += [family, "methods/_oto", f"methods/{training.method}"]
+    found = [root / place for place in dict.fromkeys(places)]
+    files = [f for p in found for f in ([p] if p.is_file() else p.rglob("*.py"))]
+    return {file: file.read_bytes() for file in files}
+
+
+def _same_code(one: bytes, other: bytes) -> bool:
+    return one == other or source_sha256(one) == source_sha256(other)
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""

@@ -1,0 +1,179 @@
+"""A record, its entry in dvc.lock and params.yaml must agree before anything is reported."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import registry
+from pipeline.selection.select import Target
+from pipeline.study import paths
+from pipeline.study.params.compare import first_difference
+from pipeline.study.params.load import Params
+from pipeline.study.params.schema import MatchCost
+from pipeline.study.records.connect import ConnectRecord
+from pipeline.study.records.data import DataRecord
+from pipeline.study.records.record import EvalRecord, TrainRecord, read_record
+from pipeline.study.records.sweep import SweepRecord
+from pipeline.training.recipe import Recipe
+
+LOCK = Path("dvc.lock")
+Facts = Mapping[str, Any]
+
+
+def require_agreement(params: Params) -> None:
+    """
+    Raises:
+        ValueError: a record answers other settings than params.yaml's, or other data than the
+            record of the data, or is not the file that dvc.lock lists.
+    """
+    listed = _listed(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
+    files = list(_files(params))
+    for stage, path in files:
+        digest = hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 (as DVC does)
+        if listed.get(path.as_posix(), digest) != digest:
+            raise ValueError(
+                f"{path}: not the file that {LOCK} lists: edited, or of another run. Restore it "
+                f"(`git checkout {path}`), or run `dvc repro --force --single-item {stage}`"
+            )
+    for stage, path in files:
+        recorded, asked = _compared(params, stage, path)
+        key, was, wanted = first_difference(recorded, asked)
+        if key:
+            raise ValueError(
+                f"{path}: {key}: {was} in the record, {wanted} in {params.path}. Run `dvc repro "
+                f"{stage}`, or undo the edit"
+            )
+
+
+def _files(params: Params) -> Iterator[tuple[str, Path]]:
+    """Every record that is there, behind the stage that wrote it."""
+    file = params.file
+    asked = [("prepare-data", paths.DATA_RECORD)]
+    asked += [(f"train@{key}", paths.record("train", key)) for key in file.trainings]
+    asked += [(f"evaluate@{key}", paths.record("evaluate", key)) for key in file.prunings]
+    asked += [(f"sweep@{key}", paths.record("sweep", key)) for key in file.sweep.trainings]
+    asked += [(f"connect@{key}", paths.record("connect", key)) for key in file.connect.pairs]
+    return ((stage, path) for stage, path in asked if path.is_file())
+
+
+def _compared(params: Params, stage: str, path: Path) -> tuple[Facts, Facts]:
+    """What a record answers, and what params.yaml asks."""
+    kind, _, key = stage.partition("@")
+    if kind == "train":
+        return _of_training(params, key, read_record(TrainRecord, path))
+    if kind == "evaluate":
+        return _of_pruning(params, key, read_record(EvalRecord, path))
+    if kind == "sweep":
+        return _of_sweep(params, read_record(SweepRecord, path))
+    if kind == "connect":
+        return _of_pair(params, key, read_record(ConnectRecord, path))
+    data = read_record(DataRecord, path)
+    return {"data.name": data.name}, {"data.name": params.file.data.name}
+
+
+def _of_training(params: Params, key: str, record: TrainRecord) -> tuple[Facts, Facts]:
+    """Settings are compared as typed values, so that a key added since stands at its default."""
+    training = params.training(key)
+    config = registry.method_spec(training.method).config
+    recorded = {
+        "training": record.training,
+        "model": record.model,
+        "model_args": record.model_args,
+        "method": record.method,
+        "recipe": Recipe.model_validate(record.recipe).model_dump(mode="json"),
+        "data": record.data,
+        "seed": record.seed,
+        "weights": record.parents.get("weights"),
+    }
+    asked = {
+        "training": key,
+        "model": f"{training.model.family}/{training.model.name}",
+        "model_args": training.model.args,
+        "method": training.method,
+        "recipe": params.recipe(key).model_dump(mode="json"),
+        "data": params.file.data.name,
+        "seed": training.seed,
+        "weights": training.weights and training.weights.sha256,
+    }
+    if record.method == training.method:
+        settings = config.model_validate(record.method_params)
+        recorded["method_params"] = settings.model_dump(mode="json")
+        asked["method_params"] = params.method_config(key).model_dump(mode="json")
+    if paths.DATA_RECORD.is_file():
+        data = read_record(DataRecord, paths.DATA_RECORD)
+        recorded["parents.data"], asked["parents.data"] = record.parents.get("data"), data.card_sha
+    return recorded, asked
+
+
+def _of_pruning(params: Params, key: str, record: EvalRecord) -> tuple[Facts, Facts]:
+    pruning, retraining = params.pruning(key), params.retraining(key)
+    target = {k: v for k, v in record.target.items() if k != "achieved"}
+    recipe = {k: v for k, v in record.finetune.items() if k not in ("start_from", "delivered")}
+    told = Recipe.model_validate(recipe).model_dump(mode="json")
+    wanted = params.retraining_recipe(key).model_dump(mode="json")
+    if isinstance(retraining.epochs, MatchCost):  # stretched by what pruning saved
+        for name in ("epochs", "schedule"):
+            del told[name], wanted[name]
+    else:
+        wanted["epochs"] = retraining.epochs
+    recorded = {
+        "training": record.training,
+        "at": record.at,
+        "saliency": record.saliency,
+        "target": Target.model_validate(target).model_dump(mode="json"),
+        "finetune": {**told, "start_from": record.finetune["start_from"]},
+    }
+    asked = {
+        "training": pruning.training,
+        "at": pruning.at,
+        "saliency": pruning.ranking,
+        "target": pruning.target.model_dump(mode="json"),
+        "finetune": {**wanted, "start_from": retraining.start_from},
+    }
+    if pruning.granularity is not None:
+        recorded["granularity"], asked["granularity"] = record.granularity, pruning.granularity
+    return recorded, asked
+
+
+def _of_sweep(params: Params, record: SweepRecord) -> tuple[Facts, Facts]:
+    sweep = params.file.sweep
+    recorded = {
+        "sparsities": sorted({p.sparsity for p in record.points}),
+        "ranked": sorted({p.ranked for p in record.points}),
+        "scopes": sorted({p.scope for p in record.points}),
+    }
+    names = ("sparsities", "ranked", "scopes")
+    return recorded, {name: sorted(getattr(sweep, name)) for name in names}
+
+
+def _of_pair(params: Params, key: str, record: ConnectRecord) -> tuple[Facts, Facts]:
+    pair = params.pair(key)
+    recorded = {
+        "one": {"training": record.one.training, "at": record.one.at},
+        "other": {"training": record.other.training, "at": record.other.at},
+        "points": len(record.points) // 2,
+    }
+    asked = {
+        "one": pair.one.model_dump(),
+        "other": pair.other.model_dump(),
+        "points": params.file.connect.points,
+    }
+    return recorded, asked
+
+
+def _listed(lock: str) -> dict[str, str]:
+    """MD5 of every output in a dvc.lock, by path; read line by line, since YAML takes seconds."""
+    found: dict[str, str] = {}
+    block = path = ""
+    for line in lock.splitlines():
+        if (opened := re.fullmatch(r"    (\w+):", line)) is not None:
+            block = opened[1]
+        elif (named := re.fullmatch(r"    - path: (.+)", line)) is not None:
+            path = named[1]
+        elif block == "outs" and (hashed := re.fullmatch(r"      md5: (\w+)", line)) is not None:
+            found[path] = hashed[1]
+    return found

@@ -1,0 +1,156 @@
+"""An edit while a stage runs: one line, nothing recorded. No edit that matters: nothing is said."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.data.config import DataConfig
+from pipeline.data.prepare import prepare
+from pipeline.study import paths
+from tests.pipeline.study.params.test_pipeline_reads import COMPLETE
+
+ROOT = Path(__file__).resolve().parents[4]
+INSTANCES = {
+    "prepare_data": (),
+    "train": ("--training", "a"),
+    "prune": ("--pruning", "p"),
+    "finetune": ("--pruning", "p"),
+    "evaluate": ("--pruning", "p"),
+    "sweep": ("--training", "a"),
+    "connect": ("--pair", "l"),
+    "report": (),
+}
+READ = {  # a value that each stage reads, and its edit
+    "prepare_data": ("val_size: 200", "val_size: 100", "data.val_size: changed from 200 to 100"),
+    "train": ("epochs: 6", "epochs: 7", "train.epochs: changed from 6 to 7"),
+    "prune": ("value: 0.5", "value: 0.6", "prunings.p.target.value: changed from 0.5 to 0.6"),
+    "finetune": ("finetune: {epochs: 0", "finetune: {epochs: 3", "finetune.epochs: changed from 0"),
+    "evaluate": ("batch_size: 256", "batch_size: 128", "evaluate.batch_size: changed from 256"),
+    "sweep": ("ties: [0.5]", "ties: [0.6]", "sweep.sparsities: changed from [0.5] to [0.6]"),
+    "connect": ("points: 11", "points: 13", "connect.points: changed from 11 to 13"),
+    "report": ("study: t", "study: u", "study: changed from 't' to 'u'"),
+}
+STAGES = sorted(INSTANCES)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with code of its own and prepared data."""
+    folder = tmp_path_factory.mktemp("study")
+    for room in ("pipeline", "stages", "methods", "models"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "params.yaml").write_text(COMPLETE)
+    prepare(DataConfig(name="digits", val_size=200), folder / paths.PREPARED)
+    return folder
+
+
+@pytest.fixture
+def study(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(original, tmp_path / "s")
+    monkeypatch.chdir(tmp_path / "s")
+    monkeypatch.setenv("ESPALIER_MLFLOW", "off")
+    monkeypatch.delenv("ESPALIER_DEBUG", raising=False)
+    return tmp_path / "s"
+
+
+def run(
+    stage: str, monkeypatch: pytest.MonkeyPatch, edit: Callable[[], Any]
+) -> tuple[int, str, list]:
+    """The stage with `edit` in place of its work; exit code, last line, records written."""
+    module = importlib.import_module(f"stages.{stage}")
+    written: list[Path] = []
+    work = "prepare" if stage == "prepare_data" else "run"
+
+    class Found:
+        points = ()
+        kept = total = 0
+
+    def worked(*_: Any) -> type[Found]:
+        edit()
+        return Found
+
+    monkeypatch.setattr(module, work, worked)
+    monkeypatch.setattr(module, "write_record", lambda path, _: written.append(path), raising=False)
+    monkeypatch.setattr(module, "train_view", lambda _: None, raising=False)
+    monkeypatch.setattr(module, "clock", lambda *_: None, raising=False)
+    monkeypatch.setattr(module, "require_same_images", lambda _: None, raising=False)
+    result = CliRunner().invoke(module.main, list(INSTANCES[stage]))
+    lines = [line for line in result.output.splitlines() if "error: " in line]
+    assert "Traceback" not in result.output
+    return result.exit_code, "\n".join(lines), written
+
+
+def refused(told: tuple[int, str, list]) -> str:
+    code, line, written = told
+    assert (code, written) == (1, [])
+    assert line.startswith("error: ")
+    assert "ran, so its result was not recorded" in line
+    return line.removeprefix("error: ")
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_edit_of_params(stage: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, told = READ[stage]
+    edit = lambda: replace(study / "params.yaml", old, new)  # noqa: E731
+    assert refused(run(stage, monkeypatch, edit)).startswith(f"params.yaml: {told}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_edit_that_breaks_params(
+    stage: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = lambda: replace(study / "params.yaml", "study:", "stady:")  # noqa: E731
+    assert "stady: unknown key" in refused(run(stage, monkeypatch, edit))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_edit_of_code(stage: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [f"stages/{stage}.py", "pipeline/data/prepare.py"]
+    files += ["methods/dense/method.py", "models/small.py"] if stage == "train" else []
+    for file in files:
+        edit = lambda file=file: replace(study / file, "\n\n\n", "\n\nMORE = 1\n\n")  # noqa: E731
+        assert refused(run(stage, monkeypatch, edit)).startswith(f"{file}: changed while")
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s != "prepare_data"])
+def test_an_edit_of_the_data_card(stage: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = lambda: replace(study / paths.CARD, '"digits"', '"digit"')  # noqa: E731
+    assert refused(run(stage, monkeypatch, edit)).startswith("data/prepared/card.json: changed")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_decides_nothing_may_change(
+    stage: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit() -> None:
+        replace(study / "params.yaml", "study: t", "study: t\n# a comment\ncompute: {threads: 2}")
+        replace(study / f"stages/{stage}.py", "\n\n\n", "\n\n\n# a comment\n")
+
+    code, line, _ = run(stage, monkeypatch, edit)
+    assert "changed" not in line
+    assert code == 0, line
+
+
+def test_the_checkpoint_is_kept_and_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = paths.checkpoints("train", "a")
+
+    def edit() -> None:
+        checkpoint.mkdir(parents=True)
+        replace(study / "params.yaml", "epochs: 6", "epochs: 7")
+
+    line = refused(run("train", monkeypatch, edit))
+    assert f"its checkpoint is kept in {checkpoint}" in line
+    assert checkpoint.is_dir()
