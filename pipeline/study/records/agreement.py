@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import registry
-from pipeline.selection.select import Target
+from pipeline.selection.target import Target
 from pipeline.study import paths
 from pipeline.study.params.compare import first_difference
 from pipeline.study.params.load import Params
