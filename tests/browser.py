@@ -79,6 +79,12 @@ class Browser:
         pointer = {"type": "pointer", "id": "p", "actions": [move]}
         self._call("POST", "/actions", {"actions": [pointer]})
 
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the page's viewport, as a phone or a wide screen would have it."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
+        self._call("POST", "/goog/cdp/execute", command)
+
     def errors(self) -> list[str]:
         """What the console complained of since the last look."""
         entries = self._call("POST", "/se/log", {"type": "browser"})

@@ -1,6 +1,6 @@
-"""Candidates: what one would choose, a network trained and pruned in one way, over all its seeds.
+"""Candidates: networks trained and pruned in one way, over all seeds.
 
-Nothing here names a method, but for the dense network that all are compared with.
+No method is named here except the dense network, which all others are compared with.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from reports.build.table import OF, dicts
-from reports.build.tables import by_seed, known, scores_of, whole
+from reports.build.table import OF, dicts, known, without_seed
+from reports.build.tables import NAMES, by_seed, scores_of, whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["dense", "pruning", "one-shot"]
-_NAMES = ("params.seed", "params.training", "params.pruning")
-_SEED_IN_NAME = re.compile(r"-s\d+(?=-|$)")
 Run = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity to spend: less is better. `source` is the MLflow field; `of` whose whole it is a
-    percentage of: macs or params. `exact`: it comes from records, so it is the same wherever it is
-    rebuilt."""
+    """A quantity where less is better. `source` is the MLflow field. `of`: the total it is a
+    percentage of, macs or params. `exact`: it comes from records, not from a clock."""
 
     key: str
     label: str
@@ -58,9 +55,9 @@ AXES = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row. `values` holds, per quantity, one number per seed, in the order of `seeds`; `below`
-    is how far the main score is below the best dense network of the league, on average. `of` are
-    the width arguments of a pruning's reference, whose league it then is; "" without one."""
+    """One row. `values` holds one number per seed for each quantity, in the order of `seeds`.
+    Quantity `below`: main score of the best dense network of the league (mean) minus this one's.
+    `of`: width arguments of the pruning's reference, in whose league it competes, or ""."""
 
     name: str
     network: str
@@ -75,8 +72,18 @@ class Candidate:
 
     @property
     def league(self) -> tuple[str, str]:
-        """Who competes with whom."""
+        """Network and data: only rows of one league are compared."""
         return self.network, self.data
+
+    @property
+    def line(self) -> str:
+        """The sweep that a one-shot point belongs to."""
+        return re.sub(r" @ [^,]+", "", self.name)
+
+    @property
+    def styled_as(self) -> str:
+        """The name whose style it takes: its own, or that of the training of a one-shot point."""
+        return self.name.partition(" @ ")[0]
 
     def mean(self, key: str) -> float | None:
         values = self.values.get(key)
@@ -90,7 +97,7 @@ class Candidate:
 
 
 def latency_axes(runs: pd.DataFrame) -> tuple[Axis, ...]:
-    """Milliseconds per batch, as far as any run was timed: from event files, machine by machine."""
+    """Milliseconds per batch of the sizes that any run was timed with, from event files."""
     found = (re.fullmatch(r"metrics\.latency/batch(\d+)_ms", str(c)) for c in runs.columns)
     sizes = sorted(int(m.group(1)) for m in found if m)
     return tuple(
@@ -116,7 +123,7 @@ def candidates(
     found = [
         _candidate(kind, group, networks, scores, axes)
         for kind, runs in groups
-        for group in by_seed(runs, skip=_NAMES)
+        for group in by_seed(runs, skip=NAMES)
     ]
     order = list(dict.fromkeys(c.league for c in found))
     ordered = sorted(found, key=lambda c: order.index(c.league))
@@ -138,7 +145,7 @@ def _candidate(
     scores: Sequence[str],
     axes: Sequence[Axis],
 ) -> Candidate:
-    """`networks`: names by size, to find the one that a reference is."""
+    """`networks`: names by size, to identify the network of a reference."""
     first = group[0]
     read: dict[str, Callable[[Run], float | None]] = {axis.key: axis.read for axis in axes}
     for name in scores:
@@ -167,7 +174,7 @@ def _candidate(
 
 
 def _network(run: Run) -> str:
-    """Its name, and the width arguments that are not the defaults."""
+    """Name of the network and width arguments that differ from the defaults."""
     knobs = _texts(run, "params.model_args.")
     name = run["params.model"].rpartition("/")[2]
     return " ".join([name, *(f"{k}={v}" for k, v in knobs.items())])
@@ -179,13 +186,13 @@ def _reference(run: Run) -> str:
 
 
 def _size(run: Run, which: str) -> Hashable:
-    """Networks of one name, one data set and one size are the same."""
+    """Identity of a network: name, data set and size."""
     sizes = (run[f"metrics.size/{what}_{which}"] for what in ("macs", "params"))
     return run["params.model"], run["params.data"], *sizes
 
 
 def _dense(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One run per dense training: its own scores at its full size, for the cost of training it."""
+    """One run per dense training: scores before pruning, full size, cost of the training alone."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         whole = {k: v for k, v in run.items() if k.startswith(_OF_A_TRAINING) or "." not in k}
@@ -209,9 +216,9 @@ _OF_A_TRAINING = tuple(
 
 
 def _name(kind: Kind, run: Run) -> str:
-    training = _SEED_IN_NAME.sub("", str(run["params.training"]))
+    training = without_seed(str(run["params.training"]))
     if kind == "pruning":
-        return _SEED_IN_NAME.sub("", str(run["params.pruning"]))
+        return without_seed(str(run["params.pruning"]))
     if kind == "dense":
         return training
     marks = [str(v) for k in ("ranked", "scope") if known(v := run.get(f"params.{k}"))]
@@ -220,8 +227,9 @@ def _name(kind: Kind, run: Run) -> str:
 
 
 def _settings(kind: Kind, run: Run) -> str:
-    """What a reader wants to know without opening the record."""
-    told = [f"{k} {v}" for k, v in _texts(run, "params.method_params.").items()]
+    """Method settings that are set, budget and protocol, as one line of text."""
+    chosen = _texts(run, "params.method_params.").items()
+    told = [f"{k} {v}" for k, v in chosen if v not in ("null", "false", "[]", "none")]
     told.append(f"{run.get('params.recipe.epochs', '?')} epochs")
     if kind == "pruning":
         rule, value = run.get("params.target.rule"), run.get("params.target.value")

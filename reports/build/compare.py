@@ -1,28 +1,37 @@
-"""One comparison across families: same network, same data, one harness, every method.
+"""All methods compared on the same network and data, measured by one harness.
 
-Candidates of one network and data set compete: accuracy against what is left of the network and
-against what it cost to get there.
+Candidates of one league compete: accuracy against the size of the network and against the cost of
+training it.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 from reports.build.candidates import AXES, Axis, Candidate
 from reports.build.significance import holm, sign_flip, smallest_p
-from reports.build.table import OF, OR_REFERENCE, TRAINED, Column, Table
+from reports.build.style import Styles, short_names
+from reports.build.table import (
+    OF,
+    OR_REFERENCE,
+    TRAINED,
+    Column,
+    Table,
+    make_table,
+    over_seeds,
+    with_reference,
+)
 
 MIN_SEEDS = 3  # fewer shared seeds are not tested
 CLOSE = 5.0  # percentage points of non-zero MACs within which two methods did the same job
 
 
 def front(rows: Sequence[Candidate], score: str, axis: str) -> set[int]:
-    """Indices of the rows no other row of their league beats: at least as good on both, better on
-    one."""
+    """Indices of the rows that no other row of their league beats (at least as good in both, better
+    in one)."""
     spots = {i: (c.league, c.mean(score), c.mean(axis)) for i, c in enumerate(rows)}
     full = {i: (g, y, x) for i, (g, y, x) in spots.items() if y is not None and x is not None}
     return {
@@ -39,7 +48,7 @@ def compare_table(rows: Sequence[Candidate], score: str) -> Table:
     """Dense networks and prunings; sweep points have a table of their own and the page."""
     rows = [c for c in rows if c.kind != "one-shot"]
     fronts = {axis.key: front(rows, score, axis.key) for axis in AXES}
-    columns: tuple[Column, ...] = (
+    columns = (
         Column("network", "network", "params.model"),
         Column("data", "data", "params.data"),
         Column("row", "row", "params.pruning"),
@@ -56,9 +65,7 @@ def compare_table(rows: Sequence[Candidate], score: str) -> Table:
         Column("front", "Pareto front in", "computed"),
         Column("record", "record", "record_sha"),
     )
-    if any(c.of for c in rows):
-        sizes = next(i for i, column in enumerate(columns) if column.key == AXES[0].key)
-        columns = (*columns[:sizes], OF, *columns[sizes:])
+    columns = with_reference(columns, any(c.of for c in rows))
     title = (
         "Comparison: same network, data and harness; ± is the standard deviation over seeds; on "
         "the Pareto front = no row of this network has less of it and a higher score; training "
@@ -69,12 +76,12 @@ def compare_table(rows: Sequence[Candidate], score: str) -> Table:
     body = []
     for i, c in enumerate(rows):
         marks = [axis.label for axis in AXES if i in fronts[axis.key]]
-        body.append(_cells(c, score) | {"front": ", ".join(marks) or None})
-    return _table("compare", title, "row", columns, body, [c.runs for c in rows])
+        body.append((_cells(c, score) | {"front": ", ".join(marks) or None}, c.runs))
+    return make_table(("compare", title, "row"), columns, body)
 
 
 def pairs_table(rows: Sequence[Candidate], score: str) -> Table:
-    """Every two methods that left about as much of one network: is the difference luck?"""
+    """Pairs of methods of about equal size on one network: is the difference significant?"""
     pairs = [
         (a, b, a.paired(b, score))
         for a, b in combinations([c for c in rows if c.kind == "pruning"], 2)
@@ -98,15 +105,17 @@ def pairs_table(rows: Sequence[Candidate], score: str) -> Table:
         f"least {MIN_SEEDS}); pairs whose non-zero MACs differ by at most {CLOSE:g} points"
     )
     body = [
-        {
-            "network": a.network, "data": a.data, "row": a.name, "rival": b.name,
-            "seeds": len(d), "difference": statistics.fmean(d), "difference_std": _std(d),
-            "p": p, "least": smallest_p(len(d)), "holm": q, "status": "done",
-        }
+        (
+            {
+                "network": a.network, "data": a.data, "row": a.name, "rival": b.name,
+                "seeds": len(d), **over_seeds("difference", d),
+                "p": p, "least": smallest_p(len(d)), "holm": q, "status": "done",
+            },
+            (*a.runs, *b.runs),
+        )
         for (a, b, d), p, q in zip(pairs, ps, holm(ps), strict=True)
     ]  # fmt: skip
-    runs = [(*a.runs, *b.runs) for a, b, _ in pairs]
-    return _table("compare-pairs", title, "row", columns, body, runs)
+    return make_table(("compare-pairs", title, "row"), columns, body)
 
 
 def _cells(c: Candidate, score: str) -> dict[str, Any]:
@@ -116,9 +125,7 @@ def _cells(c: Candidate, score: str) -> dict[str, Any]:
         "record": " ".join(sha[:12] for _, sha in c.runs),
     }  # fmt: skip
     for key in (score, "below", *(axis.key for axis in AXES)):
-        name = "score" if key == score else key
-        row[name] = c.mean(key)
-        row[f"{name}_std"] = _std(c.values.get(key, ()))
+        row |= over_seeds("score" if key == score else key, c.values.get(key, ()))
     return row
 
 
@@ -127,28 +134,16 @@ def _close(a: Candidate, b: Candidate) -> bool:
     return one is not None and other is not None and abs(one - other) <= CLOSE
 
 
-def _std(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _table(
-    name: str,
-    title: str,
-    label: str,
-    columns: tuple[Column, ...],
-    rows: Sequence[Mapping[str, Any]],
-    runs: Sequence[tuple[tuple[str, str], ...]],
-) -> Table:
-    import pandas as pd
-
-    spread = [f"{c.key}_std" for c in columns if any(f"{c.key}_std" in row for row in rows)]
-    keys = [*(c.key for c in columns), *spread, "status"]
-    frame = pd.DataFrame([dict(row) for row in rows], columns=keys, dtype=object)
-    return Table(name, title, label, columns, frame, tuple(runs))
-
-
-def to_json(rows: Sequence[Candidate], axes: Sequence[Axis], scores: Sequence[str]) -> str:
+def to_json(
+    rows: Sequence[Candidate], axes: Sequence[Axis], scores: Sequence[str], styles: Styles
+) -> str:
     """What the page shows, as JSON without a character that could end a script element."""
+    short = {
+        (league, name): text
+        for league in {c.league for c in rows}
+        for names in [[c.name for c in rows if c.league == league and c.kind != "one-shot"]]
+        for name, text in zip(names, short_names(names), strict=True)
+    }
     value = {
         "axes": [{"key": a.key, "label": a.label, "unit": a.unit, "exact": a.exact} for a in axes],
         "scores": list(scores),
@@ -156,6 +151,8 @@ def to_json(rows: Sequence[Candidate], axes: Sequence[Axis], scores: Sequence[st
             {
                 "name": c.name, "network": c.network, "data": c.data, "method": c.method,
                 "kind": c.kind, "settings": c.settings, "seeds": c.seeds,
+                "short": short.get((c.league, c.name), c.name), "line": c.line,
+                "mark": styles(c.method, c.styled_as).marker,
                 "values": {k: [float(f"{v:.7g}") for v in vs] for k, vs in c.values.items()},
                 "records": [sha[:12] for _, sha in c.runs],
             }

@@ -1,69 +1,73 @@
-"""The comparison as one figure: a row per network, a panel per quantity, one mark per method."""
+"""The comparison as one figure: a row per network, a panel per quantity."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reports.build.candidates import AXES, Candidate
+from reports.build.candidates import AXES, Axis, Candidate
 from reports.build.compare import front
 from reports.build.figures import save_figure
+from reports.build.scatter import Spot, draw_spots, legend_of
+from reports.build.style import Styles, short_names
+from reports.build.table import over_seeds
 
-SHOWN = ("macs_nonzero", "params_nonzero", "cost")
-_MARKERS = "os^Dv<>P*X"
+SHOWN = [a for a in AXES if a.key in ("macs_nonzero", "params_nonzero", "cost")]
 
 
-def write_compare_figure(rows: Sequence[Candidate], score: str, folder: Path) -> None:
+def write_compare_figure(
+    rows: Sequence[Candidate], score: str, styles: Styles, folder: Path
+) -> None:
     """compare.svg and compare.png; nothing without rows."""
-    rows = [c for c in rows if c.kind != "one-shot" and score in c.values]
+    rows = _recalibrated([c for c in rows if score in c.values])
     leagues = list(dict.fromkeys(c.league for c in rows))
-    if not leagues:
-        return
-    methods = list(dict.fromkeys(c.method for c in rows))
 
-    def draw(panels: Any) -> None:
+    def draw(panels: Any) -> Callable[[], None]:
+        later = []
         for line, league in zip(panels, leagues, strict=True):
             rivals = [c for c in rows if c.league == league]
-            for ax, key in zip(line, SHOWN, strict=True):
-                _panel(ax, rivals, methods, score, key)
-            line[0].set_ylabel(f"{' on '.join(league)}\ntest {score} (%)")
-        handles = {m: h for ax in panels.flat for h, m in zip(*ax.get_legend_handles_labels(),
-                                                              strict=True)}  # fmt: skip
-        panels.flat[0].figure.legend(
-            [handles[m] for m in methods if m in handles],
-            [m for m in methods if m in handles],
-            loc="outside lower center",
-            ncols=min(len(methods), 8),
-        )
+            for ax, axis in zip(line, SHOWN, strict=True):
+                spots = _spots(rivals, score, axis, styles)
+                if not spots:
+                    ax.set_axis_off()
+                    continue
+                log = not axis.of and min(s.x for s in spots) > 0
+                later.append(draw_spots(ax, spots, log))
+                ax.set(xlabel=f"{axis.label} ({axis.unit})", ylabel=f"test {score} (%)")
+            line[0].set_title(" on ".join(league), loc="left", fontsize="medium")
+            spots = _spots(rivals, score, SHOWN[0], styles)
+            line[-1].legend(*legend_of(spots), bbox_to_anchor=(1.02, 1), loc="upper left")
 
-    save_figure(folder / "compare", draw, (len(leagues), len(SHOWN)))
+        def put_names() -> None:
+            for put in later:
+                put()
+
+        return put_names
+
+    if leagues:
+        save_figure(folder / "compare", draw, (len(leagues), len(SHOWN)))
 
 
-def _panel(
-    ax: Any, rows: Sequence[Candidate], methods: Sequence[str], score: str, key: str
-) -> None:
-    """Means with a standard deviation each way; dashed: the Pareto front."""
-    import statistics
+def _recalibrated(rows: Sequence[Candidate]) -> list[Candidate]:
+    """One-shot points with recalibrated BatchNorm where a network has any, not both."""
+    both = {c.line for c in rows if c.kind == "one-shot" and "recalibrated" in c.name}
+    bare = re.compile(", BN recalibrated$")
+    hidden = {bare.sub("", line) for line in both}
+    return [c for c in rows if c.kind != "one-shot" or c.line not in hidden]
 
-    (axis,) = (a for a in AXES if a.key == key)
+
+def _spots(rows: Sequence[Candidate], score: str, axis: Axis, styles: Styles) -> list[Spot]:
+    rows = [c for c in rows if axis.key in c.values]
+    named = [c for c in rows if c.kind != "one-shot"]
+    best = {named[i].name for i in front(named, score, axis.key)}
+    short = dict(zip((c.name for c in named), short_names([c.name for c in named]), strict=True))
     spots = []
-    for i, c in enumerate(rows):
-        x, y = c.mean(key), c.mean(score)
-        if x is None or y is None:
-            continue
-        several = len(c.seeds) > 1
-        number = methods.index(c.method)
-        ax.errorbar(
-            x, y, color=f"C{number % 10}", marker=_MARKERS[number % 10], label=c.method, ls="",
-            xerr=statistics.stdev(c.values[key]) if several else None,
-            yerr=statistics.stdev(c.values[score]) if several else None,
-        )  # fmt: skip
-        spots.append((i, x, y))
-    best = front(rows, score, key)
-    line = sorted((x, y) for i, x, y in spots if i in best)
-    if line:
-        ax.plot(*zip(*line, strict=True), "k--", lw=0.8, drawstyle="steps-post", zorder=0)
-    ax.set_xlabel(f"{axis.label} ({axis.unit})")
-    if not axis.of and spots and min(x for _, x, _ in spots) > 0:
-        ax.set_xscale("log")
+    for c in rows:
+        (x, sx), (y, sy) = (over_seeds(k, c.values[k]).values() for k in (axis.key, score))
+        style, line = styles(c.method, c.styled_as), c.line if c.kind == "one-shot" else ""
+        spot = Spot(short.get(c.name, ""), style, x or 0.0, y or 0.0, sx or 0.0, sy or 0.0)
+        spots.append(replace(spot, best=c.name in best, line=line))
+    return spots

@@ -1,4 +1,4 @@
-"""Figures of a study (SVG and PNG, byte for byte the same) and the data behind them as CSV."""
+"""Figures of a study (SVG and PNG with deterministic bytes) and their data as CSV."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import replacing, write_text
-from reports.build.table import dicts
+from reports.build.style import MARKERS, Style, Styles
+from reports.build.table import dicts, without_seed
 from reports.build.tables import scores_of, whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _STYLE = {
-    "svg.hashsalt": "espalier",  # ids in the SVG would differ from run to run
+    "svg.hashsalt": "espalier",  # makes the ids in the SVG the same in every run
     "svg.fonttype": "path",
     "figure.figsize": (6.4, 4.2),
     "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "grid.alpha": 0.3,
     "legend.fontsize": "small",
+    "legend.frameon": False,
 }
 _METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}
-_MAX_LEGEND = 16
+_BESIDE = 6  # a legend with more entries stands beside the axes
 _RANKED = {"weights": "weights", "all": "all parameters", "channels": "channels"}
+Draw = Callable[[Any], Callable[[], None] | None]
 
 
 def sweep_data(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per sweep point: what the sweep figures and `dvc plots` show. Sparsity and sizes
-    are fractions, scores as recorded."""
+    """One row per sweep point, for the sweep figures and `dvc plots`. Sparsity and sizes are
+    fractions, scores as recorded."""
     import pandas as pd
 
     names = ("training", "model", "method", "seed", "ranked", "scope", "recalibrated")
@@ -43,35 +48,42 @@ def sweep_data(points: pd.DataFrame) -> pd.DataFrame:
     }
     scores = scores_of(points)
     data |= {score: points.get(f"metrics.final/{score}") for score in scores}
-    data["score"] = data[scores[0]] if scores else None  # by one name in every study
+    data["score"] = data[scores[0]] if scores else None  # one name for it in every study
     return pd.DataFrame(data, index=points.index)
 
 
 def line_of(run: Mapping[str, Any]) -> str:
-    """The name of a curve: the training without its seed, and a protocol that is not the usual."""
-    name = str(run["params.training"]).removesuffix(f"-s{run['params.seed']}")
+    """The name of a curve: the training without its seed, and a ranking within layers."""
     layer = ", per layer" if run.get("params.scope") == "layer" else ""
-    return name + layer
+    return without_seed(str(run["params.training"]), run["params.seed"]) + layer
 
 
 def write_figures(
-    prunings: pd.DataFrame, points: pd.DataFrame, curves: pd.DataFrame, folder: Path
+    prunings: pd.DataFrame,
+    points: pd.DataFrame,
+    curves: pd.DataFrame,
+    methods: Mapping[str, str],
+    styles: Styles,
+    folder: Path,
 ) -> None:
-    """sweep.csv, curves.csv, and those of the figures that have data: the scores by sparsity, a
-    figure for each thing that was ranked, the scores by MACs, the training curves."""
+    """sweep.csv, curves.csv, and the figures that have data: scores against sparsity, one figure
+    per kind of unit ranked, and the training curves. `methods`: training -> its method."""
     sweep = sweep_data(points)
     write_text(folder / "sweep.csv", sweep.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
     score = next(iter(scores_of(prunings) or scores_of(points)), None)
     for ranked, part in sweep.groupby("ranked", sort=False) if score in sweep else ():
         stem = folder / f"accuracy_sparsity-{ranked}"
-        draw = partial(_accuracy_sparsity, sweep=part, score=str(score), ranked=str(ranked))
+        draw = partial(_accuracy_sparsity, sweep=part, score=str(score), styles=styles)
         save_figure(stem, draw)
-    if score and (len(prunings) or len(sweep)):
-        save_figure(folder / "accuracy_macs", lambda ax: _accuracy_macs(ax, prunings, sweep, score))
     shown = _shown_metric(curves)
     if shown:
-        save_figure(folder / "curves", lambda ax: _curves(ax, curves, shown))
+        part = curves[curves["metric"] == shown]
+        part = part.assign(
+            line=[without_seed(t) for t in part["training"]],
+            method=[methods.get(t, "") for t in part["training"]],
+        )
+        save_figure(folder / "curves", lambda ax: _curves(ax, part, shown, styles))
 
 
 def _fraction(runs: pd.DataFrame, size: str) -> Any:
@@ -81,52 +93,35 @@ def _fraction(runs: pd.DataFrame, size: str) -> Any:
     return runs[f"metrics.size/{size}"] / [whole(run, what) for run in dicts(runs)]
 
 
-def _accuracy_sparsity(ax: Any, sweep: pd.DataFrame, score: str, ranked: str) -> None:
+def _accuracy_sparsity(ax: Any, sweep: pd.DataFrame, score: str, styles: Styles) -> None:
     """Mean over seeds, band = one standard deviation; dashed = BatchNorm recalibrated."""
-    for colour, label, part in _lines(sweep):
-        for recalibrated, style in (("false", "-"), ("true", "--")):
+    for style, label, part in _lines(sweep, styles):
+        for recalibrated, dashes in (("false", "-"), ("true", "--")):
             chosen = part[part["recalibrated"] == recalibrated]
-            if chosen.empty:
-                continue
-            stats = chosen.groupby("sparsity")[score].agg(["mean", "std"]).fillna(0.0)
             name = label + (", BN recalibrated" if recalibrated == "true" else "")
-            ax.plot(stats.index, stats["mean"], style, color=colour, marker=".", label=name)
-            low, high = stats["mean"] - stats["std"], stats["mean"] + stats["std"]
-            ax.fill_between(stats.index, low, high, color=colour, alpha=0.15, linewidth=0)
+            if len(chosen):
+                draw_band(ax, chosen.groupby("sparsity")[score], style, dashes, name)
+    (ranked,) = sweep["ranked"].unique()
     ax.set(xlabel=f"sparsity (fraction of {_RANKED[ranked]} removed)", ylabel=f"test {score} (%)")
 
 
-def _accuracy_macs(ax: Any, prunings: pd.DataFrame, sweep: pd.DataFrame, score: str) -> None:
-    """Lines: sweep points without retraining, mean over seeds; markers: prunings, one per seed.
-    Where a sweep cut channels, only those are shown: their MACs are really gone."""
-    cut = sweep[sweep["ranked"] == "channels"]
-    sweep = sweep if cut.empty else cut
-    if score in sweep:
-        for colour, label, part in _lines(sweep):
-            best = part[part["recalibrated"] == "true"]  # a network without BatchNorm has none
-            mark = "one-shot" if best.empty else "one-shot, BN recalibrated"
-            means = (
-                (part if best.empty else best).groupby("sparsity")[["macs_nonzero", score]].mean()
-            )
-            x = 100.0 * means["macs_nonzero"]
-            ax.plot(x, means[score], "-", color=colour, alpha=0.6, label=f"{label}, {mark}")
-    if len(prunings):
-        network = prunings["params.model"].str.rpartition("/")[2]
-        shown = prunings.assign(
-            line=network + " " + prunings["params.method"],
-            x=100.0 * _fraction(prunings, "macs_nonzero"),
-        )
-        for number, (colour, label, part) in enumerate(_lines(shown)):
-            marker = "os^Dv<>P*X"[number % 10]
-            y = part[f"metrics.final/{score}"]
-            ax.plot(part["x"], y, marker, color=colour, label=label)
-    ax.set(xlabel="MACs, non-zero (% of the dense network)", ylabel=f"test {score} (%)")
-
-
-def _curves(ax: Any, curves: pd.DataFrame, metric: str) -> None:
-    for training, part in curves[curves["metric"] == metric].groupby("training", sort=False):
-        ax.plot(part["epoch"] + 1, part["value"], label=training)
+def _curves(ax: Any, curves: pd.DataFrame, metric: str, styles: Styles) -> None:
+    """Mean over seeds, band = one standard deviation."""
+    for style, label, part in _lines(curves, styles):
+        draw_band(ax, part.groupby(part["epoch"] + 1)["value"], style, style.dashes, label)
     ax.set(xlabel="epoch", ylabel=metric)
+
+
+def draw_band(ax: Any, groups: Any, style: Style, dashes: str, label: str | None) -> None:
+    """Mean of grouped values, band = one standard deviation."""
+    stats = groups.agg(["mean", "std"]).fillna(0.0)
+    x, mean, deviation = stats.index, stats["mean"], stats["std"]
+    every = max(1, len(x) // 8)
+    ax.plot(x, mean, dashes, color=style.light, marker=MARKERS[style.marker], ms=4,
+            markevery=every, lw=1.4, label=label)  # fmt: skip
+    ax.fill_between(
+        x, mean - deviation, mean + deviation, color=style.light, alpha=0.15, linewidth=0
+    )
 
 
 def _shown_metric(curves: pd.DataFrame) -> str | None:
@@ -135,19 +130,21 @@ def _shown_metric(curves: pd.DataFrame) -> str | None:
     return next((m for m in wanted if m in found), None)
 
 
-def _lines(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Colour, label and rows of each line."""
-    for number, (label, part) in enumerate(frame.groupby("line", sort=False)):
-        yield f"C{number % 10}", str(label), part
+def _lines(frame: pd.DataFrame, styles: Styles) -> Iterator[tuple[Style, str, pd.DataFrame]]:
+    """Style, label and rows of each line."""
+    for line, part in frame.groupby("line", sort=False):
+        yield styles(part["method"].iloc[0], line.partition(",")[0]), str(line), part
 
 
 def save_figure(
     stem: Path,
-    draw: Callable[[Any], None],
+    draw: Draw,
     panels: tuple[int, int] | None = None,
     formats: Sequence[str] = ("svg", "png"),
 ) -> None:
-    """Draw on fresh axes; `stem`.svg and `stem`.png, byte for byte the same every time."""
+    """Draw on new axes and write `stem`.svg and `stem`.png with deterministic bytes. What `draw`
+    returns is called once the layout is known. With `panels`, (rows, columns), `draw` gets an array
+    of axes and makes its own legend."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,14 +154,25 @@ def save_figure(
         FigureCanvasAgg(figure)
         if panels is None:
             ax = figure.add_subplot()
-            draw(ax)
-            if 0 < len(ax.get_legend_handles_labels()[1]) <= _MAX_LEGEND:
-                ax.legend()
-        else:  # an array of (rows, columns); `draw` makes its own legend
-            figure.set_size_inches(4.2 * panels[1], 3.4 * panels[0])
-            draw(figure.subplots(*panels, squeeze=False))
+            finish = draw(ax)
+            _add_legend(ax)
+        else:
+            figure.set_size_inches(4.2 * panels[1] + 1.8, 3.4 * panels[0])
+            finish = draw(figure.subplots(*panels, squeeze=False))
+        if finish:
+            figure.draw_without_rendering()
+            finish()
         for suffix in formats:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix], dpi=150)
             with replacing(stem.with_suffix(f".{suffix}")) as temporary:
                 temporary.write_bytes(buffer.getvalue())
+
+
+def _add_legend(ax: Any) -> None:
+    entries = len(ax.get_legend_handles_labels()[1])
+    if entries > _BESIDE:
+        ax.figure.legend(loc="outside right upper")
+        ax.figure.set_size_inches(9.2, max(4.2, 0.2 * entries + 0.4))
+    elif entries:
+        ax.legend()

@@ -1,4 +1,4 @@
-"""How far apart the masks of a search were, every epoch against every other: CSV and figure."""
+"""Pairwise distances of the masks that a search drew, epoch by epoch: CSV and figure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def write_mask_distances(curves: pd.DataFrame, folder: Path) -> None:
-    """One matrix per training and ratio that logged `mask_distance/<ratio>/<lag>`: the distance to
-    the mask drawn `lag` masks before; lag 0 marks an epoch that drew one."""
+    """One matrix per training and ratio with metrics `mask_distance/<ratio>/<lag>`: the distance to
+    the mask `lag` masks earlier. Lag 0 marks an epoch that drew a mask."""
     chosen = curves[curves["metric"].str.startswith("mask_distance/")]
     parts = chosen["metric"].str.split("/", expand=True).reindex(columns=range(3))
     chosen = chosen.assign(ratio=parts[1], lag=parts[2].astype(int))
@@ -29,7 +29,7 @@ def write_mask_distances(curves: pd.DataFrame, folder: Path) -> None:
 
 
 def distance_matrix(part: pd.DataFrame) -> pd.DataFrame:
-    """Columns epoch (0-based), lag, value -> symmetric matrix by number of trained epochs."""
+    """Columns epoch (0-based), lag, value -> symmetric matrix, indexed by trained epochs."""
     import pandas as pd
 
     epochs = sorted(part.loc[part["lag"] == 0, "epoch"])

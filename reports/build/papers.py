@@ -1,13 +1,12 @@
-"""Published tables beside ours: `reports/papers/*.yaml`, read and checked, as tables of a report.
+"""Published tables next to ours: `reports/papers/*.yaml`, validated, as tables of a report.
 
-Every value has a source: a mark of the notes it comes from ("[readme]", "[nb]", ...) or words. What
-is known from memory only has no place in these files.
+Every value has a source: a mark of the notes it comes from ("[readme]", "[nb]", ...) or a phrase.
+Values known only from memory are not allowed.
 """
 
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,14 +18,14 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.training.recipe import NonNegative, Strict
 from reports.build.quantities import QUANTITIES, Run
-from reports.build.table import NOT_RUN, Column, Table, dicts
+from reports.build.table import NOT_RUN, Column, Table, dicts, make_table, over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = Path(__file__).parents[1] / "papers"
 MARKS = ("code", "run", "readme", "nb", "sec", "OURS")
-"""Read in the code, executed, printed in the README, printed in a notebook, second-hand, measured
+"""Read in the code; executed; printed in the README; printed in a notebook; second-hand; measured
 by us with the authors' program."""
 
 
@@ -71,15 +70,14 @@ Number = Annotated[Value, BeforeValidator(_plain)]
 
 
 class Ours(Strict):
-    """Our matching rows: entries of `prunings` in the params.yaml files of a study; `s*` stands for
-    every seed."""
+    """Our matching rows: entries of `prunings` of a study, with `s*` for every seed."""
 
     study: str
     pruning: str
 
 
 class Row(Strict):
-    """A row as published. `differs`: how our run departs from its protocol."""
+    """A row as published. `differs`: where our run departs from its protocol."""
 
     name: str
     values: Mapping[str, Number]
@@ -89,8 +87,8 @@ class Row(Strict):
 
 
 class PublishedTable(Strict):
-    """One table. `columns`: quantity -> decimals as published; `source` and `differs` hold for
-    every row, besides its own."""
+    """One table. `columns`: quantity -> decimals as published. `source` and `differs` apply to each
+    row, in addition to its own."""
 
     title: str
     columns: Mapping[str, Annotated[int, Field(ge=0, le=6)]]
@@ -122,7 +120,7 @@ class PublishedTable(Strict):
 
 
 class Paper(Strict):
-    """A file of `papers/`: its name without the suffix, the publication, its tables by name."""
+    """A file of `papers/`: its stem, the publication, its tables by name."""
 
     paper: str
     reference: str
@@ -142,7 +140,7 @@ def load_paper(path: Path) -> Paper:
     """Read and check one file.
 
     Raises:
-        ValueError: something is wrong; one line each, naming the file, the table and the row.
+        ValueError: one line per error, naming the file, the table and the row.
     """
     try:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -158,7 +156,7 @@ def load_paper(path: Path) -> Paper:
 
 
 def _line(path: Path, raw: Any, error: Any) -> str:
-    """An error with its place: file, table, row by name, key."""
+    """An error with its location: file, table, row by name, key."""
     at = list(error["loc"])
     if len(at) > 3 and at[2] == "rows":
         row = raw["tables"][at[1]]["rows"][at[3]]
@@ -167,7 +165,7 @@ def _line(path: Path, raw: Any, error: Any) -> str:
 
 
 def tables_of(paper: Paper, study: str) -> list[str]:
-    """Names of the tables that have a row of ours in `study`."""
+    """Names of the tables with at least one row of ours in `study`."""
     return [
         name
         for name, table in paper.tables.items()
@@ -176,16 +174,14 @@ def tables_of(paper: Paper, study: str) -> list[str]:
 
 
 def paper_table(paper: Paper, name: str, runs: pd.DataFrame) -> Table:
-    """Published beside ours (mean ± std over seeds) beside the difference, ours - published.
+    """Published value, ours (mean ± std over seeds), and the difference ours - published.
 
     Args:
-        runs: one row per evaluated pruning, as `main_table` takes them; further rows do no harm.
+        runs: one row per evaluated pruning, as for `main_table`; other rows are ignored.
 
     Raises:
         ValueError: no such table, or two runs of one row have the same seed.
     """
-    import pandas as pd
-
     if name not in paper.tables:
         known = ", ".join(paper.tables)
         raise ValueError(f"paper {paper.paper}: no table {name!r} (known: {known})")
@@ -193,17 +189,12 @@ def paper_table(paper: Paper, name: str, runs: pd.DataFrame) -> Table:
     columns = _columns(table)
     every = dicts(runs)
     behind = [_behind(paper, row, every) for row in table.rows]
-    rows = [_row(table, row, group) for row, group in zip(table.rows, behind, strict=True)]
-    spread = [f"{c.key}_std" for c in columns if any(f"{c.key}_std" in row for row in rows)]
-    keys = [c.key for c in columns]
-    return Table(
-        name=f"{paper.paper}-{name}",
-        title="; ".join((f"{table.title} ({paper.reference})", *table.differs)),
-        label="row",
-        columns=columns,
-        rows=pd.DataFrame(rows, columns=[*keys, *spread, "status"], dtype=object),
-        runs=tuple(tuple((run["run"], run["record_sha"]) for run in group) for group in behind),
-    )
+    rows = [
+        (_row(table, row, group), tuple((run["run"], run["record_sha"]) for run in group))
+        for row, group in zip(table.rows, behind, strict=True)
+    ]
+    title = "; ".join((f"{table.title} ({paper.reference})", *table.differs))
+    return make_table((f"{paper.paper}-{name}", title, "row"), columns, rows)
 
 
 def _columns(table: PublishedTable) -> tuple[Column, ...]:
@@ -250,11 +241,9 @@ def _row(table: PublishedTable, row: Row, group: Sequence[Run]) -> dict[str, Any
                 cells[f"paper_{key}_std"] = published.std
         read = QUANTITIES[key].read
         if read is None or not group or any(QUANTITIES[key].field not in run for run in group):
-            continue  # never measured here, not run yet, or no such score: top-5 of ten classes
+            continue  # never measured here, not run, or no such score (top-5 of ten classes)
         ours = [read(run) for run in group]
-        cells[f"ours_{key}"] = statistics.fmean(ours)
-        if len(ours) > 1:
-            cells[f"ours_{key}_std"] = statistics.stdev(ours)
+        cells |= {k: v for k, v in over_seeds(f"ours_{key}", ours).items() if v is not None}
         if published is not None:
             cells[f"difference_{key}"] = cells[f"ours_{key}"] - published.value
     return cells

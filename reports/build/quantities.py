@@ -1,6 +1,6 @@
-"""The quantities that papers publish, in their units, and where our runs have them.
+"""The quantities that papers publish, in their units, and the field of our runs that holds them.
 
-Percentages are 0 to 100; it says MACs where papers mostly print "FLOPs".
+Percentages are 0 to 100. MACs is what most papers print as "FLOPs".
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ Run = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a column of a published table says, and how our runs answer it (None: not at all).
-
-    `field` is the MLflow field; `read` turns a run into the published unit.
-    """
+    """A column of a published table. `field`: the MLflow field of our runs; `read`: its value in
+    the published unit, None where our runs do not measure it."""
 
     header: str
     field: str = ""
@@ -35,7 +33,7 @@ def _score(header: str, field: str) -> Quantity:
 
 
 def _size(header: str, what: str, unit: float | None) -> Quantity:
-    """Kept MACs or parameters, in `unit` or, without one, in percent of the dense network or of the
+    """Kept MACs or parameters in `unit`; without one, in percent of the dense network or of the
     reference that the pruning names."""
     field = f"metrics.size/{what}_kept"
     if unit is None:

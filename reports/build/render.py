@@ -1,6 +1,6 @@
-"""A table as Markdown, CSV and LaTeX: the same numbers, rounded in one place, byte for byte.
+"""A table as Markdown, CSV and LaTeX: the same numbers, rounded in one place, deterministic bytes.
 
-CSV keeps the unrounded mean and standard deviation in two columns; the others say "mean ± std".
+CSV has the unrounded mean and standard deviation in two columns; the others print "mean ± std".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_text
-from reports.build.table import NOT_RUN, RECALIBRATED, Column, Table, dicts
+from reports.build.table import NOT_RUN, RECALIBRATED, Column, Table, dicts, known
 
 NOTHING = "–"
 _NUMBERS = ("seeds", "target", "sparsity", "finetune_epochs")
@@ -32,8 +32,7 @@ def markdown(table: Table) -> str:
 
 
 def plain(table: Table) -> str:
-    """For a terminal: aligned columns, numbers to the right, without those that are empty and the
-    record column."""
+    """For a terminal: aligned columns, numbers to the right, without empty columns and records."""
     heads, rows = [c.header for c in table.columns], cells(table)
     columns = []
     for i, column in enumerate(table.columns):
@@ -65,10 +64,10 @@ def csv(table: Table) -> str:
 
 
 def provenance(tables: Sequence[Table]) -> str:
-    """Every cell back to its source: (table, row, column) -> runs and MLflow field -> records.
+    """The source of every cell: the MLflow field of its column, and runs and records of its row.
 
-    The hash of an evaluate run is the SHA-256 of its record file; the hash of a sweep point is
-    that of its record with this one point alone.
+    The hash of an evaluate run is the SHA-256 of its record file; that of a sweep point is the
+    SHA-256 of its record with only this point.
     """
     return json.dumps({t.name: _sources(t) for t in tables}, indent=2, sort_keys=True) + "\n"
 
@@ -92,7 +91,7 @@ def _sources(table: Table) -> dict[str, Any]:
 
 def _text(column: Column, row: Mapping[str, Any]) -> str:
     value, spread = row[column.key], row.get(f"{column.key}_std")
-    if _missing(value):
+    if not known(value):
         measured = column.source.startswith("metrics.")
         return NOT_RUN if measured and row["status"] == NOT_RUN else NOTHING
     if column.key == "record" and not value:
@@ -100,17 +99,13 @@ def _text(column: Column, row: Mapping[str, Any]) -> str:
     if not isinstance(value, float):
         return str(value)
     text = column.format.format(value)
-    return text if _missing(spread) else f"{text} ± {column.format.format(spread)}"
+    return f"{text} ± {column.format.format(spread)}" if known(spread) else text
 
 
 def _is_number(column: Column) -> bool:
-    """Also a published value: it has no source in MLflow, but it is rounded."""
+    """A published value has no source in MLflow, but is rounded."""
     rounded = column.format != Column.format
     return rounded or column.source.startswith("metrics.") or column.key in _NUMBERS
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value != value
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Publish a study, then build its tables and figures from MLflow alone."""
+"""Publish a study, then build its tables and figures from MLflow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pipeline.study.tracking.publish import (
     show_in_runs,
     sweeps_for,
 )
+from reports.build.candidates import candidates
 from reports.build.connect import connect_table, write_lines
 from reports.build.figures import write_figures
 from reports.build.mask_distance import write_mask_distances
 from reports.build.page import write_comparison
 from reports.build.papers import load_papers, paper_table, tables_of
 from reports.build.render import write_tables
-from reports.build.table import Table
+from reports.build.style import Styles
+from reports.build.table import Table, without_seed
 from reports.build.tables import main_table, sweep_table, weights_table
 from reports.build.weights import write_weights
 
@@ -28,7 +30,7 @@ def build_report(study: Study, out: Path) -> list[Table]:
     """Write `out`/tables and `out`/plots; returns the tables.
 
     Raises:
-        ValueError: a record is damaged or made from another training than the one present.
+        ValueError: a record is damaged, or was made from another training than the present one.
         RuntimeError: MLflow is not installed or does not answer.
     """
     publish(study)
@@ -37,21 +39,27 @@ def build_report(study: Study, out: Path) -> list[Table]:
     pruned = [shas[f"evaluate/{e.key}"][0] for e in study.prunings if f"evaluate/{e.key}" in shas]
     swept = [s for e in study.sweeps for s in shas.get(f"sweep/{e.key}", ())[1:]]
     prunings, points = runs_for(study.name, pruned), runs_for(study.name, swept)
+    rows = candidates(prunings, points)
+    methods = {e.key: e.asked.get("method", "") for e in study.trainings}
+    styles = Styles(
+        [(method, without_seed(name)) for name, method in methods.items()],
+        [(c.method, c.styled_as) for c in rows],
+    )
     tables = [main_table(prunings, study.prunings), sweep_table(points, study.sweeps)]
     curves = curves_for(study.name, trained)
     tops = {shas[name][0]: e.key for e in study.sweeps if (name := f"sweep/{e.key}") in shas}
     if study.sweeps:
         tables.append(weights_table(runs_for(study.name, list(tops)), study.sweeps))
-        drawn = write_weights(sweeps_for(study.name, list(tops)), out / "plots")
+        drawn = write_weights(sweeps_for(study.name, list(tops)), styles, out / "plots")
         show_in_runs(study.name, {s: drawn[k] for s, k in tops.items() if k in drawn})
     if study.pairs:
         paired = [shas[f"connect/{e.key}"][0] for e in study.pairs if f"connect/{e.key}" in shas]
         tables.append(connect_table(runs_for(study.name, paired), study.pairs))
         write_lines(lines_for(study.name, paired), out / "plots")
-    tables += write_comparison(study.name, prunings, points, out)
+    tables += write_comparison(study.name, prunings, points, styles, out)
     papers = load_papers().values()
     tables += [paper_table(p, t, prunings) for p in papers for t in tables_of(p, study.name)]
     write_tables(tables, out / "tables")
-    write_figures(prunings, points, curves, out / "plots")
+    write_figures(prunings, points, curves, methods, styles, out / "plots")
     write_mask_distances(curves, out / "plots")
     return tables

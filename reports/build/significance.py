@@ -1,9 +1,8 @@
-"""Is the difference of two methods more than luck of the seeds? Paired, exact, no normality.
+"""Sign-flip permutation test of paired differences: exact, no normality assumed.
 
-Sign-flip permutation test: were there no difference, each paired difference could as well have the
-other sign. p = share of the 2^n sign patterns whose mean is at least as far from zero. So n seeds
-cannot give less than 2 / 2^n: 0.25 with three, 0.0625 with five. It says so instead of assuming a
-distribution that three numbers cannot show.
+Under the null hypothesis each paired difference could equally have the opposite sign. p is the
+share of the 2^n sign patterns whose mean is at least as far from zero as the observed one. So n
+seeds cannot give less than 2 / 2^n: 0.25 with three, 0.0625 with five.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-_EXACT = 16  # 65536 patterns; beyond that a fixed random sample of as many
-_SLACK = 1e-9  # sums that are equal on paper differ in the last bits
+_EXACT = 16  # 65536 patterns; with more pairs, a fixed random sample of the same size
+_SLACK = 1e-9  # sums that are mathematically equal differ in the last bits
 
 
 def sign_flip(differences: Sequence[float]) -> float:
@@ -35,12 +34,12 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """What `n` pairs can give at best."""
+    """The smallest p that `n` pairs can give."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The same p values for a reader who looks at all of them at once (Holm 1979)."""
+    """p values adjusted for multiple comparisons (Holm 1979)."""
     adjusted, largest = [1.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
@@ -52,7 +51,7 @@ def _patterns(n: int) -> Iterator[tuple[int, ...]]:
     if n <= _EXACT:
         yield from product((1, -1), repeat=n)
         return
-    yield (1,) * n  # what was observed
+    yield (1,) * n  # the observed signs
     draw = random.Random(n)
     for _ in range(2**_EXACT - 1):
         yield tuple(draw.choices((1, -1), k=n))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +12,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_RUN = "not run"
-RECALIBRATED = "_recalibrated"  # behind a score: from the run with recomputed BatchNorm statistics
+RECALIBRATED = "_recalibrated"  # suffix of a score with recomputed BatchNorm statistics
 Behind = tuple[tuple[str, str], ...]
+"""The runs behind a row: (run name, record hash)."""
 
 
 @dataclass(frozen=True)
 class Column:
     """One column: `key` in the rows (`<key>_std` beside it where it varies over seeds), the header
-    with its unit, how to round, and the MLflow field it comes from."""
+    with its unit, the MLflow field it shows (docs/tables.md defines each), and how to round."""
 
     key: str
     header: str
@@ -31,8 +35,8 @@ OR_REFERENCE = ", or of the reference that the pruning names"
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows. `label` is the key of the column that names a row; `runs` holds, per row,
-    the runs behind it: (run name, record hash)."""
+    """Columns and rows. `label` is the key of the column that names a row; `runs` holds what is
+    behind each row."""
 
     name: str
     title: str
@@ -40,6 +44,44 @@ class Table:
     columns: tuple[Column, ...]
     rows: pd.DataFrame
     runs: tuple[Behind, ...]
+
+
+def make_table(
+    heading: tuple[str, str, str],
+    columns: Sequence[Column],
+    rows: Sequence[tuple[Mapping[str, Any], Behind]],
+) -> Table:
+    """A table of rows as mappings, each with the runs behind it; `heading`: name, title, label."""
+    import pandas as pd
+
+    spread = [f"{c.key}_std" for c in columns if any(f"{c.key}_std" in row for row, _ in rows)]
+    keys = [*(c.key for c in columns), *spread, "status"]
+    frame = pd.DataFrame([dict(row) for row, _ in rows], columns=keys, dtype=object)
+    return Table(*heading, tuple(columns), frame, tuple(behind for _, behind in rows))
+
+
+def over_seeds(key: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and, with more than one value, sample standard deviation as two cells of a row."""
+    return {
+        key: statistics.fmean(values) if values else None,
+        f"{key}_std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def with_reference(columns: Sequence[Column], wanted: bool) -> tuple[Column, ...]:
+    """The columns, with the one that says what sizes are percentages of before the first size."""
+    first = next(i for i, c in enumerate(columns) if c.source.startswith("metrics.size/"))
+    return (*columns[:first], *[OF] * wanted, *columns[first:])
+
+
+def without_seed(name: str, seed: object = r"\d+") -> str:
+    """resnet8-hspg-s0-p90 -> resnet8-hspg-p90; with `seed`, only if that is its number."""
+    return re.sub(rf"-s{seed}(?=-|$)", "", name)
+
+
+def known(value: Any) -> bool:
+    """Is this a value? A field that only other runs have is NaN."""
+    return value is not None and value == value
 
 
 def dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,13 +1,12 @@
-"""The tables of a study: runs (one row per MLflow run) -> rows of a table, numbers not yet rounded.
+"""The tables of a study: runs (one per MLflow run) -> rows of a table, not yet rounded.
 
-Rows that differ in nothing but the seed become one: mean, and sample standard deviation where
-there is more than one seed. Percentages are of the dense network; sizes of a pruning that names a
-reference are of that one.
+Runs that differ only in the seed become one row: the mean and, with more than one seed, the sample
+standard deviation. Sizes are in percent of the dense network, or of the reference that the pruning
+names.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,10 @@ from reports.build.table import (
     Column,
     Table,
     dicts,
+    known,
+    make_table,
+    over_seeds,
+    with_reference,
 )
 
 if TYPE_CHECKING:
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
     from pipeline.study.tracking.publish import Entry
 
 _WITHOUT_VALUE = ("zeros", "none")  # rules that do not read the target's value
-_NAMES = ("params.seed", "params.training", "params.pruning")  # differ between seeds, mean nothing
-_Sourced = tuple[dict[str, Any], Behind]
+NAMES = ("params.seed", "params.training", "params.pruning")
+"""Params that differ between the seeds of one row."""
 
 
 def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
@@ -54,10 +57,8 @@ def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
         _error("exact_dense", "dense vs shrunk", "metrics.exact/dense_max_rel"),
         Column("record", "record", "record_sha"),
     )
-    if named(runs):
-        sizes = next(i for i, c in enumerate(columns) if c.key == "params_kept")
-        columns = (*columns[:sizes], OF, *columns[sizes:])
-    groups = by_seed(dicts(runs), skip=_NAMES)
+    columns = with_reference(columns, OF.source in runs and bool(runs[OF.source].notna().any()))
+    groups = by_seed(dicts(runs), skip=NAMES)
     rows = {g[0]["params.pruning"]: (_row(columns, g), _behind(g)) for g in groups}
     for entry in prunings:
         if not entry.record.exists():
@@ -65,7 +66,7 @@ def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
     dense = "the dense network" + OR_REFERENCE * (OF in columns)
     title = f"Prunings: scores on the test set; sizes in percent of {dense}; MACs, not FLOPs"
     ordered = [rows[e.key] for e in prunings if e.key in rows]
-    return _table("main", title, "pruning", columns, ordered)
+    return make_table(("main", title, "pruning"), columns, ordered)
 
 
 def sweep_table(points: pd.DataFrame, sweeps: Sequence[Entry]) -> Table:
@@ -87,18 +88,15 @@ def sweep_table(points: pd.DataFrame, sweeps: Sequence[Entry]) -> Table:
         _percent("macs_nonzero", "MACs non-zero", "metrics.size/macs_nonzero"),
         Column("record", "record", "record_sha"),
     )
-    skip = (*_NAMES, "params.recalibrated")
-    groups = by_seed(_merged_recalibration(dicts(points)), skip=skip)
-    found = [(_row(columns, g), _behind(g)) for g in groups]
-    absent = [e for e in sweeps if not e.record.exists()]
-    rows = [*found, *((_absent(columns, e, "training"), ()) for e in absent)]
     title = "Sweep: one-shot pruning without retraining, scores on the test set; MACs, not FLOPs"
-    return _table("sweep", title, "training", columns, rows)
+    runs = _merged_recalibration(dicts(points))
+    heading = ("sweep", title, "training")
+    return seeds_table(heading, columns, runs, sweeps, ("params.recalibrated",))
 
 
 def weights_table(sweeps: pd.DataFrame, entries: Sequence[Entry]) -> Table:
-    """One row per swept training (over seeds): how many of its parameters exceed 10, 1, ...,
-    1e-10, the counts of Miao et al."""
+    """One row per swept training (over seeds): how many parameters exceed 10, 1, ..., 1e-10, as
+    counted by Miao et al., ICLR 2022."""
     counts = {"total": "parameters", "nonzero": "not zero"}
     counts |= {f"above_1e{exponent}": f"> 1e{exponent}" for exponent in range(1, -11, -1)}
     columns = (
@@ -109,31 +107,27 @@ def weights_table(sweeps: pd.DataFrame, entries: Sequence[Entry]) -> Table:
         *(Column(k, head, f"metrics.weights/{k}", "{:.0f}") for k, head in counts.items()),
         Column("record", "record", "record_sha"),
     )
-    found = [(_row(columns, g), _behind(g)) for g in by_seed(dicts(sweeps), skip=_NAMES)]
-    absent = [e for e in entries if not e.record.exists()]
-    rows = [*found, *((_absent(columns, e, "training"), ()) for e in absent)]
     title = "Weights before pruning: how many of the parameters exceed each magnitude"
-    return _table("weights", title, "training", columns, rows)
+    return seeds_table(("weights", title, "training"), columns, dicts(sweeps), entries)
 
 
 def seeds_table(
     heading: tuple[str, str, str],
     columns: tuple[Column, ...],
-    runs: pd.DataFrame,
+    runs: Sequence[dict[str, Any]],
     entries: Sequence[Entry],
     skip: Sequence[str] = (),
 ) -> Table:
-    """One row per group of runs that differ in nothing but the seed and the params in `skip`, then
-    the entries that were not run. `heading`: name, title, label of the table."""
-    name, title, label = heading
-    groups = by_seed(dicts(runs), skip=(*_NAMES, *skip))
-    rows: list[_Sourced] = [(_row(columns, g), _behind(g)) for g in groups]
-    rows += [(_absent(columns, e, label), ()) for e in entries if not e.record.exists()]
-    return _table(name, title, label, columns, rows)
+    """One row per group of runs that differ only in the seed and the params in `skip`, then the
+    entries that were not run. `heading`: name, title, label of the table."""
+    groups = by_seed(runs, skip=(*NAMES, *skip))
+    rows: list[tuple[dict[str, Any], Behind]] = [(_row(columns, g), _behind(g)) for g in groups]
+    rows += [(_absent(columns, e, heading[2]), ()) for e in entries if not e.record.exists()]
+    return make_table(heading, columns, rows)
 
 
 def scores_of(runs: pd.DataFrame) -> list[str]:
-    """Names of the scores in `runs`, the loss left out, the main one first."""
+    """Names of the scores in `runs` without the loss, the main one first."""
     names = [c.removeprefix("metrics.final/") for c in runs.columns if "metrics.final/" in c]
     order = {"top1": 0, "top5": 1}
     return sorted((n for n in names if n != "loss"), key=lambda n: (order.get(n, 2), n))
@@ -157,8 +151,8 @@ def _error(key: str, label: str, source: str) -> Column:
 
 
 def _merged_recalibration(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The two points of one training, protocol and sparsity side by side, the recalibrated scores
-    with a suffix. Their plans are the same."""
+    """One run per training, protocol and sparsity: scores with recalibrated BatchNorm statistics
+    get a suffix. Both points prune by the same plan."""
     merged: dict[Hashable, dict[str, Any]] = {}
     for point in points:
         where = tuple(point[f"params.{k}"] for k in ("training", "ranked", "scope", "sparsity"))
@@ -174,7 +168,7 @@ def _merged_recalibration(points: Iterable[dict[str, Any]]) -> list[dict[str, An
 
 
 def by_seed(runs: Iterable[dict[str, Any]], skip: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """Runs that agree in every param but `skip`; a seed that comes twice opens another group."""
+    """Runs that agree in every param except `skip`; a repeated seed starts another group."""
     groups: dict[Hashable, list[dict[str, Any]]] = {}
     seen: dict[Hashable, int] = {}
     for run in runs:
@@ -193,8 +187,7 @@ def _row(columns: Sequence[Column], group: Sequence[Mapping[str, Any]]) -> dict[
         if column.source.startswith("metrics.exact/"):
             row[column.key] = max(values) if values else None
         elif column.source.startswith("metrics."):
-            row[column.key] = statistics.fmean(values) if values else None
-            row[f"{column.key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+            row |= over_seeds(column.key, values)
         else:
             row[column.key] = values[0] if values else None
     row["model"] = row["model"].rpartition("/")[2]
@@ -209,7 +202,7 @@ def _row(columns: Sequence[Column], group: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _cell(column: Column, run: Mapping[str, Any]) -> Any:
-    """Sizes as percent of the whole network, sparsities as percent, the rest as it is."""
+    """Sizes in percent of the whole network, sparsities in percent, other values unchanged."""
     value: Any = run.get(column.source)
     if not known(value):
         return None
@@ -220,24 +213,15 @@ def _cell(column: Column, run: Mapping[str, Any]) -> Any:
 
 
 def whole(run: Mapping[str, Any], what: str) -> float:
-    """What 100 % are: the params or macs of the reference that the pruning names, else those of the
-    dense network that was trained."""
+    """The 100%: params or MACs of the reference that the pruning names, else of the trained dense
+    network."""
     reference: Any = run.get(f"metrics.size/{what}_reference")
     return float(reference if known(reference) else run[f"metrics.size/{what}_dense"])
-
-
-def named(runs: pd.DataFrame) -> bool:
-    """Does any of these runs count its sizes from a reference?"""
-    return OF.source in runs and bool(runs[OF.source].notna().any())
 
 
 def _behind(group: Sequence[Mapping[str, Any]]) -> Behind:
     pairs = (run.get("behind") or [(run["run"], run["record_sha"])] for run in group)
     return tuple(pair for some in pairs for pair in some)
-
-
-def known(value: Any) -> bool:
-    return value is not None and value == value  # a field another run has is NaN here
 
 
 def _absent(columns: Sequence[Column], entry: Entry, name: str) -> dict[str, Any]:
@@ -247,14 +231,3 @@ def _absent(columns: Sequence[Column], entry: Entry, name: str) -> dict[str, Any
     if row.get("rule") in _WITHOUT_VALUE:
         row["target"] = None
     return {**row, "seeds": 0, "record": "", "status": NOT_RUN}
-
-
-def _table(
-    name: str, title: str, label: str, columns: tuple[Column, ...], rows: Sequence[_Sourced]
-) -> Table:
-    import pandas as pd
-
-    keys = [c.key for c in columns]
-    spread = [f"{c.key}_std" for c in columns if any(f"{c.key}_std" in row for row, _ in rows)]
-    frame = pd.DataFrame([r for r, _ in rows], columns=[*keys, *spread, "status"], dtype=object)
-    return Table(name, title, label, columns, frame, tuple(behind for _, behind in rows))

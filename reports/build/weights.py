@@ -1,4 +1,4 @@
-"""How large the weights of the swept networks are: histograms per layer and overall."""
+"""Distribution of the weights of the swept networks: histograms per layer and overall."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.files import write_text
 from pipeline.study.records.sweep import SweepRecord, WeightDistribution
 from reports.build.figures import save_figure
+from reports.build.style import Styles
+from reports.build.table import without_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,14 +21,14 @@ OVERALL = "all"
 
 
 def histogram_data(records: Sequence[SweepRecord]) -> pd.DataFrame:
-    """One row per training, layer and filled bin: `low` < |w| <= `high`, `magnitude` between the
-    two, `count` entries, `share` of the layer's. Exact zeros are in no bin."""
+    """One row per training, layer and non-empty bin: `low` < |w| <= `high`, `magnitude` its
+    geometric middle, `count` entries, `share` of the layer. Exact zeros are in no bin."""
     import pandas as pd
 
     columns = ["line", "training", "method", "seed", "layer"]
     columns += ["low", "high", "magnitude", "count", "share"]
     rows = [
-        (r.training.removesuffix(f"-s{r.seed}"), r.training, r.method, r.seed, *row)
+        (without_seed(r.training, r.seed), r.training, r.method, r.seed, *row)
         for r in records
         if r.weights
         for row in _rows(r.weights)
@@ -34,21 +36,21 @@ def histogram_data(records: Sequence[SweepRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def write_weights(records: Sequence[SweepRecord], folder: Path) -> dict[str, Path]:
-    """weights.csv (overall), weights_layers.csv, the figure of the overall histograms, and one of
-    the layers' for each training: training -> its PNG."""
+def write_weights(records: Sequence[SweepRecord], styles: Styles, folder: Path) -> dict[str, Path]:
+    """weights.csv (overall), weights_layers.csv, a figure of the overall histograms and one figure
+    per training of its layers; returns training -> PNG of its layers."""
     data = histogram_data(records)
     overall = data[data["layer"] == OVERALL]
     write_text(folder / "weights.csv", overall.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "weights_layers.csv", data.to_csv(index=False, lineterminator="\n"))
     if len(overall):
-        save_figure(folder / "weights", lambda ax: _overall(ax, overall))
+        save_figure(folder / "weights", lambda ax: _overall(ax, overall, styles))
     layers = data[(data["layer"] != OVERALL) & (data["count"] > 0)]
     drawn = {}
     for training, part in layers.groupby("training", sort=False):
         stem = folder / "weights" / str(training)
         draw = partial(_layers, data=part, title=str(training))
-        save_figure(stem, draw, formats=("png",))  # `dvc plots show` shows the whole folder
+        save_figure(stem, draw, formats=("png",))  # `dvc plots show` embeds the whole folder
         drawn[str(training)] = stem.with_suffix(".png")
     return drawn
 
@@ -64,16 +66,18 @@ def _rows(found: WeightDistribution) -> Iterator[tuple[Any, ...]]:
             yield layer, low, high, middle, count, count / total
 
 
-def _overall(ax: Any, data: pd.DataFrame) -> None:
-    """Share of all parameters per bin, the mean over seeds."""
+def _overall(ax: Any, data: pd.DataFrame, styles: Styles) -> None:
+    """Share of all parameters per bin, mean over seeds."""
     for label, part in data.groupby("line", sort=False):
+        style = styles(part["method"].iloc[0], str(label))
         shares = part.groupby("magnitude")["share"].sum() / part["training"].nunique()
-        ax.step(shares.index, shares, where="mid", label=label)
+        look = {"color": style.light, "ls": style.dashes}
+        ax.step(shares.index, shares, where="mid", label=label, **look)
     ax.set(xscale="log", yscale="log", xlabel="|w|", ylabel="share of all parameters")
 
 
 def _layers(ax: Any, data: pd.DataFrame, title: str) -> None:
-    """A row of colours per parameter, in the order of the network."""
+    """One row of the heat map per parameter tensor, in the order of the network."""
     import numpy as np
     from matplotlib.colors import LogNorm
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.build.candidates import AXES, candidates, latency_axes
+from reports.build.candidates import AXES, Candidate, candidates, latency_axes
 from reports.build.page import WEB, page, write_comparison
 from reports.build.significance import sign_flip
+from reports.build.style import MARKERS, Styles, robust_range
 from tests import browser
 from tests.reports import contest
 
@@ -24,7 +25,12 @@ KEY = {"right": "\ue014", "enter": "\ue007", "escape": "\ue00c", "tab": "\ue004"
 def made(latency: bool = False) -> str:
     runs = contest.runs(latency=latency)
     axes = (*AXES, *latency_axes(runs))
-    return page("contest", candidates(runs, pd.DataFrame(), axes), axes, ["top1"])
+    rows = candidates(runs, pd.DataFrame(), axes)
+    return page("contest", rows, axes, ["top1"], styles_of(rows))
+
+
+def styles_of(rows: list[Candidate]) -> Styles:
+    return Styles([], [(c.method, c.styled_as) for c in rows])
 
 
 def test_one_file_that_needs_nothing_else() -> None:
@@ -37,7 +43,8 @@ def test_one_file_that_needs_nothing_else() -> None:
 def test_the_data_cannot_end_the_script() -> None:
     runs = contest.runs(1)
     runs["params.data"] = "</script><b>"
-    text = page("</title>", candidates(runs, pd.DataFrame()), AXES, ["top1"])
+    rows = candidates(runs, pd.DataFrame())
+    text = page("</title>", rows, AXES, ["top1"], styles_of(rows))
     assert text.count("</script>") == 2
     assert text.count("</title>") == 1
     found = re.search(r'type="application/json">(.*?)</script>', text)
@@ -54,7 +61,9 @@ def test_every_element_the_script_asks_for_is_there() -> None:
 
 def test_tracked_files_hold_no_latency_and_local_ones_do(tmp_path: Path) -> None:
     for name, latency in (("with", True), ("without", False)):
-        write_comparison("contest", contest.runs(latency=latency), pd.DataFrame(), tmp_path / name)
+        runs = contest.runs(latency=latency)
+        styles = styles_of(candidates(runs, pd.DataFrame()))
+        write_comparison("contest", runs, pd.DataFrame(), styles, tmp_path / name)
     for name in ("tables/compare.html", "plots/compare.svg", "plots/compare.png"):
         one, other = (tmp_path / n / name for n in ("with", "without"))
         assert one.read_bytes() == other.read_bytes()
@@ -66,7 +75,10 @@ def node(script: str) -> str:
     program = shutil.which("node")
     if program is None:
         pytest.skip("needs node, to run the page's script without a browser")
-    names = "mean, deviation, spots, paretoFront, signFlip, paired, ticks, pretty, spread, csv"
+    names = (
+        "mean, deviation, spots, paretoFront, signFlip, paired, robustRange, placeNames, ticks, "
+        "pretty, spread, csv, outline"
+    )
     head = f"const {{ {names} }} = require({json.dumps(str(WEB / 'compare.js'))});"
     done = subprocess.run(
         [program, "-e", head + script], capture_output=True, text=True, timeout=60
@@ -87,6 +99,47 @@ def test_the_front_of_the_page() -> None:
     best, least = json.loads(printed)
     assert [(p["x"], p["y"]) for p in best] == [(1, 5), (2, 7), (4, 9)]
     assert [(p["x"], p["y"]) for p in least] == [(1, 5), (5, 1)]
+
+
+def test_the_page_and_the_figures_agree_on_outliers() -> None:
+    cases = [
+        [99.2, 28.9, 98.3, 98.1, 99.4, 98.3, 68.3, 99.2, 98.6, 98.9],
+        [1.0, 2.0, 100.0],
+        [1.0, 1.0, 1.0, 1.0, 9.0, 9.0, 9.0],
+        [5.0] * 6,
+        [10.0, 12.0, 11.0, 13.0, 12.5, 90.0],
+    ]
+    printed = node(f"console.log(JSON.stringify({json.dumps(cases)}.map(robustRange)))")
+    for found, case in zip(json.loads(printed), cases, strict=True):
+        assert found == pytest.approx(robust_range(case))
+    assert robust_range(cases[0]) == (98.1, 99.4)
+
+
+def test_names_cover_neither_marks_nor_each_other() -> None:
+    marks = [{"x": 50 + 9 * i, "y": 60 + 5 * (i % 3), "text": f"row-{i}"} for i in range(20)]
+    frame = {"left": 0, "top": 0, "right": 400, "bottom": 200}
+    call = f"placeNames({json.dumps(marks)}, {json.dumps(frame)})"
+    found = json.loads(node(f"console.log(JSON.stringify({call}))"))
+    boxes = []
+    for mark, place in zip(marks, found, strict=True):
+        if place is None:
+            continue
+        wide = 6.6 * len(str(mark["text"]))
+        left = place["x"] - {"start": 0, "middle": wide / 2, "end": wide}[place["anchor"]]
+        boxes.append((left, place["y"] - 10, left + wide, place["y"] + 3))
+    assert 5 < len(boxes) < 20
+    for i, (a, b, c, d) in enumerate(boxes):
+        assert a >= 0
+        assert c <= 400
+        assert not any(a < g and e < c and b < h and f < d for e, f, g, h in boxes[:i])
+        assert not any(a < m["x"] < c and b < m["y"] < d for m in marks)
+
+
+def test_the_page_draws_as_many_markers_as_the_figures() -> None:
+    ten = "[...Array(11).keys()].map(outline)"
+    drawn = json.loads(node(f"console.log(JSON.stringify({ten}))"))
+    assert len(set(drawn[:-1])) == len(MARKERS) == 10
+    assert drawn[10] == drawn[0]
 
 
 def test_numbers_of_the_page() -> None:
@@ -124,7 +177,7 @@ def points(b: browser.Browser) -> int:
 
 
 def names(b: browser.Browser) -> list[str]:
-    cells = "[...document.querySelectorAll('#table tbody td:nth-child(2)')]"
+    cells = "[...document.querySelectorAll('#table tbody td.is-name > span')]"
     return [str(t) for t in b.run(f"return {cells}.map((td) => td.textContent.trim())")]
 
 
@@ -210,6 +263,48 @@ def test_every_network_and_quantity_can_be_drawn(shown: browser.Browser) -> None
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("width", [1400, 1200, 1101, 1000, 390])
+def test_nothing_is_cut(shown: browser.Browser, width: int) -> None:
+    """No element of the page reaches beyond the window or hides a part of its text."""
+    shown.resize(width, 900)
+    shown.wait(f"return innerWidth === {width} && chart.viewBox.baseVal.width < {width}")
+    assert shown.run("return document.documentElement.scrollWidth <= innerWidth")
+    cut = """
+      const inside = (e) =>
+        e.getBoundingClientRect().width && !e.closest("#detail, .hidden, select");
+      const beyond = (e) => e.getBoundingClientRect().right > innerWidth + 1
+        || (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible");
+      return [...document.querySelectorAll("body *")]
+        .filter((e) => inside(e) && beyond(e)).map((e) => e.outerHTML.slice(0, 90));
+    """
+    assert shown.run(cut) == []
+    names = shown.run("return [...document.querySelectorAll('.name')].map((t) => t.textContent)")
+    assert len(names) >= 10
+    assert "dense" in names
+
+
+@pytest.mark.browser
+def test_an_outlier_stands_at_the_edge_and_says_where_it_is(
+    shown: browser.Browser, tmp_path: Path
+) -> None:
+    runs = contest.runs()
+    runs.loc[runs["params.pruning"].str.contains("resnet20-dense-.*p90"), "metrics.final/top1"] = 20
+    rows = candidates(runs, pd.DataFrame())
+    file = tmp_path / "outlier.html"
+    file.write_text(page("contest", rows, AXES, ["top1"], styles_of(rows)))
+    shown.open(file.as_uri())
+    named = "return [...document.querySelectorAll('.name')].map((t) => t.textContent)"
+    ticks = (
+        "return [...document.querySelectorAll('.tick[text-anchor=end]')].map((t) => +t.textContent)"
+    )
+    assert "dense-p90 ↓ 20.0" in shown.run(named)
+    assert min(shown.run(ticks)) > 80
+    shown.click("#wide")
+    assert "dense-p90" in shown.run(named)
+    assert min(shown.run(ticks)) <= 20
+
+
+@pytest.mark.browser
 def test_light_and_dark_are_readable(shown: browser.Browser) -> None:
     """WCAG contrast of text, quiet text and every mark against its ground."""
     contrast = """
@@ -228,6 +323,6 @@ def test_light_and_dark_are_readable(shown: browser.Browser) -> None:
         for ground in ("--ground", "--panel"):
             assert shown.run(contrast, "--text", ground) > 7
             assert shown.run(contrast, "--quiet", ground) > 4.5
-            for i in range(10):
-                assert shown.run(contrast, f"--m{i}", ground) > 3, i
+            for i in range(6):
+                assert shown.run(contrast, f"--c{i}", ground) > 3, i
         shown.click("#theme")

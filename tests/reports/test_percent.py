@@ -21,6 +21,7 @@ from reports.build.compare import compare_table, to_json
 from reports.build.figures import _fraction
 from reports.build.quantities import QUANTITIES
 from reports.build.render import cells, csv, latex, markdown, plain
+from reports.build.style import Styles
 from reports.build.tables import main_table
 from tests.reports.samples import eval_record, frame, of_network, train_record
 
@@ -86,7 +87,7 @@ def test_it_competes_where_the_reference_does(runs):
     assert "target fraction 0.5 of width=8, trained as resnet8 width=10" in row.settings
     table = compare_table(found, "top1")
     assert list(table.rows["of"]) == ["trained", "trained", "width=8"]
-    shown = json.loads(to_json(found, AXES, ["top1"]))["rows"][-1]
+    shown = json.loads(to_json(found, AXES, ["top1"], Styles([], [])))["rows"][-1]
     assert (shown["network"], shown["values"]["macs_kept"]) == ("resnet8 width=8", [45.0])
 
 

@@ -12,6 +12,7 @@ from pipeline.study.tracking.publish import Entry
 from pipeline.study.tracking.run_views import evaluate_view
 from reports.build.figures import line_of, sweep_data, write_figures
 from reports.build.render import cells, csv, latex, markdown, plain, provenance, write_tables
+from reports.build.style import Styles
 from reports.build.table import NOT_RUN
 from reports.build.tables import main_table, sweep_table, weights_table
 from reports.build.weights import histogram_data, write_weights
@@ -24,6 +25,8 @@ from tests.reports.samples import (
     train_record,
     write_study,
 )
+
+NO_ROWS = Styles([], [])
 
 
 @pytest.fixture
@@ -144,9 +147,9 @@ def test_figures_are_the_same_bytes_twice(tmp_path):
         columns=["training", "epoch", "step", "metric", "value"],
     )
     for folder in ("a", "b"):
-        write_figures(prunings, points, curves, tmp_path / folder)
+        write_figures(prunings, points, curves, {"t": "dense"}, NO_ROWS, tmp_path / folder)
     found = sorted(p.name for p in (tmp_path / "a").iterdir())
-    names = ["accuracy_macs", "accuracy_sparsity-channels", "accuracy_sparsity-weights", "curves"]
+    names = ["accuracy_sparsity-channels", "accuracy_sparsity-weights", "curves"]
     pictures = [f"{n}.{s}" for n in names for s in ("png", "svg")]
     assert found == sorted([*pictures, "curves.csv", "sweep.csv"])
     for name in found:
@@ -189,7 +192,7 @@ def test_histograms_of_every_layer(tmp_path):
 def test_weight_figures_are_the_same_bytes_twice(tmp_path):
     record = sweep_record(train_record("dense"))
     for folder in ("a", "b"):
-        drawn = write_weights([record], tmp_path / folder)
+        drawn = write_weights([record], NO_ROWS, tmp_path / folder)
         assert drawn == {record.training: tmp_path / folder / f"weights/{record.training}.png"}
     found = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
     assert len(found) == 5
@@ -201,5 +204,5 @@ def test_no_data_no_figures(tmp_path):
     import pandas as pd
 
     curves = pd.DataFrame(columns=["training", "epoch", "step", "metric", "value"])
-    write_figures(frame([]), frame([]), curves, tmp_path)
+    write_figures(frame([]), frame([]), curves, {}, NO_ROWS, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "sweep.csv"]

@@ -1,6 +1,6 @@
 "use strict";
 
-// Pure part: numbers and text; no document. Tested by Node.
+// Pure part: numbers and text, no document. Node runs its tests.
 
 const mean = (xs) => xs.reduce((a, b) => a + b, 0) / xs.length;
 
@@ -10,7 +10,7 @@ function deviation(xs) {
   return Math.sqrt(xs.reduce((a, x) => a + (x - m) ** 2, 0) / (xs.length - 1));
 }
 
-/** Rows as {row, x, y, sx, sy}, without those that lack a quantity. */
+/** Rows that have both quantities, as {row, x, y, sx, sy}. */
 function spots(rows, xKey, yKey) {
   return rows
     .filter((row) => row.values[xKey] && row.values[yKey])
@@ -21,7 +21,7 @@ function spots(rows, xKey, yKey) {
     });
 }
 
-/** Spots nobody beats, by x. `up`: a larger y is better. */
+/** Spots that no other spot beats, by x. `up`: a larger y is better. */
 function paretoFront(all, up) {
   const good = up ? 1 : -1;
   const beaten = (p) =>
@@ -29,7 +29,7 @@ function paretoFront(all, up) {
   return all.filter((p) => !beaten(p)).sort((a, b) => a.x - b.x || a.y - b.y);
 }
 
-/** Two-sided exact sign-flip p of paired differences: as reports/significance.py. */
+/** Two-sided exact sign-flip p of paired differences, as in significance.py. */
 function signFlip(differences) {
   const n = differences.length;
   const size = differences.reduce((a, d) => a + Math.abs(d), 0);
@@ -43,12 +43,56 @@ function signFlip(differences) {
   return hits / 2 ** n;
 }
 
-/** Differences one - other over the seeds both have. */
+/** Differences one - other at shared seeds. */
 function paired(one, other, key) {
   const theirs = new Map(other.seeds.map((seed, i) => [seed, other.values[key]?.[i]]));
   return one.seeds
     .map((seed, i) => one.values[key]?.[i] - theirs.get(seed))
     .filter((d) => Number.isFinite(d));
+}
+
+/** Range of the values that are no outliers, as robust_range in style.py. */
+function robustRange(values) {
+  const xs = [...values].sort((a, b) => a - b);
+  const at = (p) => {
+    const i = p * (xs.length - 1);
+    const low = Math.floor(i);
+    return xs[low] + (i - low) * ((xs[low + 1] ?? xs[low]) - xs[low]);
+  };
+  if (xs.length >= 5) {
+    const room = Math.max(3 * (at(0.75) - at(0.25)), 0.02 * Math.abs(at(0.5)));
+    const inside = xs.filter((v) => v >= at(0.25) - room && v <= at(0.75) + room);
+    if (4 * inside.length >= 3 * xs.length) return [inside[0], inside.at(-1)];
+  }
+  return [xs[0], xs.at(-1)];
+}
+
+/**
+ * A place for the name of each mark {x, y, text, first} where it covers neither a mark nor a name
+ * already placed; those with `first` choose first. Null: no such place.
+ */
+function placeNames(marks, { left, top, right, bottom }) {
+  const taken = marks.map(({ x, y }) => [x - 8, y - 8, x + 8, y + 8]);
+  const free = (b) => b[0] >= left && b[1] >= top && b[2] <= right && b[3] <= bottom &&
+    !taken.some((t) => b[0] < t[2] && t[0] < b[2] && b[1] < t[3] && t[1] < b[3]);
+  const places = marks.map(() => null);
+  const order = marks.map((_, i) => i).sort((i, j) => (marks[j].first ? 1 : 0) - (marks[i].first ? 1 : 0) || i - j);
+  for (const i of order) {
+    const { x, y, text } = marks[i];
+    const wide = 6.6 * text.length;
+    for (const [dx, dy, anchor] of [
+      [14, 4, "start"], [-14, 4, "end"], [9, -10, "start"], [-9, -10, "end"], [9, 19, "start"],
+      [-9, 19, "end"], [0, -14, "middle"], [0, 24, "middle"], [9, -24, "start"], [-9, -24, "end"],
+    ]) {
+      const x0 = x + dx - { start: 0, middle: wide / 2, end: wide }[anchor];
+      const box = [x0, y + dy - 10, x0 + wide, y + dy + 3];
+      if (!free(box)) continue;
+      taken.push(box);
+      places[i] = { x: x + dx, y: y + dy, anchor };
+      break;
+    }
+  }
+  return places;
 }
 
 /** About `count` round numbers from `low` to `high`. */
@@ -67,7 +111,7 @@ function ticks(low, high, count, log) {
   return found;
 }
 
-/** A number as a person reads it: 93.21, 0.062, 8.87e14 as 887 T. */
+/** A number for people: 93.21, 0.062, 887 T for 8.87e14. */
 function pretty(value, digits = 2) {
   if (value === undefined || value === null || Number.isNaN(value)) return "–";
   const names = [[1e18, " E"], [1e15, " P"], [1e12, " T"], [1e9, " G"], [1e6, " M"]];
@@ -111,12 +155,13 @@ function outline(i) {
 }
 
 if (typeof module !== "undefined")
-  module.exports = { mean, deviation, spots, paretoFront, signFlip, paired, ticks, pretty, spread, csv };
+  module.exports = {
+    mean, deviation, spots, paretoFront, signFlip, paired, robustRange, placeNames, ticks, pretty, spread, csv, outline,
+  };
 
 // The page.
 
 const BELOW = "below";
-const FRAME = { left: 66, right: 24, top: 18, bottom: 54, width: 880, height: 470 };
 
 function start() {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -133,9 +178,19 @@ function start() {
 
   const state = () => ({ x: $("x").value, y: $("y").value, league: $("network").value });
   const up = () => $("y").value !== BELOW;
-  const colour = (method) => `var(--m${methods.indexOf(method) % 10})`;
-  const mark = (method) =>
-    `<svg class="icon" viewBox="-8 -8 16 16" aria-hidden="true"><path d="${outline(methods.indexOf(method))}" fill="${colour(method)}"/></svg>`;
+  const colour = (method) => `var(--c${methods.indexOf(method)})`;
+  const mark = (row) =>
+    `<svg class="icon" viewBox="-8 -8 16 16" aria-hidden="true"><path d="${outline(row.mark)}" fill="${colour(row.method)}"/></svg>`;
+  const bounded = (key) => data.axes.find((a) => a.key === key)?.unit.startsWith("%");
+  let frame;
+
+  /** The drawing is as large as its place on the page, so that its text is never scaled. */
+  function fit() {
+    const width = Math.max(300, $("chart").parentElement.clientWidth);
+    const narrow = width < 560;
+    frame = { left: narrow ? 58 : 66, right: 18, top: 18, bottom: 52, width, height: narrow ? 380 : 480, narrow };
+    $("chart").setAttribute("viewBox", `0 0 ${width} ${frame.height}`);
+  }
   const escape = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 
   function option(select, value, text) {
@@ -150,7 +205,7 @@ function start() {
       .forEach((a) => option($("x"), a.key, labels[a.key] + (a.exact ? "" : ", this machine")));
     if (!data.rows.some((r) => r.kind === "one-shot")) $("sweeps").hidden = true;
     $("methods").insertAdjacentHTML("beforeend", methods.map((m) =>
-      `<label class="chip"><input type="checkbox" checked value="${escape(m)}">${mark(m)}${escape(m)}</label>`).join(""));
+      `<label class="chip"><input type="checkbox" checked value="${escape(m)}"><i style="background:${colour(m)}"></i>${escape(m)}</label>`).join(""));
     const seeds = new Set(data.rows.flatMap((r) => r.seeds)).size;
     $("summary").textContent =
       `${methods.length} methods, ${leagues.length} network${leagues.length > 1 ? "s" : ""}, ` +
@@ -166,42 +221,48 @@ function start() {
     });
   }
 
-  function range(values, log, pad) {
-    let low = Math.min(...values);
-    let high = Math.max(...values);
-    if (log) return [low / 1.25, high * 1.25];
-    const room = (high - low || Math.abs(high) || 1) * pad;
-    return [low - room, high + room];
+  /** From low to high with some room; `robust`: outliers lie beyond, at the edge. */
+  function range(all, key, log, robust) {
+    const [low, high] = robust ? robustRange(all.map((p) => p[key])) : [-Infinity, Infinity];
+    const inside = all.filter((p) => p[key] >= low && p[key] <= high);
+    const ends = inside.flatMap((p) => [p[key] - (log ? 0 : p[`s${key}`]), p[key] + p[`s${key}`]]);
+    const [a, b] = [Math.min(...ends), Math.max(...ends)];
+    if (log) return [a / 1.25, b * 1.25];
+    const room = (b - a || Math.abs(b) || 1) * 0.09;
+    return [a - room, b + room];
   }
 
   function scales(all) {
     const log = $("log").checked && all.every((p) => p.x > 0);
-    const [x0, x1] = range(all.flatMap((p) => [p.x - (log ? 0 : p.sx), p.x + p.sx]), log, 0.05);
-    const [y0, y1] = range(all.flatMap((p) => [p.y - p.sy, p.y + p.sy]), false, 0.07);
+    const robust = !$("wide").checked;
+    const [x0, x1] = range(all, "x", log, robust && !log && !bounded(state().x));
+    const [y0, y1] = range(all, "y", false, robust);
     const f = log ? Math.log : (v) => v;
-    const { left, right, top, bottom, width, height } = FRAME;
+    const { left, right, top, bottom, width, height } = frame;
     const wide = width - left - right;
     const high = height - top - bottom;
+    const within = (v, low, top) => Math.min(Math.max(v, low), top);
     return {
       log, x0, x1, y0, y1,
-      x: (v) => left + (wide * (f(v) - f(x0))) / (f(x1) - f(x0)),
-      y: (v) => (up() ? top + high * (1 - (v - y0) / (y1 - y0)) : top + (high * (v - y0)) / (y1 - y0)),
+      x: (v) => within(left + (wide * (f(v) - f(x0))) / (f(x1) - f(x0)), left + 8, width - right - 4),
+      y: (v) => within(top + (high * (up() ? y1 - v : v - y0)) / (y1 - y0), top + 4, height - bottom - 8),
+      outside: (p) => p.y < y0 || p.y > y1 || p.x < x0 || p.x > x1,
     };
   }
 
   function axes(s) {
-    const { left, right, top, bottom, width, height } = FRAME;
+    const { left, right, top, bottom, width, height, narrow } = frame;
     const digits = (list) => Math.max(0, Math.min(4, -Math.floor(Math.log10(Math.abs(list[1] - list[0]) || 1))));
-    const xs = ticks(s.x0, s.x1, 8, s.log);
+    const xs = ticks(s.x0, s.x1, narrow ? 4 : 8, s.log);
     const ys = ticks(s.y0, s.y1, 7, false);
     const dx = s.log ? (Math.min(...xs) < 1 ? 2 : 0) : digits(xs);
     return [
       ...xs.map((t) => `<line class="grid" x1="${s.x(t)}" x2="${s.x(t)}" y1="${top}" y2="${height - bottom}"/>` +
         `<text class="tick" text-anchor="middle" x="${s.x(t)}" y="${height - bottom + 18}">${pretty(t, dx)}</text>`),
       ...ys.map((t) => `<line class="grid" y1="${s.y(t)}" y2="${s.y(t)}" x1="${left}" x2="${width - right}"/>` +
-        `<text class="tick" text-anchor="end" x="${left - 8}" y="${s.y(t) + 4}">${pretty(t, digits(ys))}</text>`),
+        `<text class="tick" text-anchor="end" x="${left - 6}" y="${s.y(t) + 4}">${pretty(t, digits(ys))}</text>`),
       `<text class="axis" text-anchor="middle" x="${(left + width - right) / 2}" y="${height - 12}">${escape(labels[state().x])}</text>`,
-      `<text class="axis" text-anchor="middle" transform="translate(18 ${(top + height - bottom) / 2}) rotate(-90)">${escape(labels[state().y])}</text>`,
+      `<text class="axis" text-anchor="middle" transform="translate(13 ${(top + height - bottom) / 2}) rotate(-90)">${escape(labels[state().y])}</text>`,
     ].join("");
   }
 
@@ -211,18 +272,32 @@ function start() {
     return `<path class="front" d="${steps.join("")}"/>`;
   }
 
-  /** A thin line through the targets of one method, so that the eye follows it. */
+  /** A thin line through one row's targets, or through the points of one sweep. */
   function trails(s, all) {
     const families = new Map();
     for (const p of all) {
       if (p.row.kind === "dense") continue;
-      const key = `${p.row.kind} ${p.row.name.replace(/[-@ ]*p?[\d.]+(?=,|$|-ft)/, "")}`;
+      const key = p.row.kind === "one-shot" ? p.row.line : p.row.name.replace(/-p?[\d.]+(?=-|$)/, "");
       families.set(key, [...(families.get(key) ?? []), p]);
     }
     return [...families.values()].filter((f) => f.length > 1).map((f) => {
       const line = f.sort((a, b) => a.x - b.x || a.y - b.y).map((p) => `${s.x(p.x)},${s.y(p.y)}`).join("L");
       return `<path class="trail" d="M${line}" stroke="${colour(f[0].row.method)}"/>`;
     }).join("");
+  }
+
+  /** Names where there is space; an outlier says where it really is. */
+  function names(s, all) {
+    const { left, right, top, bottom, width, height } = frame;
+    const marks = all.filter((p) => p.row.kind !== "one-shot").map((p) => {
+      const [x, y, first] = [s.x(p.x), s.y(p.y), s.outside(p)];
+      const far = !first ? "" : p.y < s.y0 || p.y > s.y1 ? ` ${up() === p.y < s.y0 ? "↓" : "↑"} ${pretty(p.y, 1)}` : ` → ${pretty(p.x, 1)}`;
+      return { x, y, first, text: p.row.short + far, row: p.row };
+    });
+    const places = placeNames(marks, { left, top, right: width - right, bottom: height - bottom });
+    return marks.map(({ text, row }, i) => places[i] &&
+      `<text class="name${row === picked ? " picked" : ""}" text-anchor="${places[i].anchor}" x="${places[i].x}" y="${places[i].y}">${escape(text)}</text>`)
+      .filter(Boolean).join("");
   }
 
   function drawPoint(s, p, i, front, tab) {
@@ -238,21 +313,21 @@ function start() {
       (s.log ? "" : `<line class="bar" stroke="${c}" y1="${y}" y2="${y}" x1="${s.x(p.x - p.sx)}" x2="${s.x(p.x + p.sx)}"/>`) + seeds +
       `<circle class="halo" r="13" cx="${x}" cy="${y}"/>` +
       (front.includes(p) ? `<circle class="ring" r="10" cx="${x}" cy="${y}"/>` : "") +
-      `<path class="mark" d="${outline(methods.indexOf(p.row.method))}" transform="translate(${x} ${y})" ${open}/></g>`;
+      `<path class="mark" d="${outline(p.row.mark)}" transform="translate(${x} ${y})" ${open}/></g>`;
   }
 
   function drawChart() {
     const all = spots(chosen(), state().x, state().y).sort((a, b) => a.x - b.x || a.y - b.y);
     shown = all;
     if (!all.length) {
-      $("chart").innerHTML = '<text class="axis" x="440" y="230" text-anchor="middle">Nothing to show: no row has both quantities.</text>';
+      $("chart").innerHTML = `<text class="axis" x="${frame.width / 2}" y="${frame.height / 2}" text-anchor="middle">No row has both quantities.</text>`;
       return [];
     }
     const s = scales(all);
     const front = paretoFront(all, up());
     const current = Math.max(0, all.findIndex((p) => p.row === picked));
     $("chart").innerHTML = axes(s) + trails(s, all) + frontLine(s, front) +
-      all.map((p, i) => drawPoint(s, p, i, front, i === current)).join("");
+      all.map((p, i) => drawPoint(s, p, i, front, i === current)).join("") + names(s, all);
     return front.map((p) => p.row);
   }
 
@@ -261,7 +336,7 @@ function start() {
     const present = keys.filter((k) => chosen().some((r) => r.values[k]));
     return [
       { key: "front", head: "front", of: (r, f) => (f.includes(r) ? 1 : 0), text: (r, f) => (f.includes(r) ? "●" : "") },
-      { key: "name", head: "row", of: (r) => r.name, text: (r) => `${mark(r.method)} ${escape(r.name)}` },
+      { key: "name", head: "row", of: (r) => r.name, text: (r) => `${mark(r)} <span>${escape(r.name)}</span><small>${escape(r.settings)}</small>` },
       { key: "method", head: "method", of: (r) => r.method, text: (r) => escape(r.method) },
       { key: "seeds", head: "seeds", number: true, of: (r) => r.seeds.length, text: (r) => r.seeds.length },
       ...present.map((k) => ({
@@ -269,7 +344,6 @@ function start() {
         of: (r) => (r.values[k] ? mean(r.values[k]) : undefined),
         text: (r) => spread(r.values[k]).replace(/ ± .*/, '<span class="std">$&</span>'),
       })),
-      { key: "settings", head: "settings", of: (r) => r.settings, text: (r) => escape(r.settings) },
     ];
   }
 
@@ -292,7 +366,7 @@ function start() {
       `<th scope="col" class="${c.number ? "number" : ""}" aria-sort="${aria(c)}"><button type="button" data-key="${c.key}">${escape(c.head)}</button></th>`).join("")}</tr>`;
     $("table").tBodies[0].innerHTML = rows.map((r) =>
       `<tr data-row="${data.rows.indexOf(r)}" class="${r === picked ? "picked" : ""}">${all.map((c) =>
-        `<td class="${c.number ? "number" : ""}">${c.text(r, front)}</td>`).join("")}</tr>`).join("");
+        `<td class="${c.number ? "number" : `is-${c.key}`}" data-head="${escape(c.head)}">${c.text(r, front)}</td>`).join("")}</tr>`).join("");
   }
 
   function facts(row) {
@@ -312,17 +386,17 @@ function start() {
 
   function drawDetail() {
     if (!picked) {
-      $("detail").innerHTML = '<h2>Compare</h2><p class="quiet">Choose a point or a row: it is tested against every other row shown, seed by seed. Tab and the arrow keys work too; Escape lets go.</p>';
+      $("detail").innerHTML = '<h2>Compare</h2><p class="quiet">Click a point or a row to test it against every other row shown, seed by seed. Tab and the arrow keys work too; Escape clears the selection.</p>';
       return;
     }
     const found = rivals(picked);
     const table = found.map(({ r, n, d, p }) =>
-      `<tr><td>${mark(r.method)} ${escape(r.name)}</td><td class="number">${d >= 0 ? "+" : ""}${d.toFixed(2)}</td><td class="number">${p.toFixed(3)}</td><td class="number">${n}</td></tr>`).join("");
-    $("detail").innerHTML = `<h2>${mark(picked.method)} ${escape(picked.name)}</h2>` +
+      `<tr><td>${mark(r)} ${escape(r.name)}</td><td class="number">${d >= 0 ? "+" : ""}${d.toFixed(2)}</td><td class="number">${p.toFixed(3)}</td><td class="number">${n}</td></tr>`).join("");
+    $("detail").innerHTML = `<h2>${mark(picked)} ${escape(picked.name)}</h2>` +
       `<p class="quiet">${escape(picked.settings)}</p>` +
       (found.length
         ? `<table><thead><tr><th>better by, against</th><th class="number">points</th><th class="number">p</th><th class="number">n</th></tr></thead><tbody>${table}</tbody></table>`
-        : '<p class="quiet">No other row shown shares three seeds with it: nothing to test.</p>') +
+        : '<p class="quiet">No other row shown shares three seeds with it, so there is nothing to test.</p>') +
       `<dl>${facts(picked)}</dl><p class="quiet">Seeds ${picked.seeds.join(", ")}; records ${picked.records.join(" ")}</p>`;
   }
 
@@ -332,15 +406,15 @@ function start() {
     remember();
   }
 
-  /** What is shown is in the address, so that a link shows the same. */
+  /** The address stores the view, so that a link shows the same. */
   function remember() {
-    const boxes = ["log", "each", "oneshot"].filter((id) => $(id).checked);
+    const boxes = ["log", "each", "wide", "oneshot"].filter((id) => $(id).checked);
     const parts = { ...state(), on: boxes.join("."), off: [...hidden].join("."), row: picked?.name ?? "", find: $("find").value };
     const text = new URLSearchParams(Object.entries(parts).filter(([, v]) => v)).toString();
     try {
       history.replaceState(null, "", `#${text}`);
     } catch {
-      return; // a sandboxed frame forbids it; nothing is lost but the link
+      return; // forbidden in a sandboxed frame; only the link is lost
     }
   }
 
@@ -369,7 +443,7 @@ function start() {
       return;
     }
     const { x, y } = state();
-    tip.innerHTML = `<b>${mark(p.row.method)} ${escape(p.row.name)}</b>` +
+    tip.innerHTML = `<b>${mark(p.row)} ${escape(p.row.name)}</b>` +
       `<dl>${[y, x].map((k) => `<dt>${escape(labels[k])}</dt><dd>${spread(p.row.values[k])}</dd>`).join("")}<dt>seeds</dt><dd>${p.row.seeds.length}</dd></dl>` +
       `<span class="quiet">${escape(p.row.settings)}</span>`;
     tip.hidden = false;
@@ -431,7 +505,8 @@ function start() {
   }
 
   function download() {
-    const all = columns().filter((c) => c.key !== "front");
+    const settings = { head: "settings", of: (r) => r.settings };
+    const all = [...columns().filter((c) => c.key !== "front"), settings];
     const lines = sorted(chosen(), []).map((r) => all.map((c) => c.of(r) ?? ""));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([csv(all.map((c) => c.head), lines)], { type: "text/csv" }));
@@ -444,8 +519,9 @@ function start() {
     document.documentElement.dataset.theme = name;
   }
 
+  fit();
   fill();
-  if (data.rows.some((r) => r.values.macs_nonzero)) $("x").value = "macs_nonzero"; // all methods differ here
+  if (data.rows.some((r) => r.values.macs_nonzero)) $("x").value = "macs_nonzero"; // all methods differ in it
   recall();
   theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
@@ -457,6 +533,7 @@ function start() {
   });
   $("csv").addEventListener("click", download);
   document.addEventListener("keydown", (e) => e.key === "Escape" && picked && pick(picked));
+  addEventListener("resize", () => (fit(), draw()));
   listenChart();
   listenTable();
   draw();
