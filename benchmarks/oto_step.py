@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from methods._oto.directions import DirectionOptions
-from methods.dhspg import DHSPG, DHSPGOptions
-from methods.hesso import HESSO, HESSOOptions
-from methods.hesso_cric import HESSOCRIC, HESSOCRICOptions, Timetable
-from methods.hspg import HSPG, HSPGOptions
+from methods.dhspg import DHSPG, DHSPGConfig
+from methods.hesso import HESSO, HESSOConfig
+from methods.hesso_cric import HESSOCRIC, HESSOCRICConfig, Timetable
+from methods.hspg import HSPG, HSPGConfig
+from pipeline.training.recipe import OptimizerConfig
 from pipeline.units.groups import ChannelGroup, Slice
 from pipeline.units.rows import Rows
 
@@ -86,13 +86,28 @@ def vgg16_bn(device: torch.device) -> Network:
     return shapes.named, groups
 
 
+def asked(name: str, momentum: float = 0.0, decay: float = 0.0) -> OptimizerConfig:
+    return OptimizerConfig(name=name, lr=1e-4, momentum=momentum, weight_decay=decay)
+
+
+def hesso(params: list[nn.Parameter], rows: Rows, direction: OptimizerConfig) -> HESSO:
+    made = HESSO(params, rows, direction, HESSOConfig())
+    made.schedule(0, 10_000)
+    return made
+
+
+def hesso_cric(params: list[nn.Parameter], rows: Rows, direction: OptimizerConfig) -> HESSOCRIC:
+    made = HESSOCRIC(params, rows, direction, HESSOCRICConfig())
+    made.schedule(Timetable(0, 0, 1, 10_000))
+    return made
+
+
 def optimizers(
     build: Callable[[torch.device], Network], device: torch.device
 ) -> dict[str, Optimizer]:
     """Every variant over its own copy of the network, in its most expensive state."""
-    sgd = DirectionOptions("sgd", MOMENTUM)
-    adam, adamw = DirectionOptions("adam"), DirectionOptions("adamw")
     lr = 1e-4
+    dhspg = DHSPGConfig()
     makers: dict[str, Callable[[list[nn.Parameter], Rows], Optimizer]] = {
         "sgd foreach, momentum": lambda p, _: SGD(p, lr, MOMENTUM, foreach=True),
         "sgd fused, momentum": lambda p, _: SGD(p, lr, MOMENTUM, fused=True),
@@ -101,37 +116,23 @@ def optimizers(
         ),
         "adam foreach": lambda p, _: torch.optim.Adam(p, lr, foreach=True),
         "adam fused": lambda p, _: torch.optim.Adam(p, lr, fused=True),
-        "hspg warm-up": lambda p, r: HSPG(p, r, lr, HSPGOptions(half_space=False)),
-        "hspg half-space": lambda p, r: HSPG(p, r, lr, HSPGOptions()),
-        "hspg half-space, cap": lambda p, r: HSPG(p, r, lr, HSPGOptions(upper=0.9)),
-        "hspg half-space, momentum": lambda p, r: HSPG(p, r, lr, HSPGOptions(momentum=MOMENTUM)),
-        "dhspg sgd": lambda p, r: DHSPG(p, r, lr, DHSPGOptions()),
-        "dhspg sgd, momentum": lambda p, r: DHSPG(p, r, lr, DHSPGOptions(direction=sgd)),
+        "hspg warm-up": lambda p, r: HSPG(p, r, lr, HSPGConfig(), half_space=False),
+        "hspg half-space": lambda p, r: HSPG(p, r, lr, HSPGConfig()),
+        "hspg half-space, cap": lambda p, r: HSPG(p, r, lr, HSPGConfig(upper_group_sparsity=0.9)),
+        "hspg half-space, momentum": lambda p, r: HSPG(p, r, lr, HSPGConfig(momentum=MOMENTUM)),
+        "dhspg sgd": lambda p, r: DHSPG(p, r, asked("sgd"), dhspg),
+        "dhspg sgd, momentum": lambda p, r: DHSPG(p, r, asked("sgd", MOMENTUM), dhspg),
         "dhspg sgd, momentum, decay": lambda p, r: DHSPG(
-            p, r, lr, DHSPGOptions(direction=sgd, weight_decay=DECAY)
+            p, r, asked("sgd", MOMENTUM, DECAY), dhspg
         ),
-        "dhspg adam": lambda p, r: DHSPG(p, r, lr, DHSPGOptions(direction=adam)),
-        "dhspg adam, decay": lambda p, r: DHSPG(
-            p, r, lr, DHSPGOptions(direction=adam, weight_decay=DECAY)
-        ),
-        "dhspg adamw": lambda p, r: DHSPG(
-            p, r, lr, DHSPGOptions(direction=adamw, weight_decay=DECAY)
-        ),
-        "hesso sgd, momentum": lambda p, r: HESSO(
-            p, r, lr, HESSOOptions(direction=sgd, pruning_steps=10_000, periods=10)
-        ),
-        "hesso sgd, momentum, decay": lambda p, r: HESSO(
-            p, r, lr, HESSOOptions(direction=sgd, weight_decay=DECAY, pruning_steps=10_000)
-        ),
-        "hesso adam, decay": lambda p, r: HESSO(
-            p, r, lr, HESSOOptions(direction=adam, weight_decay=DECAY, pruning_steps=10_000)
-        ),
-        "hesso adamw": lambda p, r: HESSO(
-            p, r, lr, HESSOOptions(direction=adamw, weight_decay=DECAY, pruning_steps=10_000)
-        ),
-        "hesso_cric sgd, momentum": lambda p, r: HESSOCRIC(
-            p, r, lr, HESSOCRICOptions(direction=sgd, times=Timetable(0, 0, 1, 10_000))
-        ),
+        "dhspg adam": lambda p, r: DHSPG(p, r, asked("adam"), dhspg),
+        "dhspg adam, decay": lambda p, r: DHSPG(p, r, asked("adam", 0.0, DECAY), dhspg),
+        "dhspg adamw": lambda p, r: DHSPG(p, r, asked("adamw", 0.0, DECAY), dhspg),
+        "hesso sgd, momentum": lambda p, r: hesso(p, r, asked("sgd", MOMENTUM)),
+        "hesso sgd, momentum, decay": lambda p, r: hesso(p, r, asked("sgd", MOMENTUM, DECAY)),
+        "hesso adam, decay": lambda p, r: hesso(p, r, asked("adam", 0.0, DECAY)),
+        "hesso adamw": lambda p, r: hesso(p, r, asked("adamw", 0.0, DECAY)),
+        "hesso_cric sgd, momentum": lambda p, r: hesso_cric(p, r, asked("sgd", MOMENTUM)),
     }
     made = {}
     for name, make in makers.items():

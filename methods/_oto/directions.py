@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.training.recipe import Recipe
+from pipeline.training.recipe import OptimizerConfig
 from pipeline.units.scratch import PIECE, Kept, Scratch
 
 State = MutableMapping[Any, dict[str, Any]]
@@ -23,64 +22,35 @@ EPS = 1e-8  # in Adam's denominator
 SMALL = 2**12  # numbers in a tensor for which a call costs more than its work
 
 
-@dataclass(frozen=True)
-class DirectionOptions:
-    """How a gradient becomes a direction v.
-
-    Attributes:
-        variant: "sgd", "adam" or "adamw".
-        momentum, dampening: heavy ball of "sgd".
-        betas: moments of "adam" and "adamw".
-        faithful_moments: start Adam's moments at g and g^2 instead of (1-b) g and (1-b) g^2, as
-            the OTO programs do: steps much smaller than Adam's for the first thousands of calls.
+def check_row_wise(optimizer: OptimizerConfig) -> None:
     """
-
-    variant: str = "sgd"
-    momentum: float = 0.0
-    dampening: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    faithful_moments: bool = False
-
-
-def direction_options(recipe: Recipe, faithful: bool) -> DirectionOptions:
-    """The recipe's optimizer as a direction.
-
     Raises:
         ValueError: the recipe's optimizer has no row-wise form.
     """
-    config = recipe.optimizer
-    if config.name == "adadelta" or (config.nesterov and config.name == "sgd"):
+    if optimizer.name == "adadelta" or (optimizer.nesterov and optimizer.name == "sgd"):
         raise ValueError(
-            f"train.optimizer: {config.name!r} with nesterov={config.nesterov} has no row-wise "
-            "form (use sgd without nesterov, adam or adamw)"
+            f"train.optimizer: {optimizer.name!r} with nesterov={optimizer.nesterov} has no "
+            "row-wise form (use sgd without nesterov, adam or adamw)"
         )
-    return DirectionOptions(
-        config.name, config.momentum, betas=config.betas, faithful_moments=faithful
-    )
 
 
 def heavy_ball(
-    state: State,
-    params: list[Tensor],
-    grads: list[Tensor],
-    options: DirectionOptions,
-    decay: float = 0.0,
+    state: State, params: list[Tensor], grads: list[Tensor], momentum: float, decay: float = 0.0
 ) -> list[Tensor]:
-    """b <- q at first, then momentum * b + (1 - dampening) * q, with q = gradient + decay * x.
+    """b <- momentum * b + q, at first b = q, with q = gradient + decay * x.
 
-    The buffers are kept in `state` and returned themselves.
+    Returns the buffers in `state` themselves.
     """
-    buffers, fresh = _moment(state, "momentum_buffer", params)
-    share = 1.0 if fresh else 1.0 - options.dampening
-    torch._foreach_mul_(buffers, options.momentum)
-    torch._foreach_add_(buffers, grads, alpha=share)
+    buffers, _ = _moment(state, "momentum_buffer", params)
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, grads)
     if decay:
-        torch._foreach_add_(buffers, params, alpha=share * decay)
+        torch._foreach_add_(buffers, params, alpha=decay)
     return buffers
 
 
 def decayed(params: list[Tensor], grads: list[Tensor], decay: float, kept: Kept) -> list[Tensor]:
-    """gradient + decay * x; on a CPU in memory of `kept`."""
+    """gradient + decay * x; on a CPU in the memory of `kept`."""
     if not all(p.device.type == "cpu" for p in params):
         return list(torch._foreach_add(grads, params, alpha=decay))
     pairs = zip(grads, params, strict=True)
@@ -90,12 +60,17 @@ def decayed(params: list[Tensor], grads: list[Tensor], decay: float, kept: Kept)
 class Adam:
     """m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps) with decay coupled into the gradient.
 
-    On a CPU torch's fused kernel does it in one pass, into memory that is kept (one copy of the
-    parameters); elsewhere, and where torch has no such kernel, list operations do it.
+    On a CPU, torch's fused kernel computes it in one pass into reused memory (one copy of the
+    parameters). Without that kernel, and on other devices, list operations do.
+
+    Args:
+        betas: b1, b2.
+        faithful_moments: start the moments at g and g^2 instead of (1-b) g and (1-b) g^2, as the
+            OTO programs do. Steps are then much smaller than Adam's for thousands of calls.
     """
 
-    def __init__(self, options: DirectionOptions) -> None:
-        self.options = options
+    def __init__(self, betas: tuple[float, float], faithful_moments: bool = False) -> None:
+        self.betas, self.faithful_moments = betas, faithful_moments
         self._scratch, self._out, self._grads = Scratch(), Kept(), Kept()
         self._can_fuse = has_fused_adam()
 
@@ -110,7 +85,7 @@ class Adam:
         """v at the 1-based step t; holds until the next call."""
         mean, fresh = _moment(state, "exp_avg", params)
         square, _ = _moment(state, "exp_avg_sq", params)
-        if fresh and self.options.faithful_moments:  # the updates then leave them where they are
+        if fresh and self.faithful_moments:  # fixed points of the updates below
             torch._foreach_add_(mean, grads)
             torch._foreach_add_(mean, params, alpha=decay)
             torch._foreach_addcmul_(square, mean, mean)
@@ -123,7 +98,7 @@ class Adam:
         return out
 
     def _fused(self, lists: tuple[list[Tensor], ...], step: int, decay: float) -> None:
-        """`lists`: x, gradient, m, s, v. Large ones in pieces, small ones together."""
+        """`lists`: x, gradient, m, s, v. Large tensors go in pieces, small ones in one call."""
         done, few = torch.tensor(float(step)), [list[Tensor]() for _ in range(4)]
         for x, g, *own in zip(*lists, strict=True):
             for xi, gi, *rest in _pieces(x, g, own):
@@ -131,21 +106,21 @@ class Adam:
                     room = self._scratch.like(gi) if gi.numel() > SMALL else None
                     gi = torch.add(gi, xi, alpha=decay, out=room)
                 if gi.numel() > SMALL:
-                    fused_adam([[t] for t in (gi, *rest)], done, self.options.betas)
+                    fused_adam([[t] for t in (gi, *rest)], done, self.betas)
                     continue
                 for kind, t in zip(few, (gi, *rest), strict=True):
                     kind.append(t)
         if few[0]:
-            fused_adam(few, done, self.options.betas)
+            fused_adam(few, done, self.betas)
 
     def _listed(
         self, grads: list[Tensor], own: tuple[list[Tensor], list[Tensor], list[Tensor]], step: int
     ) -> None:
-        (mean, square, v), (b1, b2) = own, self.options.betas
+        (mean, square, v), (b1, b2) = own, self.betas
         torch._foreach_lerp_(mean, grads, 1.0 - b1)
         torch._foreach_mul_(square, b2)
         torch._foreach_addcmul_(square, grads, grads, value=1.0 - b2)
-        # both corrections go into the denominator: a pass less over the memory
+        # both bias corrections go into the denominator: one pass over the memory less
         first = 1.0 - b1**step
         torch._foreach_copy_(v, square)
         torch._foreach_sqrt_(v)

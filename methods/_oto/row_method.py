@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from methods._oto.row_optimizer import RowOptimizer
 from pipeline.training.method import Batches, MethodBase
-from pipeline.training.phases import EpochStats, StepContext
+from pipeline.training.phases import EpochStats, Phase, StepContext
+from pipeline.training.recipe import Recipe, Strict
+from pipeline.training.schedules import parameter_groups
 from pipeline.units.groups import ChannelGroup, Granularity, Units
 from pipeline.units.layers import GroupScope, in_scope
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rows import Rows, named_parameters, zig_norms
 
+
+class RowConfig(Strict):
+    """`groups`: "all" treats every prunable group; "inner" the channels that one layer makes and
+    one layer reads, so never a residual stream (the authors' scope on ImageNet)."""
+
+    groups: GroupScope = "all"
+
+
+Config = TypeVar("Config", bound=RowConfig)
 Stepped = TypeVar("Stepped", bound=RowOptimizer)
 
 
-class RowMethod(MethodBase, Generic[Stepped]):
-    """Trains with an optimizer that brings channels of the groups in `scope` to zero.
+class RowMethod(MethodBase, Generic[Config, Stepped]):
+    """Trains with an optimizer that brings channels of the groups in scope to zero.
 
-    Subclasses make the optimizer, remember it as `stepped` and the recipe's `epochs`. Groups out of
-    scope have no score and stay whole.
+    `make(params, rows, recipe.optimizer, config)` builds the optimizer. Groups out of scope have
+    no score and stay whole.
     """
 
     granularity = Granularity.STRUCTURED
+    make: ClassVar[Any]
 
-    def __init__(self, scope: GroupScope) -> None:
-        self._scope = scope
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self._groups: tuple[ChannelGroup, ...] = ()
         self.stepped: Stepped | None = None
         self.epochs = 0  # of the whole training
@@ -39,17 +52,24 @@ class RowMethod(MethodBase, Generic[Stepped]):
             ValueError: no prunable group is in scope.
         """
         del batches
-        self._groups = in_scope(units.prunable, model, self._scope)
+        self._groups = in_scope(units.prunable, model, self.config.groups)
         if units.prunable and not self._groups:
             raise ValueError(
-                f"groups: {self._scope}: none of the {len(units.prunable)} prunable channel groups "
-                "is made by one layer and read by one; set groups: all in the method's block of "
-                "params.yaml"
+                f"groups: {self.config.groups}: none of the {len(units.prunable)} prunable channel "
+                "groups is made by one layer and read by one; set groups: all in the method's "
+                "block of params.yaml"
             )
 
     def rows(self, model: nn.Module) -> Rows:
         """The channels to treat, as the optimizers take them."""
         return Rows(named_parameters(model), self._groups)
+
+    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
+        self.epochs = recipe.epochs
+        params = parameter_groups(model, recipe.optimizer)
+        stepped: Stepped = self.make(params, self.rows(model), recipe.optimizer, self.config)
+        self.stepped = stepped
+        return stepped
 
     def total_steps(self, at: StepContext) -> int:
         """Optimizer steps of the whole training."""
@@ -67,7 +87,7 @@ class RowMethod(MethodBase, Generic[Stepped]):
         stays = None if self.stepped is None else self.stepped.stays_zero()
         if self.stepped is None or stays is None or not len(stays):
             return None
-        norms = zig_norms(model, self.stepped.rows.groups)  # frozen parts have to be zero, too
+        norms = zig_norms(model, self.stepped.rows.groups)  # frozen parts must be zero as well
         stay = self.stepped.rows.split(stays)
         keep = {name: (norm != 0) | ~stay[name] for name, norm in norms.items()}
         return PruningPlan(Granularity.STRUCTURED, keep)
@@ -79,7 +99,7 @@ class RowMethod(MethodBase, Generic[Stepped]):
         return False
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        return zig_norms(model, in_scope(units.prunable, model, self._scope))
+        return zig_norms(model, in_scope(units.prunable, model, self.config.groups))
 
     def release(self, model: nn.Module) -> None:
         del model

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from methods._oto.directions import Adam, DirectionOptions, decayed, heavy_ball
+from methods._oto.directions import Adam, check_row_wise, decayed, heavy_ball
+from pipeline.training.recipe import OptimizerConfig
 from pipeline.units.rows import Rows
 from pipeline.units.scratch import Kept
 
@@ -136,38 +137,47 @@ class RowOptimizer(Optimizer, ABC):
 
 
 class DirectedRowOptimizer(RowOptimizer):
-    """A row-wise optimizer whose direction is that of SGD, Adam or AdamW.
+    """A row-wise optimizer whose direction is that of the recipe's SGD, Adam or AdamW.
 
     Param groups carry `lr` and `weight_decay`. Coupled decay is part of v; AdamW's is not.
+
+    Raises:
+        ValueError: `optimizer` has no row-wise form.
     """
 
     def __init__(
-        self, params: Params, rows: Rows, lr: float, options: DirectionOptions, decay: float = 0.0
+        self,
+        params: Params,
+        rows: Rows,
+        optimizer: OptimizerConfig,
+        faithful_moments: bool = False,
     ) -> None:
-        super().__init__(params, rows, {"lr": lr, "weight_decay": decay})
-        self.direction_options = options
-        self._adam, self._kept = Adam(options), Kept()
+        check_row_wise(optimizer)
+        defaults = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+        super().__init__(params, rows, defaults)
+        self.direction = optimizer
+        self._adam, self._kept = Adam(optimizer.betas, faithful_moments), Kept()
 
     @property
     def decoupled(self) -> bool:
-        return self.direction_options.variant == "adamw"
+        return self.direction.name == "adamw"
 
     @property
     def counts_in_direction(self) -> bool:
         """Whether v depends on a number that Python counts: the t of Adam's 1 - b^t."""
-        return self.direction_options.variant != "sgd"
+        return self.direction.name != "sgd"
 
     def directions(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
         if not params:
             return []
-        options, decay = self.direction_options, group["weight_decay"]
-        if options.variant != "sgd":
+        momentum, decay = self.direction.momentum, group["weight_decay"]
+        if self.direction.name != "sgd":
             coupled = 0.0 if self.decoupled else decay
             return self._adam(self.state, params, grads, self.units["step"], coupled)
-        if options.momentum:
-            return heavy_ball(self.state, params, grads, options, decay)
+        if momentum:
+            return heavy_ball(self.state, params, grads, momentum, decay)
         return decayed(params, grads, decay, self._kept) if decay else grads
 
     def step_plain(self, group: dict[str, Any], params: list[Tensor], moves: list[Tensor]) -> None:
@@ -177,7 +187,7 @@ class DirectedRowOptimizer(RowOptimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._adam = Adam(self.direction_options)  # what it keeps may not be finite
+        self._adam = Adam(self._adam.betas, self._adam.faithful_moments)  # drop its buffers
 
     def row_decays(self) -> list[float]:
         """Decoupled decay of each of `rows.params`; nothing where there is none."""

@@ -1,19 +1,15 @@
 """Dense training: the baseline, and the parent of every one-shot pruning.
 
 SGD (or any optimizer of the recipe), nothing else. A weight is as salient as it is large
-(Han et al., "Learning both Weights and Connections", NeurIPS 2015, arXiv:1506.02626).
-Units: weights. Rule: `fraction`, or `none` for the dense network itself.
+(Han et al., "Learning both Weights and Connections", NeurIPS 2015, arXiv:1506.02626): the default
+saliency of `MethodBase`. Units: weights. Rule: `fraction`, or `none` for the dense network itself.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
 from pipeline.registry import register_method
 from pipeline.training.method import MethodBase
 from pipeline.training.recipe import Strict
-from pipeline.units.groups import Granularity, Units
 
 
 class DenseConfig(Strict):
@@ -24,13 +20,5 @@ class DenseConfig(Strict):
 class Dense(MethodBase):
     """Trains as the recipe says."""
 
-    granularity = Granularity.UNSTRUCTURED
-
     def __init__(self, config: DenseConfig) -> None:
         self.config = config
-
-    @torch.no_grad()
-    def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        """|w|."""
-        state = model.state_dict()
-        return {name: state[name].detach().abs() for name in units.weights}

@@ -13,22 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from methods._oto.directions import DirectionOptions, direction_options
-from methods._oto.row_method import RowMethod
+from methods._oto.row_method import RowConfig, RowMethod
 from methods._oto.row_optimizer import DirectedRowOptimizer, Params
 from pipeline.registry import register_method
-from pipeline.training.phases import Phase, StepContext
-from pipeline.training.recipe import Fraction, NonNegative, Positive, Recipe, Strict
-from pipeline.training.schedules import parameter_groups
-from pipeline.units.layers import GroupScope
+from pipeline.training.phases import StepContext
+from pipeline.training.recipe import Fraction, NonNegative, OptimizerConfig, Positive
 from pipeline.units.rows import Rows
 
 SMALL = 1e-8  # in x / (||x|| + SMALL)
@@ -41,44 +36,50 @@ VARIANTS: Mapping[str, tuple[float, float, float]] = {
 """penalty, amplify, ceiling of each variant: the defaults of the authors' program."""
 
 
-@dataclass(frozen=True)
-class DHSPGOptions:
-    """The numbers of DHSPG.
+class DHSPGConfig(RowConfig):
+    """Settings of DHSPG. The recipe's optimizer (sgd, adam, adamw) gives the direction.
 
     Attributes:
-        target: group sparsity to reach; `tolerance` more are penalised.
+        target_group_sparsity: fraction of zero channels to reach; `tolerance_group_sparsity` more
+            are penalised.
         penalty: lambda; `amplify` and `ceiling` bound the adaptive one (A and C of the card).
+            None = the variant's default (`VARIANTS`).
         epsilon: half-space parameter in [0, 1).
-        start_step: steps before the partition; `warmup_steps`: steps before the penalty adapts and
-            the projection begins.
+        start_epochs: epochs before the partition; None = `start_fraction` of all steps.
+        warmup_fraction: of all steps; before, the penalty does not adapt and nothing is projected.
         group_divisible: channels kept in a group are a multiple of this.
-        decay_type: decoupled decay along x ("l2_norm") or x / ||x|| of each row ("l1_norm").
+        weight_decay_type: AdamW's decay along x ("l2_norm") or x / ||x|| of each row ("l1_norm").
         faithful: see the head of this file.
     """
 
-    direction: DirectionOptions = field(default_factory=DirectionOptions)
-    weight_decay: float = 0.0
-    target: float = 0.5
-    tolerance: float = 0.05
-    penalty: float = 1e-3
-    amplify: float = 2.0
-    ceiling: float = 10.0
-    epsilon: float = 0.0
-    start_step: int = 0
-    warmup_steps: int = 0
-    group_divisible: int = 1
-    decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
+    target_group_sparsity: Fraction = 0.5
+    tolerance_group_sparsity: Fraction = 0.05
+    penalty: NonNegative | None = None
+    amplify: Positive | None = None
+    ceiling: Annotated[float, Field(ge=1.0)] | None = None
+    epsilon: Fraction = 0.0
+    start_epochs: Annotated[int, Field(ge=0)] | None = None
+    start_fraction: Fraction = 0.1
+    warmup_fraction: Fraction = 0.0
+    group_divisible: Annotated[int, Field(ge=1)] = 1
+    weight_decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
     faithful: bool = False
 
 
 class DHSPG(DirectedRowOptimizer):
     """DHSPG over `rows`; parameters of `params` outside them take plain steps."""
 
-    def __init__(self, params: Params, rows: Rows, lr: float, options: DHSPGOptions) -> None:
-        super().__init__(params, rows, lr, options.direction, options.weight_decay)
-        self.options = options
+    def __init__(
+        self, params: Params, rows: Rows, optimizer: OptimizerConfig, config: DHSPGConfig
+    ) -> None:
+        super().__init__(params, rows, optimizer, config.faithful)
+        self.config = config
+        penalty, amplify, ceiling = VARIANTS[optimizer.name]
+        self.penalty = penalty if config.penalty is None else config.penalty
+        self.amplify = amplify if config.amplify is None else config.amplify
+        self.ceiling = ceiling if config.ceiling is None else config.ceiling
         self.units["penalized"] = torch.zeros_like(rows.entries, dtype=torch.bool)
-        self.schedule(options.start_step, options.warmup_steps)
+        self.schedule(0, 0)
 
     def schedule(self, start_step: int, warmup_steps: int) -> None:
         """When to partition and when to begin projecting, in steps of this optimizer."""
@@ -94,13 +95,13 @@ class DHSPG(DirectedRowOptimizer):
         return torch.ones_like(self.rows.entries).bool()
 
     def step_rows(self, moves: list[Tensor]) -> None:
-        """Spec 5.1, steps 2 to 6."""
+        """The step, the penalty of the redundant channels, their projection (Algorithm 2)."""
         rows, lr, step = self.rows, self.row_setting("lr"), self.units["step"]
         start = self.units["start_step"]
         square, *products = rows.gram(moves) if step > start else (rows.square_norms(),)
         norm, alive, decays = square.sqrt(), square != 0, self.row_decays()
         scale = torch.ones_like(norm)
-        if decays and self.options.decay_type == "l1_norm":
+        if decays and self.config.weight_decay_type == "l1_norm":
             decays, scale = [], 1.0 - lr * self.row_setting("weight_decay") / (norm + SMALL)
         if step > start:
             inner, slope = products
@@ -110,34 +111,36 @@ class DHSPG(DirectedRowOptimizer):
             scale = scale - pushed * (lr * self._penalty(norm, inner, slope) / (norm + SMALL))
             if step >= self.units["warmup_steps"]:
                 trial = scale * square - lr * (inner + self.decay_inner(square, decays))
-                alive = alive & ~(pushed & (trial < self.options.epsilon * square))
+                alive = alive & ~(pushed & (trial < self.config.epsilon * square))
         keep = alive.to(norm.dtype)
         self.move_rows(moves, scale * keep, lr * keep, decays)
 
     def _short_of_target(self, alive: Tensor) -> Tensor:
-        zeros, count, target = (~alive).sum(), self.rows.count, self.options.target
-        if self.options.faithful:
+        zeros, count, target = (~alive).sum(), self.rows.count, self.config.target_group_sparsity
+        if self.config.faithful:
             return zeros.float() / (count + 6e-6) < target
         return zeros < math.ceil(target * count - 1e-9)
 
     def _penalty(self, norm: Tensor, inner: Tensor, slope: Tensor) -> Tensor:
         """lambda per channel: larger where the gradient alone would make the channel grow, yet
         small enough that the step still descends on the loss."""
-        base = self.options.penalty
+        base = self.penalty
         if self.units["step"] < self.units["warmup_steps"]:
             return torch.full_like(norm, base)
         low, high = -inner / norm, -slope * norm / inner
-        chosen = (self.options.amplify * low).clamp(base, self.options.ceiling * base)
+        chosen = (self.amplify * low).clamp(base, self.ceiling * base)
         chosen = torch.where(chosen >= high, (low + high) / 2, chosen)
         return torch.where(inner < 0, chosen, base)
 
     def _partition(self, norm: Tensor, inner: Tensor, slope: Tensor) -> Tensor:
         """The redundant channels: small ones, and those the gradient already drives to zero."""
-        rows, divisor = self.rows, self.options.group_divisible
+        rows, divisor = self.rows, self.config.group_divisible
         cosine = inner / (norm.clamp(min=1e-8) * slope.sqrt().clamp(min=1e-8))
         smallness = 1.0 / (norm / rows.entries + 1e-6)
         score = 0.5 * _unit(cosine) + 0.5 * _unit(smallness)
-        fraction = min(self.options.target + self.options.tolerance, 0.999)
+        fraction = min(
+            self.config.target_group_sparsity + self.config.tolerance_group_sparsity, 0.999
+        )
         kept = rows.rank(-score) >= int(rows.count * fraction)
         multiples = (rows.sum_groups(kept) / divisor).round().clamp(min=1)
         redundant = rows.rank_in_groups(score) >= (multiples * divisor)[rows.group_of]
@@ -148,58 +151,11 @@ def _unit(vector: Tensor) -> Tensor:
     return vector / torch.linalg.vector_norm(vector).clamp(min=1e-12)
 
 
-class DHSPGConfig(Strict):
-    """Settings of DHSPG. The recipe's optimizer (sgd, adam, adamw) gives the direction.
-
-    `penalty`, `amplify`, `ceiling`: None = the variant's default (see `VARIANTS`).
-    The partition happens after `start_epochs`, or else after `start_fraction` of all steps; before
-    `warmup_fraction` of all steps the penalty does not adapt and nothing is projected.
-    """
-
-    target_group_sparsity: Fraction = 0.5
-    tolerance_group_sparsity: Fraction = 0.05
-    penalty: NonNegative | None = None
-    amplify: Positive | None = None
-    ceiling: Annotated[float, Field(ge=1.0)] | None = None
-    epsilon: Fraction = 0.0
-    start_epochs: Annotated[int, Field(ge=0)] | None = None
-    start_fraction: Fraction = 0.1
-    warmup_fraction: Fraction = 0.0
-    group_divisible: Annotated[int, Field(ge=1)] = 1
-    weight_decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
-    groups: GroupScope = "all"
-    faithful: bool = False
-
-
 @register_method("dhspg", DHSPGConfig)
-class DHSPGMethod(RowMethod[DHSPG]):
+class DHSPGMethod(RowMethod[DHSPGConfig, DHSPG]):
     """One phase; the optimizer learns in the first step when to partition."""
 
-    def __init__(self, config: DHSPGConfig) -> None:
-        super().__init__(config.groups)
-        self.config = config
-
-    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
-        config, decay = self.config, recipe.optimizer.weight_decay
-        base = direction_options(recipe, config.faithful)
-        penalty, amplify, ceiling = VARIANTS[base.variant]
-        options = DHSPGOptions(
-            direction=base,
-            weight_decay=decay,
-            target=config.target_group_sparsity,
-            tolerance=config.tolerance_group_sparsity,
-            penalty=penalty if config.penalty is None else config.penalty,
-            amplify=amplify if config.amplify is None else config.amplify,
-            ceiling=ceiling if config.ceiling is None else config.ceiling,
-            epsilon=config.epsilon,
-            group_divisible=config.group_divisible,
-            decay_type=config.weight_decay_type,
-            faithful=config.faithful,
-        )
-        live = parameter_groups(model, recipe.optimizer)
-        self.epochs = recipe.epochs
-        self.stepped = DHSPG(live, self.rows(model), recipe.optimizer.lr, options)
-        return self.stepped
+    make = DHSPG
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
         if self.stepped is None:

@@ -14,66 +14,70 @@ Adam's moments start at zero. Always: a group keeps at least `group_divisible` c
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable
 from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from methods._oto.directions import DirectionOptions, direction_options
 from methods._oto.redundancy import CRITERIA, Criterion, Quota, redundancy
-from methods._oto.row_method import RowMethod
+from methods._oto.row_method import RowConfig, RowMethod
 from methods._oto.row_optimizer import DirectedRowOptimizer, Params
 from pipeline.registry import register_method
-from pipeline.training.phases import Phase, StepContext
-from pipeline.training.recipe import Fraction, NonNegative, Recipe, Strict
-from pipeline.training.schedules import parameter_groups
-from pipeline.units.layers import GroupScope
+from pipeline.training.phases import StepContext
+from pipeline.training.recipe import Fraction, NonNegative, OptimizerConfig
 from pipeline.units.rows import Rows
 
 
-@dataclass(frozen=True)
-class HESSOOptions:
-    """The numbers of HESSO.
+class HESSOConfig(RowConfig):
+    """Settings of HESSO. The recipe's optimizer (sgd, adam, adamw) gives the direction.
 
     Attributes:
-        target: group sparsity to reach after the last period.
-        start_step: steps before the first period; `pruning_steps` (>= 1): length of all `periods`.
+        target_group_sparsity: fraction of zero channels after the last period.
+        start_fraction, pruning_fraction: when pruning begins and how long it lasts, as fractions of
+            all steps.
+        periods: into how many equal parts pruning is divided.
         group_divisible: channels kept in a group are a multiple of this; groups that are not
             larger stay whole.
-        criteria: weights of the scores; low score = redundant.
+        criteria: weights of the scores by name; low score = redundant.
         faithful: see the head of this file.
     """
 
-    direction: DirectionOptions = field(default_factory=DirectionOptions)
-    weight_decay: float = 0.0
-    target: float = 0.5
-    start_step: int = 0
-    pruning_steps: int = 1
-    periods: int = 1
-    group_divisible: int = 1
-    criteria: Mapping[Criterion, float] = field(default_factory=lambda: CRITERIA)
+    target_group_sparsity: Fraction = 0.5
+    start_fraction: Fraction = 0.1
+    pruning_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    periods: Annotated[int, Field(ge=1)] = 10
+    group_divisible: Annotated[int, Field(ge=1)] = 1
+    criteria: dict[Criterion, NonNegative] = Field(default_factory=lambda: dict(CRITERIA))
     faithful: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> HESSOConfig:
+        if not any(self.criteria.values()):
+            raise ValueError("criteria: all weights are 0")
+        if self.start_fraction + self.pruning_fraction > 1:
+            raise ValueError("start_fraction + pruning_fraction is more than the whole training")
+        return self
 
 
 class HESSO(DirectedRowOptimizer):
     """HESSO over `rows`; parameters of `params` outside them take plain steps."""
 
-    def __init__(self, params: Params, rows: Rows, lr: float, options: HESSOOptions) -> None:
-        super().__init__(params, rows, lr, options.direction, options.weight_decay)
-        self.options = options
-        self._scored = rows.own() if options.faithful else rows
-        self._quota = Quota(rows, options.target, options.group_divisible)
+    def __init__(
+        self, params: Params, rows: Rows, optimizer: OptimizerConfig, config: HESSOConfig
+    ) -> None:
+        super().__init__(params, rows, optimizer, config.faithful)
+        self.config = config
+        self._scored = rows.own() if config.faithful else rows
+        self._quota = Quota(rows, config.target_group_sparsity, config.group_divisible)
         nothing = torch.zeros_like(rows.entries, dtype=torch.bool)
         self.units.update(pruned=nothing, redundant=nothing.clone(), period=0)
-        self.schedule(options.start_step, options.pruning_steps)
+        self.schedule(0, 1)
 
     def schedule(self, start_step: int, pruning_steps: int) -> None:
         """When the first period begins and how long all of them last, in optimizer steps."""
-        periods = min(self.options.periods, pruning_steps)
+        periods = min(self.config.periods, pruning_steps)
         self.units.update(start_step=start_step, length=pruning_steps // periods, periods=periods)
 
     def replay_key(self) -> Hashable | None:
@@ -84,10 +88,10 @@ class HESSO(DirectedRowOptimizer):
         return "before" if since < 0 else "after"
 
     def stays_zero(self) -> Tensor | None:
-        return None if self.options.faithful else self.units["pruned"]
+        return None if self.config.faithful else self.units["pruned"]
 
     def step_rows(self, moves: list[Tensor]) -> None:
-        """Spec 5.2: the plain step, then the linear shrink of the redundant channels."""
+        """The plain step, then the linear shrink of the redundant channels."""
         since = self.units["step"] - self.units["start_step"]
         length = self.units["length"]
         begins = since >= 0 and (since - 1) % length == 0
@@ -97,7 +101,7 @@ class HESSO(DirectedRowOptimizer):
         pruned, redundant = self.units["pruned"], self.units["redundant"]
         factor = torch.ones(self.rows.count, dtype=self.rows.dtype, device=pruned.device)
         factor.masked_fill_(redundant, (length - at - 1) / (length - at)).masked_fill_(pruned, 0.0)
-        if self.options.faithful and any(self.rows.shared):
+        if self.config.faithful and any(self.rows.shared):
             self._move_faithfully(moves, factor)
         else:
             self.move_rows(moves, factor, lr * factor, self.row_decays())
@@ -116,7 +120,7 @@ class HESSO(DirectedRowOptimizer):
         each = goal // periods
         quota = goal if period == periods else period * each
         scores, pruned = self.scores(moves), self.units["pruned"]
-        if self.options.faithful:
+        if self.config.faithful:
             chosen = self._first_in_order(scores, quota - (period - 1) * each)
         else:
             chosen = self._quota.lowest(scores, quota, pruned)
@@ -126,7 +130,7 @@ class HESSO(DirectedRowOptimizer):
         """Of all channels; a parameter shared by several groups counts unless `faithful`."""
         rows = self._scored
         place = {id(p): v for p, v in zip(self.rows.params, moves, strict=True)}
-        return redundancy(rows, [place[id(p)] for p in rows.params], self.options.criteria)
+        return redundancy(rows, [place[id(p)] for p in rows.params], self.config.criteria)
 
     def _first_in_order(self, scores: Tensor, number: int) -> Tensor:
         """The original's choice: of the (pruned + number) lowest scores that are not pruned, the
@@ -152,54 +156,11 @@ class HESSO(DirectedRowOptimizer):
             p.addcmul_(moves[i], pull, value=-1.0)
 
 
-class HESSOConfig(Strict):
-    """Settings of HESSO. The recipe's optimizer (sgd, adam, adamw) gives the direction.
-
-    `start_fraction` and `pruning_fraction`: when pruning begins and how long it lasts, as fractions
-    of all steps; `periods`: into how many equal parts it is divided. `criteria`: weights by name.
-    """
-
-    target_group_sparsity: Fraction = 0.5
-    start_fraction: Fraction = 0.1
-    pruning_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
-    periods: Annotated[int, Field(ge=1)] = 10
-    group_divisible: Annotated[int, Field(ge=1)] = 1
-    criteria: dict[Criterion, NonNegative] = Field(default_factory=lambda: dict(CRITERIA))
-    groups: GroupScope = "all"
-    faithful: bool = False
-
-    @model_validator(mode="after")
-    def _possible(self) -> HESSOConfig:
-        if not any(self.criteria.values()):
-            raise ValueError("criteria: all weights are 0")
-        if self.start_fraction + self.pruning_fraction > 1:
-            raise ValueError("start_fraction + pruning_fraction is more than the whole training")
-        return self
-
-
 @register_method("hesso", HESSOConfig)
-class HESSOMethod(RowMethod[HESSO]):
+class HESSOMethod(RowMethod[HESSOConfig, HESSO]):
     """One phase; the optimizer learns in the first step when its periods are."""
 
-    def __init__(self, config: HESSOConfig) -> None:
-        super().__init__(config.groups)
-        self.config = config
-
-    def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
-        config = self.config
-        options = HESSOOptions(
-            direction=direction_options(recipe, config.faithful),
-            weight_decay=recipe.optimizer.weight_decay,
-            target=config.target_group_sparsity,
-            periods=config.periods,
-            group_divisible=config.group_divisible,
-            criteria=config.criteria,
-            faithful=config.faithful,
-        )
-        live = parameter_groups(model, recipe.optimizer)
-        self.epochs = recipe.epochs
-        self.stepped = HESSO(live, self.rows(model), recipe.optimizer.lr, options)
-        return self.stepped
+    make = HESSO
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
         if self.stepped is None:

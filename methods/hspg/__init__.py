@@ -5,9 +5,8 @@ from methods.hspg.method import (
     PRESETS,
     HSPGConfig,
     HSPGMethod,
-    HSPGOptions,
     is_linear,
     penalty_at,
 )
 
-__all__ = ["HSPG", "PRESETS", "HSPGConfig", "HSPGMethod", "HSPGOptions", "is_linear", "penalty_at"]
+__all__ = ["HSPG", "PRESETS", "HSPGConfig", "HSPGMethod", "is_linear", "penalty_at"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -22,160 +21,32 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from methods._oto.directions import DirectionOptions, heavy_ball
-from methods._oto.row_method import RowMethod
+from methods._oto.directions import heavy_ball
+from methods._oto.row_method import RowConfig, RowMethod
 from methods._oto.row_optimizer import Params, RowOptimizer
 from pipeline.registry import register_method
 from pipeline.training.phases import EpochStats, Phase
-from pipeline.training.recipe import Fraction, NonNegative, Recipe, Strict
+from pipeline.training.recipe import Fraction, NonNegative, Recipe
 from pipeline.units.groups import ChannelGroup
-from pipeline.units.layers import GroupScope
-from pipeline.units.rows import Rows, named_parameters
+from pipeline.units.rows import Rows
 
 SMALL = 1e-6  # in x / (||x|| + SMALL); also the penalty below which a milestone sets it to 0
 
 
-@dataclass(frozen=True)
-class HSPGOptions:
-    """The numbers of HSPG.
-
-    Attributes:
-        penalty: lambda, the weight of the group norms; travels in the param groups.
-        momentum: heavy ball on the whole sub-gradient, penalty included.
-        epsilon: in [0, 1), per group or for all; larger projects more.
-        upper: largest zero fraction of a group, per group or for all; 1 = no bound.
-        adaptive: which groups adapt epsilon; `adapt_every` steps apart, 0 = never.
-        half_space: False = warm-up, sub-gradient steps only.
-        faithful: see the head of this file.
-    """
-
-    penalty: float = 1e-3
-    momentum: float = 0.0
-    epsilon: float | Sequence[float] = 0.0
-    upper: float | Sequence[float] = 1.0
-    adaptive: bool | Sequence[bool] = True
-    adapt_every: int = 0
-    half_space: bool = True
-    faithful: bool = False
-
-
-class HSPG(RowOptimizer):
-    """One phase of HSPG over `rows`; parameters of `params` outside them take plain SGD steps."""
-
-    def __init__(self, params: Params, rows: Rows, lr: float, options: HSPGOptions) -> None:
-        defaults = {"lr": lr, "momentum": options.momentum, "penalty": options.penalty}
-        super().__init__(params, rows, defaults)
-        self.options = options
-        self._upper = self._per_group(options.upper)
-        self._room = torch.floor(self._upper * rows.group_size + 1e-9)
-        self._capped = bool((self._upper < 1).any())
-        self._adaptive = self._per_group(options.adaptive).bool()
-        self.units["epsilon"] = self._per_group(options.epsilon)
-        self.units["sparsity_seen"] = self.units["epsilon"].new_zeros(())
-
-    def _per_group(self, value: float | Sequence[float]) -> Tensor:
-        n = len(self.rows.groups)
-        values = [float(value)] * n if isinstance(value, int | float) else [float(v) for v in value]
-        if len(values) != n:
-            raise ValueError(f"{len(values)} values for {n} channel groups")
-        return torch.tensor(values, dtype=torch.float64, device=self.rows.entries.device)
-
-    def replay_key(self) -> Hashable | None:
-        every = self.options.adapt_every if self.options.half_space else 0
-        return None if every and (self.units["step"] + 1) % every == 0 else ()
-
-    def stays_zero(self) -> Tensor | None:
-        return torch.ones_like(self.rows.entries).bool() if self.options.half_space else None
-
-    def directions(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
-    ) -> list[Tensor]:
-        # the momentum of rows averages the penalised sub-gradient: see step_rows
-        off = self.options.faithful and not self.options.half_space
-        plain = [i for i, p in enumerate(params) if id(p) not in self._row_ids]
-        if group["momentum"] and plain and not off:
-            chosen, moved = [params[i] for i in plain], [grads[i] for i in plain]
-            options = DirectionOptions(momentum=group["momentum"])
-            averages = heavy_ball(self.state, chosen, moved, options)
-            for i, average in zip(plain, averages, strict=True):
-                grads[i] = average
-        return grads
-
-    def step_rows(self, moves: list[Tensor]) -> None:
-        """x^ = x - lr * (d + penalty * x / ||x||), then the projection; spec 1.1."""
-        rows, lr = self.rows, self.row_setting("lr")
-        square = rows.square_norms()
-        shrink = self.row_setting("penalty") / (square.sqrt() + SMALL)
-        momentum = self.row_setting("momentum")
-        if momentum:
-            options = DirectionOptions(momentum=momentum)
-            moves = heavy_ball(self.state, rows.params, moves, options)
-            torch._foreach_addcmul_(moves, rows.params, rows.spread(shrink, 0.0))
-            shrink = torch.zeros_like(shrink)
-        scale = 1.0 - lr * shrink
-        if not self.options.half_space:
-            torch._foreach_mul_(rows.params, rows.spread(scale, 1.0))
-            torch._foreach_add_(rows.params, moves, alpha=-lr)
-            return
-        inner = scale * square - lr * rows.dots(moves, rows.params)
-        keep = self._survivors(square, inner).to(square.dtype)
-        self.move_rows(moves, scale * keep, lr * keep)
-
-    def _survivors(self, square: Tensor, inner: Tensor) -> Tensor:
-        """Channels that are neither zero already nor projected; `inner` is <x^, x>."""
-        zero = square == 0
-        every = self.options.adapt_every
-        if every and self.units["step"] % every == 0:
-            self._adapt_epsilon(zero)
-        epsilon = self.units["epsilon"].to(square.dtype)[self.rows.group_of]
-        projected = (inner < epsilon * square) & ~zero
-        if self._capped:
-            allowed = self._faithful_room if self.options.faithful else self._room_left
-            keys = torch.where(projected, self._order(square), torch.inf)
-            rank = self.rows.rank_in_groups(keys)
-            projected &= rank < allowed(zero, projected)[self.rows.group_of]
-        return ~(projected | zero)
-
-    def _order(self, square: Tensor) -> Tensor:
-        """Which candidates go first when not all may: the smallest (faithful: random ones)."""
-        return torch.rand_like(square) if self.options.faithful else square
-
-    def _room_left(self, zero: Tensor, projected: Tensor) -> Tensor:
-        del projected
-        return self._room - self.rows.sum_groups(zero.double())
-
-    def _faithful_room(self, zero: Tensor, projected: Tensor) -> Tensor:
-        """The original's bound: int(n * (after - upper)) channels, the excess and not the room."""
-        size = self.rows.group_size
-        before = self.rows.sum_groups(zero.double()) / size
-        after = self.rows.sum_groups((zero | projected).double()) / size
-        excess = torch.floor(size * (after - self._upper))
-        some = torch.where(after <= self._upper, size.double(), excess)
-        return torch.where(before >= self._upper, 0.0, some)
-
-    def _adapt_epsilon(self, zero: Tensor) -> None:
-        """BERT rule: when sparsity has stalled, epsilon + 0.1 while the adaptive groups together
-        are below their upper bound, else 0."""
-        epsilon, adaptive = self.units["epsilon"], self._adaptive
-        sparsity = zero.double().mean()
-        among = adaptive[self.rows.group_of]
-        fraction = (zero & among).double().sum() / among.double().sum().clamp(min=1)
-        raised = torch.where(fraction < self._upper, (epsilon + 0.1).clamp(max=0.999), 0.0)
-        stalled = sparsity <= self.units["sparsity_seen"] + 0.01
-        epsilon.copy_(torch.where(adaptive & stalled, raised, epsilon))  # where a graph reads it
-        self.units["sparsity_seen"].copy_(sparsity)
-
-
-class HSPGConfig(Strict):
+class HSPGConfig(RowConfig):
     """Settings of HSPG; defaults are those of the authors' ResNet50 on CIFAR-10.
 
-    `epsilon_linear` and `upper_group_sparsity_linear` replace their namesakes in groups whose
-    producers are all linear layers with one row per channel; None = no difference.
-    `adapt_epsilon_steps`: adapt epsilon of those groups every so many half-space steps, 0 = never.
-    `warmup_epochs` goes before `warmup_fraction` (of all epochs).
-    `penalty_milestones`: epochs before which the penalty is divided by 10 (0 from 1e-6 on).
-    `groups`: "all" treats every prunable group; "inner" the channels that one layer makes and one
-    layer reads, so never a residual stream (the authors' scope on ImageNet).
+    Attributes:
+        penalty: lambda, the weight of the group norms.
+        epsilon: half-space parameter in [0, 1); larger projects more.
+        upper_group_sparsity: largest fraction of zero channels in a group; 1 = no bound.
+        epsilon_linear, upper_group_sparsity_linear: replace their namesakes in groups whose
+            producers are all linear layers with one row per channel; None = no difference.
+        adapt_epsilon_steps: adapt their epsilon every so many half-space steps, 0 = never.
+        warmup_epochs: epochs without projection; None = `warmup_fraction` of all epochs.
+        momentum: heavy ball on the whole sub-gradient, penalty included.
+        penalty_milestones: epochs before which the penalty is divided by 10 (0 from 1e-6 on).
+        faithful: see the head of this file.
     """
 
     penalty: NonNegative = 1e-3
@@ -188,7 +59,6 @@ class HSPGConfig(Strict):
     momentum: Fraction = 0.0
     penalty_milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     adapt_epsilon_steps: Annotated[int, Field(ge=0)] = 0
-    groups: GroupScope = "all"
     faithful: bool = False
 
 
@@ -207,6 +77,119 @@ def is_linear(group: ChannelGroup, parameters: Mapping[str, Tensor]) -> bool:
     return bool(weights) and all(
         parameters[s.tensor].ndim <= 2 and s.index.shape[1] == 1 for s in weights
     )
+
+
+class HSPG(RowOptimizer):
+    """One phase of HSPG over `rows`; parameters of `params` outside them take plain SGD steps.
+
+    Args:
+        half_space: False = warm-up, sub-gradient steps without projection.
+    """
+
+    def __init__(
+        self, params: Params, rows: Rows, lr: float, config: HSPGConfig, half_space: bool = True
+    ) -> None:
+        defaults = {"lr": lr, "momentum": config.momentum, "penalty": config.penalty}
+        super().__init__(params, rows, defaults)
+        self.config, self.half_space = config, half_space
+        linear = [is_linear(group, rows.named) for group in rows.groups]
+        self._linear = torch.tensor(linear, dtype=torch.bool, device=rows.entries.device)
+        self._bound(self._choose(config.upper_group_sparsity_linear, config.upper_group_sparsity))
+        self.units["epsilon"] = self._choose(config.epsilon_linear, config.epsilon)
+        self.units["sparsity_seen"] = self.units["epsilon"].new_zeros(())
+
+    def _choose(self, linear: float | None, general: float) -> Tensor:
+        """One number per group."""
+        values = torch.full_like(self._linear, general, dtype=torch.float64)
+        return values if linear is None else values.masked_fill(self._linear, linear)
+
+    def _bound(self, upper: Tensor) -> None:
+        self._upper = upper
+        self._room = torch.floor(upper * self.rows.group_size + 1e-9)
+        self._capped = bool((upper < 1).any())
+
+    def replay_key(self) -> Hashable | None:
+        every = self.config.adapt_epsilon_steps if self.half_space else 0
+        return None if every and (self.units["step"] + 1) % every == 0 else ()
+
+    def stays_zero(self) -> Tensor | None:
+        return torch.ones_like(self.rows.entries).bool() if self.half_space else None
+
+    def directions(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> list[Tensor]:
+        # the momentum of rows averages the penalised sub-gradient: see step_rows
+        off = self.config.faithful and not self.half_space
+        plain = [i for i, p in enumerate(params) if id(p) not in self._row_ids]
+        if group["momentum"] and plain and not off:
+            chosen, moved = [params[i] for i in plain], [grads[i] for i in plain]
+            averages = heavy_ball(self.state, chosen, moved, group["momentum"])
+            for i, average in zip(plain, averages, strict=True):
+                grads[i] = average
+        return grads
+
+    def step_rows(self, moves: list[Tensor]) -> None:
+        """x^ = x - lr * (d + penalty * x / ||x||), then the projection (Algorithm 2)."""
+        rows, lr = self.rows, self.row_setting("lr")
+        square = rows.square_norms()
+        shrink = self.row_setting("penalty") / (square.sqrt() + SMALL)
+        momentum = self.row_setting("momentum")
+        if momentum:
+            moves = heavy_ball(self.state, rows.params, moves, momentum)
+            torch._foreach_addcmul_(moves, rows.params, rows.spread(shrink, 0.0))
+            shrink = torch.zeros_like(shrink)
+        scale = 1.0 - lr * shrink
+        if not self.half_space:
+            torch._foreach_mul_(rows.params, rows.spread(scale, 1.0))
+            torch._foreach_add_(rows.params, moves, alpha=-lr)
+            return
+        inner = scale * square - lr * rows.dots(moves, rows.params)
+        keep = self._survivors(square, inner).to(square.dtype)
+        self.move_rows(moves, scale * keep, lr * keep)
+
+    def _survivors(self, square: Tensor, inner: Tensor) -> Tensor:
+        """Channels that are neither zero already nor projected; `inner` is <x^, x>."""
+        zero = square == 0
+        every = self.config.adapt_epsilon_steps
+        if every and self.units["step"] % every == 0:
+            self._adapt_epsilon(zero)
+        epsilon = self.units["epsilon"].to(square.dtype)[self.rows.group_of]
+        projected = (inner < epsilon * square) & ~zero
+        if self._capped:
+            allowed = self._faithful_room if self.config.faithful else self._room_left
+            keys = torch.where(projected, self._order(square), torch.inf)
+            rank = self.rows.rank_in_groups(keys)
+            projected &= rank < allowed(zero, projected)[self.rows.group_of]
+        return ~(projected | zero)
+
+    def _order(self, square: Tensor) -> Tensor:
+        """Which candidates go first when not all may: the smallest (faithful: random ones)."""
+        return torch.rand_like(square) if self.config.faithful else square
+
+    def _room_left(self, zero: Tensor, projected: Tensor) -> Tensor:
+        del projected
+        return self._room - self.rows.sum_groups(zero.double())
+
+    def _faithful_room(self, zero: Tensor, projected: Tensor) -> Tensor:
+        """The original's bound: int(n * (after - upper)) channels, the excess and not the room."""
+        size = self.rows.group_size
+        before = self.rows.sum_groups(zero.double()) / size
+        after = self.rows.sum_groups((zero | projected).double()) / size
+        excess = torch.floor(size * (after - self._upper))
+        some = torch.where(after <= self._upper, size.double(), excess)
+        return torch.where(before >= self._upper, 0.0, some)
+
+    def _adapt_epsilon(self, zero: Tensor) -> None:
+        """The authors' rule for BERT: when sparsity has stalled, epsilon + 0.1 while the linear
+        groups together are below their upper bound, else 0."""
+        epsilon, adaptive = self.units["epsilon"], self._linear
+        sparsity = zero.double().mean()
+        among = adaptive[self.rows.group_of]
+        fraction = (zero & among).double().sum() / among.double().sum().clamp(min=1)
+        raised = torch.where(fraction < self._upper, (epsilon + 0.1).clamp(max=0.999), 0.0)
+        stalled = sparsity <= self.units["sparsity_seen"] + 0.01
+        epsilon.copy_(torch.where(adaptive & stalled, raised, epsilon))  # where a graph reads it
+        self.units["sparsity_seen"].copy_(sparsity)
 
 
 _CIFAR = {"epochs": 300, "batch_size": 64}
@@ -249,12 +232,8 @@ PRESETS: Mapping[str, dict[str, Any]] = {
 
 
 @register_method("hspg", HSPGConfig)
-class HSPGMethod(RowMethod[HSPG]):
+class HSPGMethod(RowMethod[HSPGConfig, HSPG]):
     """Warm-up and half-space phases on one learning-rate schedule."""
-
-    def __init__(self, config: HSPGConfig) -> None:
-        super().__init__(config.groups)
-        self.config = config
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         asked = self.config.warmup_epochs
@@ -264,29 +243,17 @@ class HSPGMethod(RowMethod[HSPG]):
         return (*first, Phase("half-space", recipe.epochs - warmup, lr_epoch=warmup))
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
-        rows, config = self.rows(model), self.config
-        parameters = named_parameters(model)
-        linear = [is_linear(g, parameters) for g in rows.groups]
-        options = HSPGOptions(
-            penalty=penalty_at(config, phase.lr_epoch),
-            momentum=config.momentum,
-            epsilon=_choose(linear, config.epsilon_linear, config.epsilon),
-            upper=_choose(linear, config.upper_group_sparsity_linear, config.upper_group_sparsity),
-            adaptive=linear,
-            adapt_every=config.adapt_epsilon_steps,
-            half_space=phase.name != "warmup",
-            faithful=config.faithful,
-        )
         live = [p for p in model.parameters() if p.requires_grad]
-        self.stepped = HSPG(live, rows, recipe.optimizer.lr, options)
+        lr, half_space = recipe.optimizer.lr, phase.name != "warmup"
+        self.stepped = HSPG(live, self.rows(model), lr, self.config, half_space)
+        self._set_penalty(phase.lr_epoch)
         return self.stepped
 
-    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
+    def _set_penalty(self, epoch: int) -> None:
         if self.stepped is not None:
             for group in self.stepped.param_groups:
-                group["penalty"] = penalty_at(self.config, stats.epoch + 1)
+                group["penalty"] = penalty_at(self.config, epoch)
+
+    def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
+        self._set_penalty(stats.epoch + 1)
         return super().end_epoch(model, stats)
-
-
-def _choose(linear: Sequence[bool], special: float | None, general: float) -> list[float]:
-    return [special if is_ and special is not None else general for is_ in linear]

@@ -51,7 +51,8 @@ class Rows:
 
     Attributes:
         groups: the groups taken; `sizes` their numbers of channels; `count` channels in total.
-        params: the distinct parameters, in the order of every list this class takes or gives.
+        params: the distinct parameters, in the order of every list this class takes or gives;
+            `named` the same by all their names.
         entries: shape (count,): number of weights of each channel, in `dtype`.
         parameters_of: shape (len(groups),): number of parameters a group has part in.
         shared: per parameter: whether it is shared out over several groups.
@@ -80,7 +81,7 @@ class Rows:
         self._lengths = [len(p.owner) for p in parts]
         self._index(parts)
         held = {id(p) for p in self.params}
-        self._names = {n: p for n, p in usable.items() if id(p) in held}
+        self.named = {n: p for n, p in usable.items() if id(p) in held}
         self._scratch = Scratch()
 
     def _index(self, parts: Sequence[_Part]) -> None:
@@ -201,7 +202,7 @@ class Rows:
     def own(self) -> Rows:
         """The same channels without the parameters that are shared out over several groups."""
         shared = {id(p) for p, s in zip(self.params, self.shared, strict=True) if s}
-        own = {n: p for n, p in self._names.items() if id(p) not in shared}
+        own = {n: p for n, p in self.named.items() if id(p) not in shared}
         return Rows(own, self.groups, frozen=True)
 
     def rank(self, keys: Tensor) -> Tensor:

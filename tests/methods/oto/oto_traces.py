@@ -12,9 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.training.recipe import OptimizerConfig
 from pipeline.units.groups import ChannelGroup, Role, Slice
 
 DATA = Path(__file__).parent / "data"
+
+
+def sgd(lr: float, momentum: float = 0.0, decay: float = 0.0) -> OptimizerConfig:
+    """The recipe's block, plain unless told otherwise; 0 is allowed for lr."""
+    return direction("sgd", lr, momentum, decay)
+
+
+def direction(
+    name: str, lr: float, momentum: float = 0.0, decay: float = 0.0, **more: Any
+) -> OptimizerConfig:
+    """As `sgd`, of any optimizer with a row-wise form."""
+    made = OptimizerConfig(name=name, momentum=momentum, weight_decay=decay, **more)
+    return made.model_copy(update={"lr": lr})
 
 
 def load(name: str) -> dict[str, Any]:

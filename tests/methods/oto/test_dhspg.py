@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods._oto.directions import DirectionOptions
-from methods.dhspg import DHSPG, DHSPGConfig, DHSPGMethod, DHSPGOptions
+from methods.dhspg import DHSPG, DHSPGConfig, DHSPGMethod
 from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.recipe import Recipe
 from pipeline.units.groups import ChannelGroup, Units
 from pipeline.units.rows import Rows
 from tests.methods.oto.oto_traces import (
     check_weights,
+    direction,
     is_plain_tree,
     load,
     no_host_reads,
@@ -25,6 +25,7 @@ from tests.methods.oto.oto_traces import (
     piece,
     plain_group,
     set_grads,
+    sgd,
     wide_problem,
     zero_rows,
 )
@@ -48,24 +49,23 @@ GROUPS = (
 def test_trace(name: str) -> None:
     trace = load(name)
     hyper, named = trace["hyper"], parameters(trace)
-    base = DirectionOptions(
+    asked = direction(
         hyper["variant"],
+        hyper["lr"],
         hyper["first_momentum"] if hyper["variant"] == "sgd" else 0.0,
         betas=(hyper["first_momentum"], hyper["second_momentum"]),
-        faithful_moments=True,
     )
-    options = DHSPGOptions(
-        direction=base,
-        target=hyper["target_group_sparsity"],
-        tolerance=hyper["tolerance_group_sparsity"],
+    config = DHSPGConfig(
+        target_group_sparsity=hyper["target_group_sparsity"],
+        tolerance_group_sparsity=hyper["tolerance_group_sparsity"],
         penalty=hyper["lmbda"],
         amplify=hyper["lmbda_amplify"],
         ceiling=hyper["hat_lmbda_coeff"],
         epsilon=hyper["epsilon"],
-        start_step=hyper["partition_step"],
         faithful=True,
     )
-    optimizer = DHSPG(named.values(), Rows(named, GROUPS), hyper["lr"], options)
+    optimizer = DHSPG(named.values(), Rows(named, GROUPS), asked, config)
+    optimizer.schedule(hyper["partition_step"], hyper["warm_up_steps"])
     for step in trace["steps"]:
         set_grads(trace, step, named)
         optimizer.step()
@@ -107,8 +107,8 @@ def _run(optimizer: DHSPG, named: dict[str, nn.Parameter], steps: int, seed: int
 @pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])
 def test_reaches_the_target_then_trains_the_survivors_plainly(variant: str) -> None:
     named, rows = _problem(0)
-    options = DHSPGOptions(DirectionOptions(variant), target=0.5, penalty=0.5, epsilon=0.5)
-    optimizer = DHSPG(named.values(), rows, 0.05, options)
+    config = DHSPGConfig(penalty=0.5, epsilon=0.5, amplify=2.0, ceiling=10.0)
+    optimizer = DHSPG(named.values(), rows, direction(variant, 0.05), config)
     _run(optimizer, named, 150)
     zero = rows.square_norms() == 0
     assert 0.5 <= zero.double().mean() <= 0.55
@@ -126,7 +126,8 @@ def test_reaches_the_target_then_trains_the_survivors_plainly(variant: str) -> N
 def test_nothing_is_penalised_before_the_start() -> None:
     named, rows = _problem(1)
     plain = {n: p.detach().clone() for n, p in named.items()}
-    optimizer = DHSPG(named.values(), rows, 0.1, DHSPGOptions(penalty=5.0, start_step=3))
+    optimizer = DHSPG(named.values(), rows, sgd(0.1), DHSPGConfig(penalty=5.0))
+    optimizer.schedule(3, 0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         _noise(named, generator)
@@ -144,8 +145,8 @@ def test_adam_is_torchs_adam(variant: str, torch_class: str) -> None:
     """Before the partition, weight decay included, on rows and plain parameters alike."""
     named, rows = _problem(2)
     twin = {n: nn.Parameter(p.detach().clone()) for n, p in named.items()}
-    options = DHSPGOptions(DirectionOptions(variant), weight_decay=0.1, start_step=100)
-    ours = DHSPG(named.values(), rows, 0.01, options)
+    ours = DHSPG(named.values(), rows, direction(variant, 0.01, decay=0.1), DHSPGConfig())
+    ours.schedule(100, 0)
     theirs = getattr(torch.optim, torch_class)(twin.values(), lr=0.01, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(8):
@@ -167,9 +168,9 @@ def test_sgd_is_torchs_sgd_with_a_decay_per_param_group() -> None:
         spared = [p for n, p in source.items() if not n.endswith("w")]
         return [{"params": decayed, "weight_decay": 0.1}, {"params": spared}]
 
-    options = DHSPGOptions(DirectionOptions("sgd", 0.9, 0.2), start_step=100)
-    ours = DHSPG(groups(named), rows, 0.01, options)
-    theirs = torch.optim.SGD(groups(twin), lr=0.01, momentum=0.9, dampening=0.2)
+    ours = DHSPG(groups(named), rows, sgd(0.01, 0.9), DHSPGConfig())
+    ours.schedule(100, 0)
+    theirs = torch.optim.SGD(groups(twin), lr=0.01, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         _noise(named, generator)
@@ -186,7 +187,7 @@ def test_a_decay_per_param_group_enters_the_projection(spared: float) -> None:
     named, rows = _problem(9)
     weights = [{"params": [p], "weight_decay": spared} for n, p in named.items() if "w" not in n]
     weights += [{"params": [p], "weight_decay": 0.3} for n, p in named.items() if "w" in n]
-    optimizer = DHSPG(weights, rows, 0.1, DHSPGOptions(DirectionOptions("adamw")))
+    optimizer = DHSPG(weights, rows, direction("adamw", 0.1), DHSPGConfig())
     decays = optimizer.row_decays()
     by_hand = rows.dots([d * p for d, p in zip(decays, rows.params, strict=True)], rows.params)
     found = optimizer.decay_inner(rows.square_norms(), decays)
@@ -196,11 +197,10 @@ def test_a_decay_per_param_group_enters_the_projection(spared: float) -> None:
 
 def test_row_decay_is_along_the_unit_row() -> None:
     named, rows = _problem(4)
-    options = DHSPGOptions(
-        DirectionOptions("adamw"), weight_decay=0.5, decay_type="l1_norm", start_step=100
-    )
     start = torch.cat([named["0.w"].detach(), named["0.b"].detach()[:, None]], 1)
-    optimizer = DHSPG(named.values(), rows, 0.1, options)
+    config = DHSPGConfig(weight_decay_type="l1_norm")
+    optimizer = DHSPG(named.values(), rows, direction("adamw", 0.1, decay=0.5), config)
+    optimizer.schedule(100, 0)
     for p in named.values():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -210,8 +210,8 @@ def test_row_decay_is_along_the_unit_row() -> None:
 
 def test_a_target_met_exactly_is_met() -> None:
     named, rows = _problem(5)
-    optimizer = DHSPG(named.values(), rows, 0.1, DHSPGOptions(target=0.5))
-    literal = DHSPG(named.values(), rows, 0.1, DHSPGOptions(target=0.5, faithful=True))
+    optimizer = DHSPG(named.values(), rows, sgd(0.1), DHSPGConfig())
+    literal = DHSPG(named.values(), rows, sgd(0.1), DHSPGConfig(faithful=True))
     alive = torch.arange(18) >= 9
     assert not optimizer._short_of_target(alive)
     assert literal._short_of_target(alive)
@@ -220,8 +220,8 @@ def test_a_target_met_exactly_is_met() -> None:
 
 def test_kept_channels_come_in_multiples() -> None:
     named, rows = _problem(6)
-    options = DHSPGOptions(target=0.6, group_divisible=5)
-    optimizer = DHSPG(named.values(), rows, 0.1, options)
+    config = DHSPGConfig(target_group_sparsity=0.6, group_divisible=5)
+    optimizer = DHSPG(named.values(), rows, sgd(0.1), config)
     _run(optimizer, named, 1)
     masks = rows.split(optimizer.units["penalized"])
     assert [int((~m).sum()) for m in masks.values()] == [5, 5, 5]
@@ -232,9 +232,8 @@ def test_kept_channels_come_in_multiples() -> None:
 @pytest.mark.parametrize("faithful", [False, True])
 def test_a_step_never_waits_for_the_device(variant: str, faithful: bool) -> None:
     named, rows = _problem(7)
-    base = DirectionOptions(variant, momentum=0.9, faithful_moments=faithful)
-    options = DHSPGOptions(base, weight_decay=0.1, faithful=faithful)
-    optimizer = DHSPG(named.values(), rows, 0.1, options)
+    asked = direction(variant, 0.1, 0.9, 0.1)
+    optimizer = DHSPG(named.values(), rows, asked, DHSPGConfig(faithful=faithful))
     _noise(named, torch.Generator().manual_seed(0))
     with no_host_reads():
         optimizer.step()
@@ -245,8 +244,8 @@ def test_a_step_never_waits_for_the_device(variant: str, faithful: bool) -> None
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_step_makes_nothing_as_large_as_a_weight(variant: str, momentum: float) -> None:
     named, groups = wide_problem()
-    options = DHSPGOptions(DirectionOptions(variant, momentum), weight_decay=0.1)
-    optimizer = DHSPG(named.values(), Rows(named, groups), 0.1, options)
+    asked = direction(variant, 0.1, momentum, 0.1)
+    optimizer = DHSPG(named.values(), Rows(named, groups), asked, DHSPGConfig())
     optimizer.step()
     with no_large_memory(8000):
         optimizer.step()
@@ -256,16 +255,15 @@ def test_a_step_makes_nothing_as_large_as_a_weight(variant: str, momentum: float
 def test_resume_is_bit_exact(variant: str) -> None:
     def run(stop: int) -> list[Tensor]:
         named, rows = _problem(8)
-        options = DHSPGOptions(DirectionOptions(variant, 0.9), penalty=0.3, start_step=2)
-        optimizer = DHSPG(named.values(), rows, 0.05, options)
+        config = DHSPGConfig(penalty=0.3)
+        optimizer = DHSPG(named.values(), rows, direction(variant, 0.05, 0.9), config)
+        optimizer.schedule(2, 0)
         generator = torch.Generator().manual_seed(0)
         for k in range(20):
             if k == stop:
                 saved = copy.deepcopy(optimizer.state_dict())
                 assert is_plain_tree(saved)
-                optimizer = DHSPG(
-                    named.values(), rows, 0.9, DHSPGOptions(options.direction, penalty=0.3)
-                )
+                optimizer = DHSPG(named.values(), rows, direction(variant, 0.9, 0.9), config)
                 optimizer.load_state_dict(saved)
             _noise(named, generator)
             optimizer.step()
@@ -289,7 +287,7 @@ def test_the_method_counts_its_start_in_steps_of_the_whole_training() -> None:
         optimizer = method.optimizer(net, phase, recipe)
         method.after_backward(net, StepContext(phase, 0, 0, steps_per_epoch=10))
         assert optimizer.units["start_step"] == start
-        assert optimizer.options.penalty == 1e-2  # Adam's default
+        assert optimizer.penalty == 1e-2  # Adam's default
     stats = EpochStats(0, 0, {})
     assert method.end_epoch(net, stats) is False
     assert stats.logged["group_sparsity"] == 0.0

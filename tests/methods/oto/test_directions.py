@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from methods._oto import directions
-from methods._oto.directions import Adam, DirectionOptions, has_fused_adam
-from methods.dhspg import DHSPG, DHSPGOptions
+from methods._oto.directions import Adam, has_fused_adam
+from methods.dhspg import DHSPG, DHSPGConfig
 from pipeline.units import scratch
 from pipeline.units.rows import Rows
-from tests.methods.oto.oto_traces import plain_group
+from tests.methods.oto.oto_traces import direction, plain_group
 
-OPTIONS = DHSPGOptions(DirectionOptions("adam"), start_step=100)
+ADAM = direction("adam", 0.1)
+CONFIG = DHSPGConfig()
+BETAS = (0.9, 0.999)
 SHAPES = ((8, 4, 3, 3), (8,), (5, 7), (1,))
 
 
@@ -29,9 +31,9 @@ def _tensors(seed: int, layout: torch.memory_format = torch.contiguous_format) -
 
 
 def _run(
-    options: DirectionOptions, decay: float, fuse: bool, params: list[Tensor], steps: int = 3
+    faithful: bool, decay: float, fuse: bool, params: list[Tensor], steps: int = 3
 ) -> tuple[list[Tensor], dict[Any, dict[str, Any]]]:
-    adam, state = Adam(options), defaultdict[Any, dict[str, Any]](dict)
+    adam, state = Adam(BETAS, faithful), defaultdict[Any, dict[str, Any]](dict)
     adam._can_fuse = fuse
     found: list[Tensor] = []
     for step in range(1, steps + 1):
@@ -55,9 +57,8 @@ def test_the_fused_kernel_and_list_operations_agree(
     decay: float, faithful: bool, layout: torch.memory_format
 ) -> None:
     """Also where the gradient (contiguous here) does not lie in memory as the parameter does."""
-    options = DirectionOptions("adam", faithful_moments=faithful)
-    one, kept = _run(options, decay, True, _tensors(0, layout))
-    other, listed = _run(options, decay, False, _tensors(0, layout))
+    one, kept = _run(faithful, decay, True, _tensors(0, layout))
+    other, listed = _run(faithful, decay, False, _tensors(0, layout))
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     for a, b in zip(kept.values(), listed.values(), strict=True):
@@ -69,8 +70,7 @@ def test_the_fused_kernel_and_list_operations_agree(
 @pytest.mark.parametrize("faithful", [False, True])
 def test_the_first_step_is_the_sign_of_the_gradient(fuse: bool, faithful: bool) -> None:
     """With bias correction; the original's moments make it 0.316 of that."""
-    options = DirectionOptions("adam", faithful_moments=faithful)
-    (found, *_), _ = _run(options, 0.0, fuse and has_fused_adam(), _tensors(0), steps=1)
+    (found, *_), _ = _run(faithful, 0.0, fuse and has_fused_adam(), _tensors(0), steps=1)
     size = math.sqrt(0.001) / 0.1 if faithful else 1.0
     torch.testing.assert_close(found, size * _tensors(1)[0].sign(), rtol=1e-4, atol=0)
 
@@ -84,13 +84,14 @@ def test_moments_from_a_file_go_on_with_the_same_bits() -> None:
     def run(stop: int) -> Tensor:
         p = torch.nn.Parameter(start.clone(memory_format=torch.preserve_format))
         rows = Rows({"w": p}, [plain_group("g", 8, ("w",))])
-        optimizer = DHSPG([p], rows, 0.1, OPTIONS)
+        optimizer = DHSPG([p], rows, ADAM, CONFIG)
+        optimizer.schedule(100, 0)
         for k, grad in enumerate(grads):
             if k == stop:
                 saved = copy.deepcopy(optimizer.state_dict())
                 for own in saved["state"].values():
                     own.update({n: t.contiguous() for n, t in own.items()})
-                optimizer = DHSPG([p], rows, 0.1, OPTIONS)
+                optimizer = DHSPG([p], rows, ADAM, CONFIG)
                 optimizer.load_state_dict(saved)
             p.grad = torch.empty_like(p).copy_(grad)
             optimizer.step()
@@ -101,7 +102,8 @@ def test_moments_from_a_file_go_on_with_the_same_bits() -> None:
 
 def test_numbers_that_are_not_finite_do_not_outlive_a_loaded_state() -> None:
     p = torch.nn.Parameter(torch.ones(4, 2))
-    optimizer = DHSPG([p], Rows({"w": p}, [plain_group("g", 4, ("w",))]), 0.1, OPTIONS)
+    optimizer = DHSPG([p], Rows({"w": p}, [plain_group("g", 4, ("w",))]), ADAM, CONFIG)
+    optimizer.schedule(100, 0)
     good = copy.deepcopy(optimizer.state_dict())
     for grad in (math.nan, 1.0):
         p.grad = torch.full_like(p, grad)
@@ -125,7 +127,7 @@ def test_a_torch_without_the_kernel_is_noticed(
     has_fused_adam.cache_clear()
     try:
         assert not has_fused_adam()
-        assert not Adam(DirectionOptions("adam"))._can_fuse
+        assert not Adam(BETAS)._can_fuse
     finally:
         has_fused_adam.cache_clear()
 

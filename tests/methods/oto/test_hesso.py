@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods._oto.directions import DirectionOptions
 from methods._oto.redundancy import CRITERIA
-from methods.hesso import HESSO, HESSOConfig, HESSOMethod, HESSOOptions
+from methods.hesso import HESSO, HESSOConfig, HESSOMethod
 from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.recipe import Recipe
 from pipeline.units.groups import ChannelGroup, Units
 from pipeline.units.rows import Rows
 from tests.methods.oto.oto_traces import (
     check_weights,
+    direction,
     is_plain_tree,
     load,
     no_host_reads,
@@ -27,6 +27,7 @@ from tests.methods.oto.oto_traces import (
     piece,
     plain_group,
     set_grads,
+    sgd,
     wide_problem,
     zero_rows,
 )
@@ -60,17 +61,15 @@ class _Recorded(HESSO):
 def test_trace() -> None:
     trace = load("hesso_ms_sgd")
     hyper, named = trace["hyper"], parameters(trace)
-    options = HESSOOptions(
-        direction=DirectionOptions("sgd", hyper["first_momentum"]),
-        weight_decay=hyper["weight_decay"],
-        target=hyper["target_group_sparsity"],
-        start_step=hyper["start_pruning_step"],
-        pruning_steps=hyper["pruning_steps"],
+    config = HESSOConfig(
+        target_group_sparsity=hyper["target_group_sparsity"],
         periods=hyper["pruning_periods"],
         criteria=hyper["importance_score_criteria"],
         faithful=True,
     )
-    optimizer = _Recorded(named.values(), Rows(named, GROUPS), hyper["lr"], options)
+    asked = sgd(hyper["lr"], hyper["first_momentum"], hyper["weight_decay"])
+    optimizer = _Recorded(named.values(), Rows(named, GROUPS), asked, config)
+    optimizer.schedule(hyper["start_pruning_step"], hyper["pruning_steps"])
     for step in trace["steps"]:
         set_grads(trace, step, named)
         optimizer.step()
@@ -116,14 +115,9 @@ def test_removes_exactly_the_target_and_zeros_stay(
     seed: int, target: float, periods: int, length: int, start: int
 ) -> None:
     named, rows = _problem(seed)
-    options = HESSOOptions(
-        DirectionOptions("sgd", 0.9),
-        target=target,
-        start_step=start,
-        pruning_steps=periods * length,
-        periods=periods,
-    )
-    optimizer = HESSO(named.values(), rows, 0.05, options)
+    config = HESSOConfig(target_group_sparsity=target, periods=periods)
+    optimizer = HESSO(named.values(), rows, sgd(0.05, 0.9), config)
+    optimizer.schedule(start, periods * length)
     generator = torch.Generator().manual_seed(seed)
     before = torch.zeros(20, dtype=torch.bool)
     for _ in range(start + periods * length + 3):
@@ -140,8 +134,9 @@ def test_removes_exactly_the_target_and_zeros_stay(
 def test_the_shrink_is_linear_and_starts_with_the_first_step_of_the_period() -> None:
     named, rows = _problem(0)
     start = {n: p.detach().clone() for n, p in named.items()}
-    options = HESSOOptions(target=0.3, start_step=1, pruning_steps=4)
-    optimizer = HESSO(named.values(), rows, 0.1, options)
+    config = HESSOConfig(target_group_sparsity=0.3, periods=1)
+    optimizer = HESSO(named.values(), rows, sgd(0.1), config)
+    optimizer.schedule(1, 4)
     for expected in (1.0, 2 / 3, 1 / 3, 0.0):
         for p in named.values():
             p.grad = torch.zeros_like(p)
@@ -157,7 +152,7 @@ def test_the_shrink_is_linear_and_starts_with_the_first_step_of_the_period() -> 
 def test_each_criterion_alone(criterion: str) -> None:
     named, rows = _problem(1)
     _noise(named, torch.Generator().manual_seed(0))
-    optimizer = HESSO(named.values(), rows, 0.1, HESSOOptions(criteria={criterion: 1.0}))
+    optimizer = HESSO(named.values(), rows, sgd(0.1), HESSOConfig(criteria={criterion: 1.0}))
     scores = optimizer.scores([p.grad for p in rows.params])
     x, v = (
         torch.cat([torch.cat([t[f"{i}.w"], t[f"{i}.b"][:, None]], 1) for i in range(3)])
@@ -179,8 +174,7 @@ def test_the_lowest_scores_go_and_every_group_keeps_its_best() -> None:
     with torch.no_grad():
         for t in ("w", "b"):
             named[f"1.{t}"].mul_(1e-3)
-    options = HESSOOptions(target=0.5, criteria={"magnitude": 1.0})
-    optimizer = HESSO(named.values(), rows, 0.0, options)
+    optimizer = HESSO(named.values(), rows, sgd(0.0), HESSOConfig(criteria={"magnitude": 1.0}))
     norms = rows.split(rows.square_norms().sqrt())
     _noise(named, torch.Generator().manual_seed(0))
     optimizer.step()
@@ -193,8 +187,9 @@ def test_the_lowest_scores_go_and_every_group_keeps_its_best() -> None:
 
 def test_kept_channels_come_in_multiples() -> None:
     named, rows = _problem(3)
-    options = HESSOOptions(target=0.6, group_divisible=3, pruning_steps=4, periods=2)
-    optimizer = HESSO(named.values(), rows, 0.01, options)
+    config = HESSOConfig(target_group_sparsity=0.6, group_divisible=3, periods=2)
+    optimizer = HESSO(named.values(), rows, sgd(0.01), config)
+    optimizer.schedule(0, 4)
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):
         _noise(named, generator)
@@ -212,9 +207,9 @@ def test_a_step_never_waits_for_the_device(variant: str, faithful: bool) -> None
     trace = load("hesso_ms_sgd")
     named = parameters(trace)
     set_grads(trace, trace["steps"][0], named)
-    base = DirectionOptions(variant, 0.9, faithful_moments=faithful)
-    options = HESSOOptions(base, 0.1, pruning_steps=4, periods=2, faithful=faithful)
-    optimizer = HESSO(named.values(), Rows(named, GROUPS), 0.1, options)
+    asked, config = direction(variant, 0.1, 0.9, 0.1), HESSOConfig(periods=2, faithful=faithful)
+    optimizer = HESSO(named.values(), Rows(named, GROUPS), asked, config)
+    optimizer.schedule(0, 4)
     with no_host_reads():
         for _ in range(5):
             optimizer.step()
@@ -224,8 +219,8 @@ def test_a_step_never_waits_for_the_device(variant: str, faithful: bool) -> None
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_step_makes_nothing_as_large_as_a_weight(variant: str, momentum: float) -> None:
     named, groups = wide_problem()
-    options = HESSOOptions(DirectionOptions(variant, momentum), weight_decay=0.1)
-    optimizer = HESSO(named.values(), Rows(named, groups), 0.1, options)
+    asked = direction(variant, 0.1, momentum, 0.1)
+    optimizer = HESSO(named.values(), Rows(named, groups), asked, HESSOConfig())
     optimizer.step()
     with no_large_memory(8000):
         optimizer.step()
@@ -235,8 +230,8 @@ def test_channels_behind_a_concat_stay_zero() -> None:
     """What the original gets wrong: see `faithful`."""
     trace = load("hesso_ms_sgd")
     named = parameters(trace)
-    options = HESSOOptions(DirectionOptions("sgd", 0.9), target=0.5, pruning_steps=6, periods=3)
-    optimizer = HESSO(named.values(), Rows(named, GROUPS), 0.05, options)
+    optimizer = HESSO(named.values(), Rows(named, GROUPS), sgd(0.05, 0.9), HESSOConfig(periods=3))
+    optimizer.schedule(0, 6)
     for step in trace["steps"][:8]:
         set_grads(trace, step, named)
         optimizer.step()
@@ -250,17 +245,15 @@ def test_channels_behind_a_concat_stay_zero() -> None:
 def test_resume_in_mid_period_is_bit_exact(stop: int) -> None:
     def run(stop: int) -> list[Tensor]:
         named, rows = _problem(4)
-        options = HESSOOptions(
-            DirectionOptions("sgd", 0.9), target=0.5, start_step=2, pruning_steps=9, periods=3
-        )
-        optimizer = HESSO(named.values(), rows, 0.05, options)
+        config = HESSOConfig(periods=3)
+        optimizer = HESSO(named.values(), rows, sgd(0.05, 0.9), config)
+        optimizer.schedule(2, 9)
         generator = torch.Generator().manual_seed(0)
         for k in range(14):
             if k == stop:
                 saved = copy.deepcopy(optimizer.state_dict())
                 assert is_plain_tree(saved)
-                same_choices = HESSOOptions(options.direction, target=0.5, periods=3)
-                optimizer = HESSO(named.values(), rows, 0.9, same_choices)
+                optimizer = HESSO(named.values(), rows, sgd(0.9, 0.9), config)
                 optimizer.load_state_dict(saved)
             _noise(named, generator)
             optimizer.step()

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods._oto.directions import DirectionOptions
 from methods._oto.redundancy import redundancy
-from methods.hesso_cric import HESSOCRIC, HESSOCRICOptions, Timetable
+from methods.hesso_cric import HESSOCRIC, HESSOCRICConfig, Timetable
 from pipeline.units.rows import Rows
-from tests.methods.oto.oto_traces import is_plain_tree, no_host_reads, plain_group
+from tests.methods.oto.oto_traces import direction, is_plain_tree, no_host_reads, plain_group, sgd
 
 SIZES = (6, 5, 9)
 TIMES = Timetable(start_step=2, trials=2, cycles=3, sampling_steps=3, hybrid_steps=4)
@@ -45,9 +44,12 @@ def _copies(named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in named.items()}
 
 
-def _until(stage: str, options: HESSOCRICOptions, seed: int = 0) -> tuple:
+def _until(
+    stage: str, config: HESSOCRICConfig, times: Timetable = TIMES, seed: int = 0, **asked: float
+) -> tuple:
     named, rows = _problem(seed)
-    optimizer = HESSOCRIC(named.values(), rows, 0.05, options)
+    optimizer = HESSOCRIC(named.values(), rows, sgd(0.05, **asked), config)
+    optimizer.schedule(times)
     generator = torch.Generator().manual_seed(seed)
     while optimizer.units["stage"] != stage:
         _step(optimizer, named, generator)
@@ -67,8 +69,8 @@ def test_removes_exactly_the_target_and_zeros_stay(
     seed: int, target: float, trials: int, cycles: int, sampling: int, hybrid: int
 ) -> None:
     times = Timetable(1, trials, cycles, sampling, hybrid)
-    options = HESSOCRICOptions(DirectionOptions("sgd", 0.9), target=target, times=times)
-    named, rows, optimizer, generator = _until("after", options, seed)
+    config = HESSOCRICConfig(target_group_sparsity=target)
+    named, rows, optimizer, generator = _until("after", config, times, seed, momentum=0.9)
     assert optimizer.units["step"] <= 2 + 2 * trials * 3 + cycles * sampling + hybrid
     gone = rows.square_norms() == 0
     assert int(gone.sum()) == int(20 * target)
@@ -80,7 +82,7 @@ def test_removes_exactly_the_target_and_zeros_stay(
 
 
 def test_a_trial_sets_the_lowest_of_one_group_to_zero_and_nothing_learns() -> None:
-    named, rows, optimizer, generator = _until("trials", HESSOCRICOptions(times=TIMES))
+    named, rows, optimizer, generator = _until("trials", HESSOCRICConfig())
     reference, rank = _copies(named), rows.split(optimizer.units["rank"])
     for fraction in (0.5, 0.25):
         for i, n in enumerate(SIZES):
@@ -101,8 +103,8 @@ def test_the_loss_term_is_the_mean_excess_over_the_trials_of_a_channel() -> None
     quarters make it five times as large."""
     named = {"w": nn.Parameter(torch.arange(1.0, 5.0)[:, None])}
     rows = Rows(named, [plain_group("w", 4, ("w",))])
-    options = HESSOCRICOptions(times=Timetable(0, 3, 1, 1, 1))
-    optimizer = HESSOCRIC(named.values(), rows, 0.0, options)
+    optimizer = HESSOCRIC(named.values(), rows, sgd(0.0), HESSOCRICConfig())
+    optimizer.schedule(Timetable(0, 3, 1, 1, 1))
     losses = {0: 2.0, 1: 2.0, 2: 4.0, 3: 10.0}
     named["w"].grad = torch.zeros(4, 1)
     for _ in range(7):
@@ -116,7 +118,7 @@ def test_the_loss_term_is_the_mean_excess_over_the_trials_of_a_channel() -> None
 
 
 def test_a_cycle_walks_the_suspects_to_zero_and_all_weights_go_back() -> None:
-    named, rows, optimizer, _ = _until("cycles", HESSOCRICOptions(target=0.3, times=TIMES))
+    named, rows, optimizer, _ = _until("cycles", HESSOCRICConfig(target_group_sparsity=0.3))
     reference, suspects = _copies(named), optimizer.units["redundant"]
     assert int(suspects.sum()) == 6
     for left in (2 / 3, 1 / 3, None):
@@ -132,7 +134,7 @@ def test_a_cycle_walks_the_suspects_to_zero_and_all_weights_go_back() -> None:
 
 
 def test_plain_parameters_learn_in_a_cycle_and_go_back_too() -> None:
-    named, _, optimizer, generator = _until("cycles", HESSOCRICOptions(times=TIMES))
+    named, _, optimizer, generator = _until("cycles", HESSOCRICConfig())
     head = named["head"].detach().clone()
     _step(optimizer, named, generator)
     assert not torch.equal(named["head"], head)
@@ -144,8 +146,9 @@ def test_plain_parameters_learn_in_a_cycle_and_go_back_too() -> None:
 def test_no_channel_is_tested_twice_and_the_cycles_stop_when_nothing_is_new() -> None:
     many = Timetable(start_step=0, trials=0, cycles=50, sampling_steps=4, hybrid_steps=2)
     named, rows = _problem(3)
-    options = HESSOCRICOptions(target=0.5, times=many, criteria={"taylor_first_order": 1.0})
-    optimizer = HESSOCRIC(named.values(), rows, 0.3, options)
+    config = HESSOCRICConfig(criteria={"taylor_first_order": 1.0})
+    optimizer = HESSOCRIC(named.values(), rows, sgd(0.3), config)
+    optimizer.schedule(many)
     generator = torch.Generator().manual_seed(0)
     seen = torch.zeros(20, dtype=torch.bool)
     cycle = -1
@@ -162,16 +165,14 @@ def test_no_channel_is_tested_twice_and_the_cycles_stop_when_nothing_is_new() ->
 def test_the_tolerance_stops_the_cycles() -> None:
     counts = []
     for tolerance in (0, 20):
-        options = HESSOCRICOptions(
-            tolerance=tolerance, times=TIMES, criteria={"taylor_first_order": 1.0}
-        )
-        counts.append(_until("shrink", options)[2].units["cycle"])
+        config = HESSOCRICConfig(tolerance=tolerance, criteria={"taylor_first_order": 1.0})
+        counts.append(_until("shrink", config)[2].units["cycle"])
     assert counts[0] > counts[1] == 1
 
 
 def test_the_final_score_is_the_mean_of_all_samples() -> None:
-    options = HESSOCRICOptions(times=TIMES, criteria={"magnitude": 1.0})
-    named, rows, optimizer, generator = _until("cycles", options)
+    config = HESSOCRICConfig(criteria={"magnitude": 1.0})
+    named, rows, optimizer, generator = _until("cycles", config)
     total, number = torch.zeros(20, dtype=torch.float64), 0
     while optimizer.units["stage"] == "cycles":
         before = [p.detach().clone() for p in rows.params]
@@ -187,10 +188,10 @@ def _spared(loss_weight: float) -> bool:
     named, rows = _problem(5)
     with torch.no_grad():
         named["2.w"][4], named["2.b"][4] = 1e-3, 1e-3
-    options = HESSOCRICOptions(
-        target=0.3, times=TIMES, criteria={"magnitude": 0.2, "loss": loss_weight}
-    )
-    optimizer = HESSOCRIC(named.values(), rows, 0.0, options)
+    criteria = {"magnitude": 0.2, "loss": loss_weight}
+    config = HESSOCRICConfig(target_group_sparsity=0.3, criteria=criteria)
+    optimizer = HESSOCRIC(named.values(), rows, sgd(0.0), config)
+    optimizer.schedule(TIMES)
     while optimizer.units["stage"] != "after":
         for p in named.values():
             p.grad = torch.zeros_like(p)
@@ -207,18 +208,20 @@ def test_the_loss_spares_what_the_scores_alone_would_remove() -> None:
 
 @pytest.mark.parametrize("variant", ["sgd", "adamw"])
 def test_resume_at_any_step_is_bit_exact(variant: str) -> None:
-    options = HESSOCRICOptions(DirectionOptions(variant, 0.9), 0.1, times=TIMES)
+    config = HESSOCRICConfig()
 
     def run(stop: int) -> list[Tensor]:
         named, rows = _problem(4)
-        optimizer = HESSOCRIC(named.values(), rows, 0.05, options)
+        asked = direction(variant, 0.05, 0.9, 0.1)
+        optimizer = HESSOCRIC(named.values(), rows, asked, config)
+        optimizer.schedule(TIMES)
         generator = torch.Generator().manual_seed(0)
         for k in range(LONGEST + 3):
             if k == stop:
                 saved = copy.deepcopy(optimizer.state_dict())
                 assert is_plain_tree(saved)
-                other = HESSOCRICOptions(options.direction)
-                optimizer = HESSOCRIC(named.values(), rows, 0.9, other)
+                other = direction(variant, 0.9, 0.9)
+                optimizer = HESSOCRIC(named.values(), rows, other, config)
                 optimizer.load_state_dict(saved)
             _step(optimizer, named, generator)
         assert optimizer.units["stage"] == "after"
@@ -231,7 +234,8 @@ def test_resume_at_any_step_is_bit_exact(variant: str) -> None:
 
 def test_only_the_end_of_a_cycle_waits_for_the_device() -> None:
     named, rows = _problem(7)
-    optimizer = HESSOCRIC(named.values(), rows, 0.1, HESSOCRICOptions(times=TIMES))
+    optimizer = HESSOCRIC(named.values(), rows, sgd(0.1), HESSOCRICConfig())
+    optimizer.schedule(TIMES)
     generator = torch.Generator().manual_seed(0)
     for _ in range(LONGEST + 1):
         last = optimizer.units["call"] == TIMES.sampling_steps - 1
@@ -242,8 +246,8 @@ def test_only_the_end_of_a_cycle_waits_for_the_device() -> None:
 
 
 def test_kept_channels_come_in_multiples() -> None:
-    options = HESSOCRICOptions(target=0.6, group_divisible=3, times=TIMES)
-    named, rows, optimizer, _ = _until("after", options)
+    config = HESSOCRICConfig(target_group_sparsity=0.6, group_divisible=3)
+    named, rows, optimizer, _ = _until("after", config)
     del named
     kept = {k: int((~m).sum()) for k, m in rows.split(optimizer.units["pruned"]).items()}
     assert all(n % 3 == 0 or n == SIZES[int(k)] for k, n in kept.items())
@@ -251,7 +255,7 @@ def test_kept_channels_come_in_multiples() -> None:
 
 
 def test_the_trials_need_the_loss() -> None:
-    named, _, optimizer, _ = _until("trials", HESSOCRICOptions(times=TIMES))
+    named, _, optimizer, _ = _until("trials", HESSOCRICConfig())
     with pytest.raises(ValueError, match="observe"):
         optimizer.step()
     assert optimizer.step(lambda: named["head"].sum()) == named["head"].sum()

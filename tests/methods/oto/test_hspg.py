@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from methods.hspg import HSPG, HSPGConfig, HSPGMethod, HSPGOptions
+from methods.hspg import HSPG, HSPGConfig, HSPGMethod
 from pipeline.training.recipe import Recipe
 from pipeline.units.groups import ChannelGroup, Units
 from pipeline.units.rows import Rows
@@ -51,17 +51,14 @@ def _stage_optimizer(
     trace: dict[str, Any], named: dict[str, nn.Parameter], step: dict[str, Any]
 ) -> HSPG:
     hyper = trace["hyper"]
-    options = HSPGOptions(
-        penalty=step["lmbda"],
-        momentum=hyper["momentum"],
-        epsilon=step["epsilon"][1:],
-        upper=hyper["upper_group_sparsity_by_type"][2:],
-        half_space=step["stage"] == "half_space",
-        faithful=True,
-    )
+    config = HSPGConfig(penalty=step["lmbda"], momentum=hyper["momentum"], faithful=True)
     plain = {"params": [named["plain.w"], named["plain.b"]], "momentum": hyper["momentum_type1"]}
     rest = {"params": [p for n, p in named.items() if not n.startswith("plain")]}
-    return _TracedChoice([plain, rest], Rows(named, GROUPS), step["lr"], options)
+    half_space = step["stage"] == "half_space"
+    made = _TracedChoice([plain, rest], Rows(named, GROUPS), step["lr"], config, half_space)
+    made._bound(torch.tensor(hyper["upper_group_sparsity_by_type"][2:], dtype=torch.float64))
+    made.units["epsilon"] = torch.tensor(step["epsilon"][1:], dtype=torch.float64)
+    return made
 
 
 @pytest.mark.parametrize("name", ["hspg_v1_eps0", "hspg_v1_momentum", "hspg_v1_upper_bug"])
@@ -165,7 +162,7 @@ def test_projects_exactly_when_the_step_leaves_the_half_space(
     trial = x - lr * (grads + penalty * unit)
     leaves = (trial * x).sum(1) < epsilon * (x * x).sum(1)
     expected = torch.where((leaves | (x == 0).all(1))[:, None], 0.0, trial)
-    HSPG(named.values(), rows, lr, HSPGOptions(penalty=penalty, epsilon=epsilon)).step()
+    HSPG(named.values(), rows, lr, HSPGConfig(penalty=penalty, epsilon=epsilon)).step()
     torch.testing.assert_close(_full_rows(named), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -179,8 +176,8 @@ def test_never_exceeds_its_cap_and_takes_the_smallest(seed: int, upper: float, s
         p.grad = named[n].grad.clone()
     options = {"penalty": 0.5, "epsilon": 0.9}
     free_rows = Rows(free, [plain_group("conv", size, ("conv.w", "conv.b"))])
-    HSPG(free.values(), free_rows, 0.3, HSPGOptions(**options)).step()
-    HSPG(named.values(), rows, 0.3, HSPGOptions(**options, upper=upper)).step()
+    HSPG(free.values(), free_rows, 0.3, HSPGConfig(**options)).step()
+    HSPG(named.values(), rows, 0.3, HSPGConfig(**options, upper_group_sparsity=upper)).step()
     candidates = (_full_rows(free) == 0).all(1) & (start != 0).any(1)
     taken = (_full_rows(named) == 0).all(1) & (start != 0).any(1)
     before = 1
@@ -195,7 +192,7 @@ def test_never_exceeds_its_cap_and_takes_the_smallest(seed: int, upper: float, s
 def test_zero_channels_stay_zero_and_the_rest_moves() -> None:
     named, rows = _random_rows(3)
     head = named["head"].detach().clone()
-    optimizer = HSPG(named.values(), rows, 0.1, HSPGOptions(momentum=0.9))
+    optimizer = HSPG(named.values(), rows, 0.1, HSPGConfig(momentum=0.9))
     for _ in range(5):
         optimizer.step()
         assert bool((_full_rows(named)[1] == 0).all())
@@ -209,7 +206,7 @@ def test_frozen_parameters_do_not_move() -> None:
     before = named["conv.b"].detach().clone()
     rows = Rows(named, [plain_group("conv", 6, ("conv.w", "conv.b"))])
     live = [p for p in named.values() if p.requires_grad]
-    HSPG(live, rows, 0.1, HSPGOptions(penalty=1.0, epsilon=0.99)).step()
+    HSPG(live, rows, 0.1, HSPGConfig(penalty=1.0, epsilon=0.99)).step()
     assert torch.equal(named["conv.b"], before)
 
 
@@ -217,10 +214,10 @@ def test_frozen_parameters_do_not_move() -> None:
 @pytest.mark.parametrize("faithful", [False, True])
 def test_a_step_never_waits_for_the_device(half_space: bool, faithful: bool) -> None:
     named, rows = _random_rows(5)
-    options = HSPGOptions(
-        momentum=0.9, upper=0.5, adapt_every=1, half_space=half_space, faithful=faithful
+    config = HSPGConfig(
+        momentum=0.9, upper_group_sparsity=0.5, adapt_epsilon_steps=1, faithful=faithful
     )
-    optimizer = HSPG(named.values(), rows, 0.1, options)
+    optimizer = HSPG(named.values(), rows, 0.1, config, half_space)
     with no_host_reads():
         optimizer.step()
         optimizer.step()
@@ -229,7 +226,7 @@ def test_a_step_never_waits_for_the_device(half_space: bool, faithful: bool) -> 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_step_makes_nothing_as_large_as_a_weight(momentum: float) -> None:
     named, groups = wide_problem()
-    optimizer = HSPG(named.values(), Rows(named, groups), 0.1, HSPGOptions(momentum=momentum))
+    optimizer = HSPG(named.values(), Rows(named, groups), 0.1, HSPGConfig(momentum=momentum))
     optimizer.step()
     with no_large_memory(8000):
         optimizer.step()
@@ -238,7 +235,7 @@ def test_a_step_makes_nothing_as_large_as_a_weight(momentum: float) -> None:
 def test_resume_is_bit_exact() -> None:
     def run(stop: int) -> dict[str, nn.Parameter]:
         named, rows = _random_rows(6)
-        options = HSPGOptions(momentum=0.9, adapt_every=2, upper=0.6)
+        options = HSPGConfig(momentum=0.9, adapt_epsilon_steps=2, upper_group_sparsity=0.6)
         optimizer = HSPG(named.values(), rows, 0.01, options)
         generator = torch.Generator().manual_seed(0)
         for k in range(12):
@@ -257,10 +254,10 @@ def test_resume_is_bit_exact() -> None:
 
 
 def test_adapting_epsilon_follows_the_bert_rule() -> None:
-    """+0.1 while the adaptive groups are below their bound and sparsity stalls; else back to 0."""
-    named = {n: nn.Parameter(torch.ones(4, 3)) for n in ("a", "b")}
+    """+0.1 while the linear groups are below their bound and sparsity stalls; else back to 0."""
+    named = {"a": nn.Parameter(torch.ones(4, 3)), "b": nn.Parameter(torch.ones(4, 3, 1, 1))}
     rows = Rows(named, [plain_group(n, 4, (n,)) for n in named])
-    options = HSPGOptions(penalty=0.0, upper=[0.5, 1.0], adaptive=[True, False], adapt_every=2)
+    options = HSPGConfig(penalty=0.0, upper_group_sparsity_linear=0.5, adapt_epsilon_steps=2)
     optimizer = HSPG(named.values(), rows, 0.0, options)
 
     def after_two_steps() -> list[float]:

@@ -1,0 +1,199 @@
+"""The optimizer of HESSO-CRIC: plain steps, trials, cycles and the final shrink."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods._oto.redundancy import CRITERIA, Criterion, Quota, redundancy
+from methods._oto.row_optimizer import DirectedRowOptimizer, Params
+from methods.hesso_cric.settings import TRIALS, HESSOCRICConfig, Timetable
+from pipeline.training.recipe import OptimizerConfig
+from pipeline.units.rows import Rows
+
+
+class HESSOCRIC(DirectedRowOptimizer):
+    """HESSO-CRIC over `rows`; parameters of `params` outside them take plain steps.
+
+    Stages, in `units["stage"]`: "before"; "begin", one plain step whose end all weights go back to;
+    "trials": no parameter learns; "cycles": all learn, and go back at the end of each; "shrink";
+    "after". The trials must know the loss: `step(closure)`, or `observe(loss)` before `step()`.
+    """
+
+    def __init__(
+        self, params: Params, rows: Rows, optimizer: OptimizerConfig, config: HESSOCRICConfig
+    ) -> None:
+        super().__init__(params, rows, optimizer)
+        self.config = config
+        self._loss: Tensor | None = None
+        self._quota = Quota(rows, config.target_group_sparsity, config.group_divisible)
+        self.tried = [i for i, n in enumerate(rows.sizes) if n > config.group_divisible]
+        self._points: dict[Criterion, float] = {
+            name: config.criteria.get(name, 0.0) for name in CRITERIA
+        }
+        nothing = torch.zeros_like(rows.entries, dtype=torch.bool)
+        zeros = rows.entries.new_zeros(len(TRIALS), len(rows.sizes))
+        self.units.update(stage="before", call=0, cycle=0, samples=0, excess=zeros)
+        self.units.update({k: nothing.clone() for k in ("pruned", "redundant", "tested", "low")})
+        self.units.update(collected=torch.zeros_like(rows.entries), rank=nothing.long())
+        self.units["loss"] = zeros.new_zeros(())
+        self.schedule(Timetable())
+
+    def schedule(self, times: Timetable) -> None:
+        """What `Timetable` says; the same throughout a training."""
+        self.units.update(asdict(times))
+
+    def observe(self, loss: Tensor) -> None:
+        """The loss of this step's gradients."""
+        self._loss = loss.detach()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; waits for the device at the end of a cycle only.
+
+        Raises:
+            ValueError: a trial does not know the loss.
+        """
+        if self.units["stage"] != "trials":
+            self._loss = None
+            if self.units["stage"] == "before" and self.units["step"] >= self.units["start_step"]:
+                self.units["stage"] = "begin"
+            loss = super().step(closure)
+            self._advance()
+            return loss
+        if closure is not None:
+            with torch.enable_grad():
+                self._loss = torch.as_tensor(closure()).detach()
+        if self._loss is None:
+            raise ValueError(
+                "HESSO-CRIC is trying out channels and needs the loss of every step: call "
+                "observe(loss) before step(), or give step() a closure"
+            )
+        loss, self._loss = self._loss, None
+        self.count()
+        self._try(loss)
+        return loss
+
+    def replay_key(self) -> Hashable | None:
+        units, stage = self.units, self.units["stage"]
+        begins = stage == "before" and units["step"] >= units["start_step"]
+        plain = stage in ("before", "after") and not begins and not self.counts_in_direction
+        return stage if plain else None
+
+    def stays_zero(self) -> Tensor:
+        return self.units["pruned"]
+
+    def step_rows(self, moves: list[Tensor]) -> None:
+        """The plain step, and a linear shrink of what is being tested or removed."""
+        units, stage = self.units, self.units["stage"]
+        if stage in ("begin", "cycles"):
+            self._sample(redundancy(self.rows, moves, self._points))
+        factor = torch.ones(self.rows.count, dtype=self.rows.dtype, device=units["pruned"].device)
+        if stage in ("cycles", "shrink"):
+            left = units["sampling_steps" if stage == "cycles" else "hybrid_steps"] - units["call"]
+            factor.masked_fill_(units["redundant"], (left - 1) / left)
+        factor.masked_fill_(units["pruned"], 0.0)
+        self.move_rows(moves, factor, self.row_setting("lr") * factor, self.row_decays())
+
+    def _sample(self, scores: Tensor) -> None:
+        units = self.units
+        if units["stage"] == "begin":
+            units["rank"] = self.rows.rank_in_groups(scores)
+            units["redundant"] = self._choose(scores)
+            return
+        units["collected"] = units["collected"] + scores
+        units["samples"] += 1
+        units["low"] = units["low"] | self._choose(scores)
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        none = self.units["pruned"]
+        lowest = self._quota.lowest(scores, self._quota.goal, none)
+        return self._quota.multiples(lowest, scores, none)
+
+    def _advance(self) -> None:
+        """To the next stage, once all parameters have been moved."""
+        units = self.units
+        if units["stage"] in ("before", "after"):
+            return
+        units["call"] += 1
+        if units["stage"] == "begin":
+            self._remember()
+            self._enter("trials" if units["trials"] and self.tried else "cycles")
+        elif units["stage"] == "cycles" and units["call"] >= units["sampling_steps"]:
+            self._end_cycle()
+        elif units["stage"] == "shrink" and units["call"] >= units["hybrid_steps"]:
+            units["pruned"] = units["redundant"]
+            self._enter("after")
+
+    def _enter(self, stage: str) -> None:
+        self.units.update(stage=stage, call=0)
+
+    def _try(self, loss: Tensor) -> None:
+        """Two steps per trial: the lowest of one group go to zero, then the loss is compared."""
+        units, (trial, second) = self.units, divmod(self.units["call"], 2)
+        level, at = divmod(trial, len(self.tried))
+        group = self.tried[at]
+        if second:
+            units["excess"][level, group] = loss / units["loss"].clamp(min=1e-12) - 1.0
+            self._go_back()
+        else:
+            units["loss"] = loss.to(units["loss"])
+            number = int(TRIALS[level] * self.rows.sizes[group])
+            lowest = (self.rows.group_of == group) & (units["rank"] < number)
+            self.rows.scale_((~lowest).to(self.rows.dtype))
+        units["call"] += 1
+        if units["call"] == 2 * units["trials"] * len(self.tried):
+            self._enter("cycles")
+
+    def _end_cycle(self) -> None:
+        """Go back; what looked low on the way and was not tested yet is tested next."""
+        units = self.units
+        units["tested"] = units["tested"] | units["redundant"]
+        suspects = units["low"] & ~units["tested"]
+        units["low"] = torch.zeros_like(suspects)
+        units["cycle"] += 1
+        self._go_back()
+        if units["cycle"] < units["cycles"] and int(suspects.sum()) > self.config.tolerance:
+            units["redundant"] = suspects
+            self._enter("cycles")
+            return
+        units["redundant"] = self._choose(self.final_scores())
+        for own in self.state.values():
+            own.pop("reference")
+        self._enter("shrink")
+
+    def final_scores(self) -> Tensor:
+        """Mean of all samples, and what the trials said about the loss: a doubled loss weighs what
+        a typical score does, and all of them together no more than a criterion."""
+        collected = self.units["collected"] / max(self.units["samples"], 1)
+        excess = self.loss_term()
+        length = excess.square().sum().sqrt().clamp(min=math.sqrt(self.rows.count))
+        return collected + self.config.criteria.get("loss", 0.0) * excess / length
+
+    def loss_term(self) -> Tensor:
+        """Relative loss in excess, mean over the trials that a channel was in; one that was in none
+        stands with the largest trial of its group."""
+        rows, made = self.rows, TRIALS[: self.units["trials"]]
+        terms, numbers, largest = (torch.zeros_like(rows.entries) for _ in range(3))
+        for level, fraction in sorted(enumerate(made), key=lambda pair: pair[1]):
+            size = (fraction * rows.group_size).floor()
+            inside = (self.units["rank"] < size[rows.group_of]).to(terms.dtype)
+            largest = self.units["excess"][level][rows.group_of]
+            terms += inside * largest
+            numbers += inside
+        return torch.where(numbers > 0, terms / numbers.clamp(min=1), largest)
+
+    def _remember(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["reference"] = p.detach().clone()
+
+    def _go_back(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.copy_(self.state[p]["reference"])
