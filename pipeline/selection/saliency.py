@@ -93,8 +93,8 @@ def _from_data(
 @torch.no_grad()
 def magnitude(model: nn.Module, units: Units) -> dict[str, Tensor]:
     """|w| of every weight of convolution and linear layers."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach().abs() for name in units.weights}
+    state = model.state_dict()
+    return {name: state[name].detach().abs() for name in units.weights}
 
 
 @torch.no_grad()

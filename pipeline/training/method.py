@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipeline.selection.saliency import magnitude
 from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.recipe import Recipe
 from pipeline.training.schedules import Schedule, make_optimizer, make_schedule
@@ -129,12 +129,10 @@ class MethodBase:
         to the end of the phase, whatever their gradient is. Asked between epochs."""
         return None
 
-    @torch.no_grad()
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
         """Score per unit, >= 0, higher = keep; 0 = already removed by training. Keys are
         `units.weights` (shape of the weight) or names of prunable groups (shape (size,))."""
-        state = model.state_dict()
-        return {name: state[name].detach().abs() for name in units.weights}
+        return magnitude(model, units)
 
     def release(self, model: nn.Module) -> None:
         """Leave a plain model: no hooks, no gates, `requires_grad` as it was."""
