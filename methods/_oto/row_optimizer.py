@@ -104,9 +104,15 @@ class RowOptimizer(Optimizer, ABC):
         return self.param_groups[0][key]
 
     def move_rows(
-        self, moves: list[Tensor], scale: Tensor, pull: Tensor, decays: Sequence[float] = ()
+        self,
+        moves: list[Tensor],
+        scale: Tensor,
+        pull: Tensor,
+        decays: Sequence[float] = (),
+        along: Tensor | None = None,
     ) -> None:
-        """x <- scale * x - pull * (v + decay * x) with one factor each per channel, in place.
+        """x <- scale * x - pull * (v + decay * along * x) with one factor each per channel, in
+        place; `along` is 1 unless given.
 
         `decays` has one number per row parameter, or none. Positions of a row parameter that belong
         to no channel take the plain step.
@@ -115,7 +121,10 @@ class RowOptimizer(Optimizer, ABC):
         scales = self.rows.spread(scale, 1.0)
         pulls = self.rows.spread(pull, self.row_setting("lr"))
         if decays:
-            torch._foreach_sub_(scales, torch._foreach_mul(pulls, list(decays)))
+            shrinks = pulls
+            if along is not None:
+                shrinks = self.rows.spread(pull * along, self.row_setting("lr"))
+            torch._foreach_sub_(scales, torch._foreach_mul(shrinks, list(decays)))
         torch._foreach_mul_(params, scales)
         torch._foreach_addcmul_(params, moves, pulls, value=-1.0)
 
@@ -197,9 +206,12 @@ class DirectedRowOptimizer(RowOptimizer):
         decays = [float(decay[id(p)]) for p in self.rows.params]
         return decays if any(decays) else []
 
-    def decay_inner(self, square: Tensor, decays: Sequence[float]) -> Tensor | float:
-        """<decay * x, x> of every channel; `square` is ||x||^2."""
+    def decay_inner(
+        self, square: Tensor, decays: Sequence[float], along: Tensor | None = None
+    ) -> Tensor | float:
+        """<decay * along * x, x> of every channel; `square` is ||x||^2."""
         if not decays:
             return 0.0
         same = len(set(decays)) == 1
-        return decays[0] * square if same else self.rows.square_norms(weights=decays)
+        inner = decays[0] * square if same else self.rows.square_norms(weights=decays)
+        return inner if along is None else along * inner

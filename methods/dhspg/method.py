@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from methods._oto.row_method import RowConfig, RowMethod
@@ -46,7 +46,10 @@ class DHSPGConfig(RowConfig):
             None = the variant's default (`VARIANTS`).
         epsilon: half-space parameter in [0, 1).
         start_epochs: epochs before the partition; None = `start_fraction` of all steps.
+        project_epochs: epochs before the projection begins; None = `project_fraction` of all steps,
+            and without that the projection begins with the partition. Penalties adapt meanwhile.
         warmup_fraction: of all steps; before, the penalty does not adapt and nothing is projected.
+        fixed_zero_groups: a channel that is zero stays zero; False: only once projection has begun.
         group_divisible: channels kept in a group are a multiple of this.
         weight_decay_type: AdamW's decay along x ("l2_norm") or x / ||x|| of each row ("l1_norm").
         faithful: see the head of this file.
@@ -60,10 +63,21 @@ class DHSPGConfig(RowConfig):
     epsilon: Fraction = 0.0
     start_epochs: Annotated[int, Field(ge=0)] | None = None
     start_fraction: Fraction = 0.1
+    project_epochs: Annotated[int, Field(ge=0)] | None = None
+    project_fraction: Fraction | None = None
     warmup_fraction: Fraction = 0.0
+    fixed_zero_groups: bool = True
     group_divisible: Annotated[int, Field(ge=1)] = 1
     weight_decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
     faithful: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields added later are omitted at their default, so record hashes stay valid."""
+        later = ("project_epochs", "project_fraction", "fixed_zero_groups")
+        fields = type(self).model_fields
+        unasked = {key for key in later if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in standard(self).items() if key not in unasked}
 
 
 class DHSPG(DirectedRowOptimizer):
@@ -81,39 +95,50 @@ class DHSPG(DirectedRowOptimizer):
         self.units["penalized"] = torch.zeros_like(rows.entries, dtype=torch.bool)
         self.schedule(0, 0)
 
-    def schedule(self, start_step: int, warmup_steps: int) -> None:
-        """When to partition and when to begin projecting, in steps of this optimizer."""
-        self.units.update(start_step=start_step, warmup_steps=warmup_steps)
+    def schedule(self, start_step: int, warmup_steps: int, project_step: int | None = None) -> None:
+        """In steps of this optimizer: when to partition, when penalties begin to adapt, and when
+        to begin projecting (None: with the partition)."""
+        project_step = start_step if project_step is None else project_step
+        self.units.update(
+            start_step=start_step, warmup_steps=warmup_steps, project_step=project_step
+        )
+
+    @property
+    def _zeros_are_fixed(self) -> bool:
+        return self.config.fixed_zero_groups or self.units["step"] > self.units["project_step"]
 
     def replay_key(self) -> Hashable | None:
         step, start = self.units["step"] + 1, self.units["start_step"]
         if self.counts_in_direction or step == start + 1:  # the partition
             return None
-        return step > start, step >= self.units["warmup_steps"]
+        since = step - self.units["project_step"]
+        return step > start, step >= self.units["warmup_steps"], since >= 0, since > 0
 
-    def stays_zero(self) -> Tensor:
-        return torch.ones_like(self.rows.entries).bool()
+    def stays_zero(self) -> Tensor | None:
+        return torch.ones_like(self.rows.entries).bool() if self._zeros_are_fixed else None
 
     def step_rows(self, moves: list[Tensor]) -> None:
         """The step, the penalty of the redundant channels, their projection (Algorithm 2)."""
         rows, lr, step = self.rows, self.row_setting("lr"), self.units["step"]
         start = self.units["start_step"]
+        projected = torch.zeros_like(self.units["penalized"])
         square, *products = rows.gram(moves) if step > start else (rows.square_norms(),)
         norm, alive, decays = square.sqrt(), square != 0, self.row_decays()
-        scale = torch.ones_like(norm)
-        if decays and self.config.weight_decay_type == "l1_norm":
-            decays, scale = [], 1.0 - lr * self.row_setting("weight_decay") / (norm + SMALL)
+        scale, by_row = torch.ones_like(norm), self.config.weight_decay_type == "l1_norm"
+        along = 1.0 / (norm + SMALL) if decays and by_row else None
         if step > start:
             inner, slope = products
             if step == start + 1:
                 self.units["penalized"] = self._partition(norm, inner, slope)
             pushed = self.units["penalized"] & self._short_of_target(alive)
             scale = scale - pushed * (lr * self._penalty(norm, inner, slope) / (norm + SMALL))
-            if step >= self.units["warmup_steps"]:
-                trial = scale * square - lr * (inner + self.decay_inner(square, decays))
-                alive = alive & ~(pushed & (trial < self.config.epsilon * square))
-        keep = alive.to(norm.dtype)
-        self.move_rows(moves, scale * keep, lr * keep, decays)
+            if step >= max(self.units["warmup_steps"], self.units["project_step"]):
+                pull = inner + self.decay_inner(square, decays, along)
+                trial = scale * square - lr * pull
+                projected = alive & pushed & (trial < self.config.epsilon * square)
+        gone = ~alive | projected if self._zeros_are_fixed else projected
+        keep = (~gone).to(norm.dtype)
+        self.move_rows(moves, scale * keep, lr * keep, decays, along)
 
     def _short_of_target(self, alive: Tensor) -> Tensor:
         zeros, count, target = (~alive).sum(), self.rows.count, self.config.target_group_sparsity
@@ -164,4 +189,9 @@ class DHSPGMethod(RowMethod[DHSPGConfig, DHSPG]):
         total = self.total_steps(at)
         asked = config.start_epochs
         start = int(config.start_fraction * total) if asked is None else asked * per_epoch
-        self.stepped.schedule(start, int(config.warmup_fraction * total))
+        project = None
+        if config.project_epochs is not None:
+            project = config.project_epochs * per_epoch
+        elif config.project_fraction is not None:
+            project = int(config.project_fraction * total)
+        self.stepped.schedule(start, int(config.warmup_fraction * total), project)

@@ -73,6 +73,8 @@ class HESSO(DirectedRowOptimizer):
         self._quota = Quota(rows, config.target_group_sparsity, config.group_divisible)
         nothing = torch.zeros_like(rows.entries, dtype=torch.bool)
         self.units.update(pruned=nothing, redundant=nothing.clone(), period=0)
+        if config.faithful:
+            self.units["drawn"] = nothing.clone()  # candidates so far, spared ones included
         self.schedule(0, 1)
 
     def schedule(self, start_step: int, pruning_steps: int) -> None:
@@ -122,6 +124,7 @@ class HESSO(DirectedRowOptimizer):
         scores, pruned = self.scores(moves), self.units["pruned"]
         if self.config.faithful:
             chosen = self._first_in_order(scores, quota - (period - 1) * each)
+            scores = torch.arange(len(scores)).to(scores)  # a group spares its last candidates
         else:
             chosen = self._quota.lowest(scores, quota, pruned)
         self.units["redundant"] = self._quota.multiples(chosen, scores, pruned)
@@ -133,27 +136,28 @@ class HESSO(DirectedRowOptimizer):
         return redundancy(rows, [place[id(p)] for p in rows.params], self.config.criteria)
 
     def _first_in_order(self, scores: Tensor, number: int) -> Tensor:
-        """The original's choice: of the (pruned + number) lowest scores that are not pruned, the
-        first `number` by position."""
-        pruned, free = self.units["pruned"], self._quota.free
+        """The original's candidates: of the (drawn + number) lowest scores that were never drawn,
+        the first `number` by position. A candidate that its group spares is not drawn again."""
+        drawn, free = self.units["drawn"], self._quota.free
         rank = self.rows.rank(scores.masked_fill(~free, torch.inf))
-        low = (rank < pruned.sum() + number) & ~pruned & free
-        return low & (low.cumsum(0) <= number)
+        low = (rank < drawn.sum() + number) & ~drawn & free
+        chosen = low & (low.cumsum(0) <= number)
+        self.units["drawn"] = drawn | chosen
+        return chosen
 
     def _move_faithfully(self, moves: list[Tensor], factor: Tensor) -> None:
         """The original's order: shared parameters shrink first, once per parameter of their group,
-        and take their own step afterwards."""
+        and then take their own step, AdamW's decay of the shrunk weight included."""
         rows, lr = self.rows, self.row_setting("lr")
         power = factor ** self._scored.parameters_of[rows.group_of]
         own, late = rows.spread(factor, 1.0), rows.spread(power, 1.0)
         pulls = rows.spread(lr * factor, lr)
-        decays = self.row_decays()
-        if decays:
-            moves = list(torch._foreach_add(moves, torch._foreach_mul(rows.params, decays)))
-        for i, p in enumerate(rows.params):
-            p.mul_(late[i] if rows.shared[i] else own[i])
-            pull = torch.full_like(pulls[i], lr) if rows.shared[i] else pulls[i]
-            p.addcmul_(moves[i], pull, value=-1.0)
+        decays = self.row_decays() or [0.0] * len(rows.params)
+        for i, (p, decay) in enumerate(zip(rows.params, decays, strict=True)):
+            if rows.shared[i]:
+                p.mul_(late[i]).mul_(1.0 - lr * decay).add_(moves[i], alpha=-lr)
+            else:
+                p.mul_(own[i] - decay * pulls[i]).addcmul_(moves[i], pulls[i], value=-1.0)
 
 
 @register_method("hesso", HESSOConfig)

@@ -146,13 +146,13 @@ class HSPG(RowOptimizer):
         inner = scale * square - lr * rows.dots(moves, rows.params)
         keep = self._survivors(square, inner).to(square.dtype)
         self.move_rows(moves, scale * keep, lr * keep)
+        every = self.config.adapt_epsilon_steps
+        if every and self.units["step"] % every == 0:
+            self._adapt_epsilon(rows.square_norms() == 0)
 
     def _survivors(self, square: Tensor, inner: Tensor) -> Tensor:
         """Channels that are neither zero already nor projected; `inner` is <x^, x>."""
         zero = square == 0
-        every = self.config.adapt_epsilon_steps
-        if every and self.units["step"] % every == 0:
-            self._adapt_epsilon(zero)
         epsilon = self.units["epsilon"].to(square.dtype)[self.rows.group_of]
         projected = (inner < epsilon * square) & ~zero
         if self._capped:
@@ -180,8 +180,9 @@ class HSPG(RowOptimizer):
         return torch.where(before >= self._upper, 0.0, some)
 
     def _adapt_epsilon(self, zero: Tensor) -> None:
-        """The authors' rule for BERT: when sparsity has stalled, epsilon + 0.1 while the linear
-        groups together are below their upper bound, else 0."""
+        """The authors' rule for BERT, from the zeros that this step left, for the steps to come:
+        when sparsity has stalled, epsilon + 0.1 while the linear groups together are below their
+        upper bound, else 0."""
         epsilon, adaptive = self.units["epsilon"], self._linear
         sparsity = zero.double().mean()
         among = adaptive[self.rows.group_of]

@@ -272,3 +272,33 @@ def test_adapting_epsilon_follows_the_bert_rule() -> None:
     named["a"].data[:2] = 0.0
     assert after_two_steps() == pytest.approx([0.2, 0.0])  # sparsity has just grown
     assert after_two_steps() == [0.0, 0.0]  # stalled at the bound
+
+
+def _pull(p: nn.Parameter, to: list[float]) -> None:
+    """The gradient with which a step of lr 1 ends at `to` times the weight."""
+    p.grad = p.detach() * (1.0 - torch.tensor(to, dtype=p.dtype)[:, None])
+
+
+def test_an_adapted_epsilon_acts_from_the_next_step_on() -> None:
+    """A step to 0.05 x leaves the half-space of epsilon 0.1, not that of 0."""
+    named = {"a": nn.Parameter(torch.ones(1, 1, dtype=torch.float64))}
+    config = HSPGConfig(penalty=0.0, adapt_epsilon_steps=1)
+    optimizer = HSPG(named.values(), Rows(named, [plain_group("a", 1, ("a",))]), 1.0, config)
+    _pull(named["a"], [0.05])
+    optimizer.step()
+    assert named["a"].item() == pytest.approx(0.05)
+    assert optimizer.units["epsilon"].tolist() == [pytest.approx(0.1)]
+    _pull(named["a"], [0.05])
+    optimizer.step()
+    assert named["a"].item() == 0.0
+
+
+def test_epsilon_adapts_to_the_zeros_that_the_step_left() -> None:
+    named = {"a": nn.Parameter(torch.ones(4, 1, dtype=torch.float64))}
+    config = HSPGConfig(penalty=0.0, adapt_epsilon_steps=1)
+    optimizer = HSPG(named.values(), Rows(named, [plain_group("a", 4, ("a",))]), 1.0, config)
+    _pull(named["a"], [-1.0, -1.0, 1.0, 1.0])
+    optimizer.step()
+    assert zero_rows(plain_group("a", 4, ("a",)), named) == [0, 1]
+    assert optimizer.units["sparsity_seen"].item() == 0.5
+    assert optimizer.units["epsilon"].tolist() == [0.0]  # sparsity has just grown
