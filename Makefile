@@ -27,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 repro: $(READY)  ## Run the default study; a line per stage, then its table
-	@espalier repro
+	@espalier run
 
 test: $(READY)  ## Lint, types and all tests (no network, no GPU)
 	ruff check .
@@ -46,7 +46,7 @@ golden: $(READY)  ## Rewrite the golden files; review their diff as a result
 	ESPALIER_GOLDEN=write pytest -q tests
 
 tables: $(READY)  ## Rebuild the tables from the tracked records, training nothing
-	@espalier repro --single-item report
+	@espalier run --only report --single
 
 ui: $(READY)  ## Open the tracked runs in MLflow
 	@espalier ui

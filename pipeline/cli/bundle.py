@@ -41,7 +41,7 @@ One training each (ESPALIER_MLFLOW=off: there is no server to look for):
 
 or all of them, longest first, as far as the time goes, resumable:
 
-    ESPALIER_MLFLOW=off python -m pipeline.cli campaign --runner plain --budget-minutes 25
+    ESPALIER_MLFLOW=off python -m pipeline.cli run --budget-minutes 25
 
 then pack what came of it, finished or not:
 

@@ -13,10 +13,10 @@ from pipeline.study.execution.commands import Group
 
 VERBS = {
     "bundle": "Carry trainings to a machine without DVC and bring their results back.",
-    "campaign": "Train what a study lacks, longest first, within a time budget.",
     "locks": "Say which results are stale; accept code edits that alter none.",
     "readme": "Rewrite the results in README.md from the tracked records.",
-    "repro": "Run the study in this folder and show what came of it.",
+    "run": "Run what is stale in a study, on all cores or GPUs, and show what came of it.",
+    "status": "Show how far the run in a study folder is.",
     "study": "Make study folders DVC projects of their own.",
     "ui": "Open the runs of this study in MLflow.",
     "units": "Show what can be pruned in a network, and why the rest cannot.",

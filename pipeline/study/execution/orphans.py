@@ -37,6 +37,11 @@ def dvc_is_gone() -> bool:
     return _gone.is_set()
 
 
+def driver_is_gone() -> None:
+    """To be called where the process that drives this stage has died: SIGTERM ends it at once."""
+    _gone.set()
+
+
 def _watch(shell: int, dvc: int) -> None:
     # A shell whose parent died is given another one.
     while _parent_of(shell) == dvc:

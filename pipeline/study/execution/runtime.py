@@ -74,7 +74,7 @@ def _locked(stage: str, key: str) -> Iterator[None]:
         except OSError as error:
             raise BusyError(f"{stage}@{key} is running already in {Path.cwd()}") from error
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")  # whom a campaign asks to stop
+        file.write(f"{os.getpid()}\n")  # for whoever wants to stop it
         file.flush()
         yield
 

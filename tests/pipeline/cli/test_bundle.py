@@ -173,7 +173,7 @@ def test_an_interrupted_training_travels_on(travelled, tmp_path):
     study.run(folder, *BUNDLE, "export", "a", "--out", "go.tar.gz")
     with tarfile.open(folder / "go.tar.gz") as tar:
         tar.extractall(away, filter="data")
-    slice_of = ("-m", "pipeline.cli", "campaign", "--runner", "plain", "--budget-minutes", "0.4")
+    slice_of = ("-m", "pipeline.cli", "run", "--budget-minutes", "0.4")
     for _ in range(10):  # on a busy machine a slice may pass before the first step
         done = subprocess.run([sys.executable, *slice_of], cwd=away, env=study.environment(away),
                               text=True, capture_output=True, timeout=300)  # fmt: skip

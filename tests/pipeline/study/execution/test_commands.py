@@ -71,7 +71,7 @@ def test_a_name_that_is_not_there_is_refused_first(
 
 
 VERB_ARGUMENTS = {
-    "campaign": [],
+    "run": [],
     "units": ["--training", "a"],
     "bundle": ["export", "a", "--out", "x.tar.gz"],
 }

@@ -1,9 +1,8 @@
-"""What `espalier repro` prints: a line per stage, one table, what is odd, what changed."""
+"""The end of a run: one table, what is odd, what changed against git."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,32 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import summary
-from pipeline.cli.repro import lines
 
 ROOT = Path(__file__).resolve().parents[3]
-SAID = """\
-Stage 'prepare-data' didn't change, skipping
-Running stage 'train@a':
-> python -m stages.train --training a
-Updating lock file 'dvc.lock'
-
-Stage 'prune@a-p50' is cached - skipping run, checking out outputs
-Running stage 'report':
-> python -m stages.report
-Use `dvc push` to send your updates to remote storage.
-"""
-
-
-def test_a_line_per_stage_that_ran() -> None:
-    text = "".join(lines(SAID.splitlines(True), 12, terminal=False))
-    assert re.sub(r"\d+ s$", "T", text, flags=re.M) == (
-        "[ 2/12] train@a  T\n[ 4/12] report  T\n2 of 12 stages were up to date.\n"
-    )
-
-
-def test_a_terminal_sees_the_running_stage() -> None:
-    first = next(iter(lines(SAID.splitlines(True), 12, terminal=True)))
-    assert first == "\r\x1b[K[ 2/12] train@a ..."
 
 
 def test_the_table_fits_and_says_what_was_not_run(tmp_path: Path) -> None:

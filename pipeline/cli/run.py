@@ -1,0 +1,145 @@
+"""Run what is stale in a study, as `dvc repro` would, on all cores or GPUs of this machine.
+
+Every result is accepted into DVC: afterwards `dvc repro` finds nothing to do. A run that was
+interrupted, killed or out of time is continued by the same command.
+
+Exit codes: 0 everything is up to date; 1 a stage failed (its dependents were skipped); 75 the time
+was up; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import click
+
+from pipeline.cli.summary import changes, table, warnings
+from pipeline.runner.costs import cost_of
+from pipeline.runner.driver import Driver
+from pipeline.runner.local import LocalEngine, usable_workers
+from pipeline.runner.plain_project import PlainProject
+from pipeline.runner.task import Outcome, Project, Task
+from pipeline.runner.view import RunView
+from pipeline.study.params.load import Params, load_params
+
+LEFT_OVER = 75  # EX_TEMPFAIL of sysexits.h: run again
+INTERRUPTED = 130
+MAIN_TABLE = Path("reports/tables/main.csv")
+
+
+class Workers(click.ParamType[int | None]):
+    """A number of workers from 1 on, or "auto"."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """None stands for "auto"."""
+        if value == "auto":
+            return None
+        if not value.isdigit() or int(value) < 1:
+            self.fail(f"{value!r}: give a number from 1 on, or auto", param, ctx)
+        return int(value)
+
+
+@click.command(help=__doc__)
+@click.argument("study", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--workers", type=Workers(), default="auto", show_default=True,
+              help="tasks at once; auto: by GPUs, or by cores and compute.threads")  # fmt: skip
+@click.option("--only", metavar="GLOB", help="these stages and what they need, e.g. 'train@*hspg*'")
+@click.option("--single", is_flag=True, help="with --only: these stages, not what they need")
+@click.option("--budget-minutes", type=click.FloatRange(min=0), help="stop after so long")
+@click.option("--grace-minutes", type=click.FloatRange(min=0), default=2.0, show_default=True,
+              help="how long a training may take to reach its next checkpoint")  # fmt: skip
+def run(study: Path, workers: int | None, only: str | None, single: bool, **limits: Any) -> None:
+    os.chdir(study)
+    params = load_params()
+    project = open_project(params)
+    tasks = chosen(project.tasks(), only, single)
+    outcomes = execute(params, project, tasks, workers, **limits)
+    if Outcome.FAILED not in outcomes.values() and MAIN_TABLE.is_file():
+        click.echo(ending(Path()))
+    sys.exit(exit_code(outcomes, timed=limits["budget_minutes"] is not None))
+
+
+def execute(
+    params: Params,
+    project: Project,
+    tasks: Mapping[str, Task],
+    workers: int | None = None,
+    budget_minutes: float | None = None,
+    grace_minutes: float = 2.0,
+) -> dict[str, Outcome]:
+    """Run `tasks` on this machine, telling how it goes on stderr."""
+    usable, gpus = usable_workers(params.file.compute.threads)
+    deadline = None if budget_minutes is None else monotonic() + 60.0 * budget_minutes
+    view = RunView(len(tasks))
+    with LocalEngine(workers or usable, gpus) as engine:
+        driver = Driver(project, engine, view, cost_of(params), deadline, 60.0 * grace_minutes)
+        outcomes = driver.run(tasks)
+    view.close()
+    return outcomes
+
+
+def ending(folder: Path) -> str:
+    """What came of it: warnings, one table, where to look, what changed against git."""
+    page = folder / MAIN_TABLE.with_name("compare.html")
+    return "\n".join(
+        [
+            *(f"warning: {text}" for text in warnings(folder)),
+            f"\n{table(folder / MAIN_TABLE)}\n",
+            f"Compare the rows: {page.absolute().as_uri()}",
+            "Every run and its curves: make ui (or `espalier ui`), then http://127.0.0.1:5000",
+            changes(folder),
+        ]
+    )
+
+
+def open_project(params: Params) -> Project:
+    """DVC's view of the working folder, or that of a bundle, which has none."""
+    if not any((folder / ".dvc").is_dir() for folder in (Path.cwd(), Path(params.file.root))):
+        return PlainProject(params)
+    from pipeline.runner.dvc_project import DvcProject
+
+    return DvcProject()
+
+
+def chosen(
+    tasks: Mapping[str, Task], pattern: str | None = None, single: bool = False
+) -> dict[str, Task]:
+    """The tasks that match `pattern` and, unless `single`, all that they need.
+
+    Raises:
+        click.UsageError: none matches; lists a few names.
+    """
+    if pattern is None:
+        return dict(tasks)
+    todo = fnmatch.filter(tasks, pattern)
+    if not todo:
+        some = ", ".join(list(tasks)[:5])
+        raise click.UsageError(f"--only {pattern!r} matches no stage; there are {some}, ...")
+    found: dict[str, Task] = {}
+    while todo:
+        task = tasks[todo.pop()]
+        found[task.name] = task
+        if single:
+            continue
+        todo += [name for name in task.after if name in tasks and name not in found]
+    return found
+
+
+def exit_code(outcomes: Mapping[str, Outcome], timed: bool) -> int:
+    """See the module docstring."""
+    ended = set(outcomes.values())
+    if Outcome.FAILED in ended:
+        return 1
+    if Outcome.STOPPED in ended:
+        return LEFT_OVER if timed else INTERRUPTED
+    return 0

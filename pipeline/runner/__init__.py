@@ -1,0 +1,1 @@
+"""Runs a study on all cores: what is stale, in which order, in which process."""

@@ -1,0 +1,113 @@
+"""The study as DVC sees it. The only importer of dvc.
+
+`dvc repro` opens the whole repository and writes dvc.lock once per stage. Here one index of this
+study's dvc.yaml stays open and the lock is written in batches; each step is DVC's own (`changed`,
+`restore`, `remove_outs`, `save`, `commit`, `dump_stages`), in the order of `Stage.reproduce`, so
+that `dvc repro` finds nothing to do afterwards. A run that dies between two batches loses nothing:
+every result is in DVC's run cache, and the next run restores it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.runner.task import Outcome, Task, task_of
+
+FILE = "dvc.yaml"
+
+
+class DvcProject:
+    """The stages of `dvc.yaml` in the working folder.
+
+    Raises:
+        RuntimeError: the folder has no DVC project, or another DVC command holds its lock.
+    """
+
+    def __init__(self) -> None:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+        from dvc.repo.index import Index
+
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        try:
+            self._repo: Any = Repo()
+            index = Index.from_file(self._repo, FILE)
+            self._graph = index.graph
+        except DvcException as error:
+            raise RuntimeError(f"{Path.cwd()}: DVC says: {error}") from error
+        self._stages: dict[str, Any] = {stage.addressing: stage for stage in index.stages}
+        self._finished: list[Any] = []
+
+    def tasks(self) -> Mapping[str, Task]:
+        """All stages of the study by name."""
+        found = {}
+        for name, stage in self._stages.items():
+            after = frozenset(s.addressing for s in self._graph.successors(stage))
+            found[name] = task_of(name, stage.cmd, after)
+        return found
+
+    def begin(self, name: str) -> Outcome | None:
+        """What `dvc repro` does before it runs a stage: nothing where it is up to date, a restored
+        result where the run cache has one, else outputs removed and dependencies hashed."""
+        from dvc.stage.cache import RunCacheNotFoundError
+
+        stage = self._stages[name]
+        with self._locked(name):
+            if not stage.changed():
+                return Outcome.UNCHANGED
+            stage.remove_outs(ignore_remove=False, force=False)
+            try:
+                self._repo.stage_cache.restore(stage)
+            except RunCacheNotFoundError:
+                stage.save_deps()
+                return None
+            self._take(stage)
+            return Outcome.RESTORED
+
+    def done(self, name: str) -> None:
+        """Hash and cache the outputs of a finished stage.
+
+        Raises:
+            RuntimeError: a dependency changed while the stage ran, or an output is missing.
+        """
+        stage = self._stages[name]
+        with self._locked(name):
+            changed = [str(dep) for dep in stage.deps if dep.workspace_status()]
+            if changed:
+                raise RuntimeError(
+                    f"{name}: {', '.join(changed[:3])} changed while it ran; its result was not "
+                    "accepted: run again"
+                )
+            self._take(stage)
+
+    def flush(self) -> None:
+        """Write everything accepted so far into dvc.lock, at once."""
+        if not self._finished:
+            return
+        with self._locked(FILE):
+            self._finished[0].dvcfile.dump_stages(self._finished, update_pipeline=False)
+        self._finished = []
+
+    def _take(self, stage: Any) -> None:
+        """`Stage.run` after the command."""
+        plain = any(not (o.use_cache or o.is_metric or o.is_plot) for o in stage.outs)
+        stage.save(run_cache=not plain)
+        stage.commit()
+        self._finished.append(stage)
+
+    @contextmanager
+    def _locked(self, what: str) -> Iterator[None]:
+        from dvc.exceptions import DvcException
+        from dvc.lock import LockError
+
+        try:
+            with self._repo.lock:
+                yield
+        except LockError as error:
+            raise RuntimeError(f"{what}: another DVC command is running here: {error}") from error
+        except DvcException as error:
+            raise RuntimeError(f"{what}: DVC says: {error}") from error

@@ -1,0 +1,148 @@
+"""Stages as processes of this machine, as many at once as it has cores or GPUs."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import SimpleQueue
+
+from pipeline.runner.child import PRELOADED, run_stage
+from pipeline.runner.task import Task
+
+log = logging.getLogger("espalier")
+LOGS = Path(".checkpoints/logs")
+MEMORY_PER_WORKER = 1.5e9  # bytes: a stage of a small network with torch loaded
+
+
+class LocalEngine:
+    """Runs up to `workers` tasks at once in children of one server process.
+
+    Args:
+        workers: how many tasks at once.
+        gpus: one worker per GPU, each seeing its own through CUDA_VISIBLE_DEVICES; empty: CPU.
+    """
+
+    def __init__(self, workers: int, gpus: tuple[int, ...] = ()) -> None:
+        self.workers = workers
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*PRELOADED])
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="stage")
+        self._processes: dict[str, BaseProcess] = {}
+        self._devices: SimpleQueue[int] = SimpleQueue()
+        for gpu in gpus:
+            self._devices.put(gpu)
+
+    def __enter__(self) -> LocalEngine:
+        # The server takes its environment when the first child is started.
+        with _environment(OMP_NUM_THREADS="1"):
+            self._check_preload()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.each(BaseProcess.kill)
+        self._pool.shutdown(wait=True)
+
+    def submit(self, task: Task) -> Future[int]:
+        """Exit code of the task once it has ended; negative: the signal that ended it."""
+        return self._pool.submit(self._run, task)
+
+    def stop(self) -> None:
+        """Ask every running task to stop at its next checkpoint."""
+        self.each(BaseProcess.terminate)
+
+    def kill(self) -> None:
+        """End every running task now."""
+        self.each(BaseProcess.kill)
+
+    def each(self, act: Callable[[BaseProcess], None]) -> None:
+        """Apply `act` to all running processes."""
+        for process in list(self._processes.values()):
+            if process.is_alive():
+                act(process)
+
+    def _run(self, task: Task) -> int:
+        device = None if self._devices.empty() else self._devices.get()
+        environment = {"DVC_ROOT": str(Path.cwd()), "DVC_STAGE": task.name}
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(device)
+        process = self._context.Process(
+            target=run_stage,
+            args=(task.module, task.arguments, log_of(task.name), environment),
+            name=task.name,
+        )
+        log_of(task.name).unlink(missing_ok=True)
+        process.start()
+        self._processes[task.name] = process
+        try:
+            process.join()
+            return process.exitcode if process.exitcode is not None else 1
+        finally:
+            del self._processes[task.name]
+            if device is not None:
+                self._devices.put(device)
+
+    def _check_preload(self) -> None:
+        """The server swallows the ImportError of a module that it cannot preload: every child would
+        then import torch again, silently."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        probe = self._context.Process(target=_preloaded, args=(sender, PRELOADED))
+        probe.start()
+        sender.close()
+        missing = receiver.recv() if receiver.poll(120) else PRELOADED
+        probe.join()
+        if missing:
+            log.warning("not preloaded, stages start slower: %s", ", ".join(missing))
+
+
+def log_of(name: str) -> Path:
+    """Where the output of a task goes."""
+    return LOGS / f"{name}.log"
+
+
+def _preloaded(sender: Connection, names: Sequence[str]) -> None:
+    sender.send([name for name in names if name not in sys.modules])
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def usable_workers(threads: int | None) -> tuple[int, tuple[int, ...]]:
+    """How many tasks this machine runs at once, and on which GPUs: one per GPU, else one per
+    `threads` cores (None: one task, which uses all cores), no more than memory holds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = _gpu_count() if visible is None else len([d for d in visible.split(",") if d])
+    if count:
+        return count, tuple(range(count))
+    if threads is None:
+        return 1, ()
+    cores = len(os.sched_getaffinity(0)) // threads
+    memory = int(_free_memory() // MEMORY_PER_WORKER)
+    return max(1, min(cores, memory)), ()
+
+
+def _gpu_count() -> int:
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _free_memory() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return float(line.split()[1]) * 1024
+    return float("inf")
