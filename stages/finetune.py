@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.files import load_tree
+from pipeline.selection.masks import count_of
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.inputs import Inputs
@@ -57,7 +58,12 @@ def recipe_of(network: NetworkSpec, params: Params, key: str, model: nn.Module) 
         if pruning.reference is not None:
             whole = replace(network, args=pruning.reference)
         factor = count_network(network, whole.build()).macs / count_network(network, model).macs
-    return recipe.stretched(factor if wanted.cap is None else min(factor, wanted.cap))
+    if wanted.cap is not None:
+        factor = min(factor, wanted.cap)
+    made = recipe.stretched(factor)
+    if wanted.match == "target":  # the authors of gates truncate
+        made = made.model_copy(update={"epochs": count_of(factor, recipe.epochs)})
+    return made
 
 
 def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer) -> None:

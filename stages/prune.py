@@ -14,7 +14,7 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.measure.count import structured_cost
 from pipeline.measure.latency_cost import LatencyCost
 from pipeline.selection.criteria import Batch
-from pipeline.selection.masks import shuffled
+from pipeline.selection.masks import choose_weights, shuffled
 from pipeline.selection.saliency import FROM_DATA, compute
 from pipeline.selection.select import Context, Cost, channels_per_unit, select
 from pipeline.study import paths
@@ -46,11 +46,15 @@ def batches(pruning: PruningParams, prepared: Prepared, seed: int) -> list[Batch
 def narrowed(
     saliency: dict[str, Tensor], pruning: PruningParams, model: nn.Module, units: Units
 ) -> dict[str, Tensor]:
-    """The saliency of the groups that may lose channels; a group without one stays whole.
+    """The saliency of the groups that may lose channels, or of the layers that may lose weights.
+    What has no saliency stays whole.
 
     Raises:
         ValueError: none is left.
     """
+    if pruning.layers != "all":
+        names = choose_weights(model, units, pruning.layers)
+        return {name: saliency[name] for name in names}
     if pruning.groups is None and not pruning.skip:
         return saliency
     chosen = in_scope(units.prunable, model, pruning.groups or "all", pruning.skip)

@@ -71,7 +71,8 @@ def shuffled(keep: Masks, across: Shuffle, seed: int) -> dict[str, Tensor]:
 def choose_weights(
     model: nn.Module, units: Units, layers: Layers, ignore: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Names of the weights that take part: of convolutions, or of linear layers too.
+    """Names of the weights that take part: of convolutions, or of linear layers too. Frozen weights
+    (`requires_grad` is False) do not: a method that may not train a weight does not remove it.
 
     Args:
         ignore: layers or weights to leave out, by module name ("fc", "layer1") or weight name.
@@ -79,15 +80,19 @@ def choose_weights(
     Raises:
         ValueError: `ignore` names nothing, or no weight is left.
     """
-    shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
-    names = [n for n in units.weights if layers == "all" or shapes[n] > 2]
+    known = dict(model.named_parameters())
+    live = [n for n in units.weights if known[n].requires_grad]
+    names = [n for n in live if layers == "all" or known[n].ndim > 2]
     for entry in ignore:
         if not any(_within(n, entry) for n in units.weights):
-            known = ", ".join(units.weights)
-            raise ValueError(f"ignore: {entry!r} is no layer with weights (weights: {known})")
+            weights = ", ".join(units.weights)
+            raise ValueError(f"ignore: {entry!r} is no layer with weights (weights: {weights})")
     chosen = tuple(n for n in names if not any(_within(n, entry) for entry in ignore))
     if not chosen:
-        raise ValueError(f"no weight is left to prune: layers is {layers!r}, ignore {list(ignore)}")
+        frozen = f", {len(units.weights) - len(live)} frozen" * (len(live) < len(units.weights))
+        raise ValueError(
+            f"no weight is left to prune: layers is {layers!r}, ignore {list(ignore)}{frozen}"
+        )
     return chosen
 
 

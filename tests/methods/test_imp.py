@@ -149,6 +149,22 @@ def test_which_layers() -> None:
         started(IMPConfig(ignore=("0", "1", "2")), net)
 
 
+@pytest.mark.parametrize("rule", ["exact", "quantile", "openlth"])
+def test_frozen_weights_are_neither_ranked_nor_removed(rule: str) -> None:
+    """2 of 4 * 2 * 9 = 72 in the frozen first layer are the smallest, and stay."""
+    net = trace_net()
+    net[0].weight.requires_grad_(False).mul_(1e-3)
+    method = started(IMPConfig(rounds=1, prune_per_round=0.5, rule=rule, rewind="lr"), net)
+    assert method.names == ("1.weight", "2.weight")
+    _, mask = run_rounds(method, net, None)
+    assert mask.keys() == {"1.weight", "2.weight"}
+    alive = sum(int(m.sum()) for m in mask.values())
+    assert alive in (117, 116)  # half of 216 + 18; openlth removes one more
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match="no weight is left to prune.*4 frozen"):
+        started(IMPConfig(), net)
+
+
 def test_registered_with_working_defaults() -> None:
     spec = method_spec("imp")
     assert isinstance(spec.build(spec.config()), IMP)

@@ -90,9 +90,18 @@ def test_the_cap_bounds_epochs_and_milestones(tmp_path: Path) -> None:
     assert recipe(tmp_path, "{match: macs, cap: 100}").epochs == round(160 * saved())
 
 
-def test_the_fraction_asked_for_as_the_authors_take_it(tmp_path: Path) -> None:
-    made = recipe(tmp_path, "{match: target}")
-    assert (made.epochs, made.schedule.milestones) == (267, (133, 200))  # 160 / (1 - 0.4)
+@pytest.mark.parametrize(("removed", "epochs"), [(0.1, 177), (0.3, 228), (0.4, 266), (0.5, 320)])
+def test_the_fraction_asked_for_as_the_authors_take_it(
+    removed: float, epochs: int, tmp_path: Path
+) -> None:
+    """int(160 / (1 - p)); their program truncates."""
+    made = recipe(tmp_path, "{match: target}", PARAMS.replace("value: 0.4", f"value: {removed}"))
+    assert made.epochs == epochs
+    assert made.schedule.milestones == (round(80 / (1 - removed)), round(120 / (1 - removed)))
+
+
+def test_the_cap_holds_for_the_fraction_too(tmp_path: Path) -> None:
+    assert recipe(tmp_path, "{match: target, cap: 1.5}").epochs == 240
 
 
 def test_a_reference_is_what_the_budget_is_measured_by(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def _check_groups(pruning: PruningParams, granularity: Granularity) -> None:
     if granularity is Granularity.UNSTRUCTURED and (pruning.groups or pruning.skip):
         key = "groups" if pruning.groups else "skip"
         raise ValueError(f"{key}: chooses channel groups and needs granularity: structured")
+    if granularity is Granularity.STRUCTURED and pruning.layers != "all":
+        raise ValueError(
+            f"layers: {pruning.layers} chooses single weights and needs granularity: unstructured"
+        )
 
 
 def _check_shuffle(

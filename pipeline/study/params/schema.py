@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.data.config import DataConfig
-from pipeline.selection.masks import Shuffle
+from pipeline.selection.masks import Layers, Shuffle
 from pipeline.selection.saliency import FROM_DATA
 from pipeline.selection.saliency import NAMES as SALIENCIES
 from pipeline.selection.target import Target
@@ -107,6 +107,8 @@ class PruningParams(Strict):
     that one layer makes and one reads, `skip` leaves out those that a layer of such a name makes.
     Of the groups that the saliency ranks; None = all of them.
 
+    `layers`: "conv" ranks and removes weights of convolutions only, not those of linear layers.
+
     `shuffle`: the control of a ticket: as many weights in every layer that lost some ("layerwise"),
     or in all of these together ("global"), at random places drawn by `shuffle_seed`.
     """
@@ -121,19 +123,21 @@ class PruningParams(Strict):
     reference: Mapping[str, Any] | None = None
     groups: GroupScope | None = None
     skip: tuple[str, ...] = ()
+    layers: Layers = "all"
     shuffle: Shuffle = "none"
     shuffle_seed: int = 0
     finetune: FinetuneParams = FinetuneParams()
 
     @property
     def ranking(self) -> str:
-        """The saliency, the data it saw, the groups it was kept to, and whether the places it found
-        were given up."""
+        """The saliency, the data it saw, the groups or layers it was confined to, and whether the
+        places it found were shuffled."""
         seen = f" on {self.saliency_batches} batches of {self.saliency_batch_size}"
         lost = f", shuffled {self.shuffle} ({self.shuffle_seed})"
         told = self.saliency + seen * (self.saliency in FROM_DATA)
         told += f", {self.groups} groups" * (self.groups is not None)
         told += f", not {', '.join(self.skip)}" * bool(self.skip)
+        told += ", convolutions" * (self.layers == "conv")
         return told + lost * (self.shuffle != "none")
 
 
