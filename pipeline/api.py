@@ -15,6 +15,7 @@ from pipeline.measure.describe import describe
 from pipeline.selection.saliency import group_norm
 from pipeline.selection.select import select
 from pipeline.selection.target import Target
+from pipeline.units.decoder_folder import save_decoder
 from pipeline.units.enforce import Enforcer, enforce
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
@@ -36,6 +37,7 @@ __all__ = [
     "enforce",
     "group_norm",
     "load_pruned",
+    "save_decoder",
     "save_pruned",
     "select",
     "shrink",

@@ -114,6 +114,24 @@ class SizeAttribute:
 
 
 @dataclass(frozen=True)
+class NormKind:
+    """Names of an RMS norm's weight and eps; `offset` is 1 where it multiplies by 1 + w."""
+
+    weight: str
+    eps: str
+    offset: float
+
+
+@dataclass(frozen=True)
+class NormScale:
+    """An RMS norm whose weight and eps grow when channels go (see `pipeline.units.rms_norms`)."""
+
+    module: str
+    kind: NormKind
+    share: Share
+
+
+@dataclass(frozen=True)
 class Units:
     """Everything of one model that a method may prune.
 
@@ -126,6 +144,7 @@ class Units:
             both factors are activations (attention).
         read_elsewhere: tensors that other code than the layer's own forward reads; surgery cuts
             them but never replaces their layer.
+        norms: RMS norms that surgery scales to their new width.
     """
 
     weights: tuple[str, ...]
@@ -133,6 +152,7 @@ class Units:
     attributes: tuple[SizeAttribute, ...] = ()
     products: Mapping[int, tuple[Share, ...]] = field(default_factory=dict)
     read_elsewhere: frozenset[str] = frozenset()
+    norms: tuple[NormScale, ...] = ()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -31,6 +31,8 @@ def sizes(layer: nn.Module, shapes: Shapes) -> dict[str, Any]:
         return {"num_embeddings": shapes["weight"][0], "embedding_dim": shapes["weight"][1]}
     if isinstance(layer, nn.PReLU):
         return {"num_parameters": shapes["weight"][0]}
+    if isinstance(layer, nn.RMSNorm):
+        return {"normalized_shape": shapes["weight"]}
     if isinstance(layer, nn.GroupNorm):
         channels = shapes["weight"][0]
         width = layer.num_channels // layer.num_groups

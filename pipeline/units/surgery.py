@@ -11,6 +11,7 @@ from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.modules import own_shapes, sizes, tensors_of
 from pipeline.units.plan import PruningPlan
+from pipeline.units.rms_norms import rescale
 
 
 def apply_plan(plan: PruningPlan, model: nn.Module, units: Units) -> None:
@@ -49,6 +50,9 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
     for attribute in units.attributes:
         module = model.get_submodule(attribute.module)
         setattr(module, attribute.name, attribute.share.left(left))
+    for norm in units.norms:
+        if kept := norm.share.left(left):
+            rescale(model.get_submodule(norm.module), norm.kind, norm.share.size / kept)
     if dead:
         _fold(model, alive_positions(units, masks, shapes), units.read_elsewhere)
 

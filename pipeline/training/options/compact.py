@@ -54,7 +54,10 @@ class Compact(nn.Module):
             return
         if self.plan is not None and plan.digest() == self.plan.digest():
             return
-        masks = with_one_left(removals(plan, self.units))
+        # RMS norms would need other weights than those that are trained: their streams stay whole.
+        scaled = {name for norm in self.units.norms for name in norm.share.per_unit}
+        removed = {n: m for n, m in removals(plan, self.units).items() if n not in scaled}
+        masks = with_one_left(removed)
         named = tensors_of(self.model)
         shapes = {name: tuple(x.shape) for name, x in named.items()}
         alive = alive_positions(self.units, masks, shapes)

@@ -13,8 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from pipeline.units.frozen import STATISTICS, is_frozen_norm
-from pipeline.units.groups import SizeAttribute, Units
+from pipeline.units.groups import NormKind, NormScale, SizeAttribute, Units
 from pipeline.units.modules import tensors_in as tensors_in_layers
+from pipeline.units.rms_norms import norm_kind
 from pipeline.units.trace.attributes import Attributes, share
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
@@ -68,8 +69,13 @@ def trace_units(
         number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
         for number, parts in tracer.products.items()
     }
+    norms = tuple(
+        NormScale(path, tracer.norm_kinds[path], own)
+        for path, ids in tracer.normed.items()
+        if (own := share(ids, grouping)) and own.per_unit
+    )
     elsewhere = frozenset(tracer.read_elsewhere)
-    return Units(_weights(forward, tracer), grouping.groups, attributes, products, elsewhere)
+    return Units(_weights(forward, tracer), grouping.groups, attributes, products, elsewhere, norms)
 
 
 def _check_materialised(forward: Forward) -> None:
@@ -120,12 +126,28 @@ def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention)
         for x in tensors_in(inputs):
             tracer.put(x, uniform(x.ndim, tracer.book.code(f"it meets {INPUT}")))
 
+    tracer.norm_kinds = _norm_kinds(forward)
     tracer.owners = _owners(forward, tensors, first_name)
     with _watched(forward, never_prune, tracer), module_stack(forward.layers) as tracer.stack:
         outputs = forward.run(tensors, tracer, seen)
     _pin(tracer, outputs, "it reaches the network's output")
     tracer.book.settle()
     return tracer
+
+
+def _norm_kinds(forward: Forward) -> dict[str, NormKind]:
+    """RMS norms by path; layers of one class with equal settings are tried once."""
+    found: dict[str, NormKind] = {}
+    tried: dict[Any, NormKind | None] = {}
+    for path, layer in forward.layers.items():
+        if len(layer._parameters) == 1 and not layer._modules:
+            plain = {k: v for k, v in vars(layer).items() if isinstance(v, (int, float, str))}
+            key = (type(layer), tuple(sorted((k, repr(v)) for k, v in plain.items())))
+            if key not in tried:
+                tried[key] = norm_kind(layer)
+            if (kind := tried[key]) is not None:
+                found[path] = kind
+    return found
 
 
 def _owners(
@@ -179,7 +201,12 @@ def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttri
                 if failure is not None:
                     break
             else:
-                return grouping, values
+                uneven = [ids for ids in tracer.normed.values() if share(ids, grouping) is None]
+                if not uneven:
+                    return grouping, values
+                for ids in uneven:
+                    book.pin(ids, "an RMS norm reads some of its units more often than others")
+                continue
         adapted = _adapted(forward, found, book, (grouping, failure))
         if adapted is None:
             blame(failure, tracer.steps, book, grouping, found.of(failure.stack))

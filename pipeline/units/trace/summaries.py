@@ -39,11 +39,27 @@ def reduce(t: Tracer, call: Call) -> Outcome:
     if crossed := [d for d in dims if d in shadow.varying]:
         if call.name == "sum" and shadow.varying == tuple(crossed):
             t.consume(shadow.shaped((-1,)))
+        elif call.name == "mean" and dims == [x.ndim - 1] == list(shadow.varying) and _normed(t):
+            _mean_of_squares(t, shadow)
         else:
             t.book.pin(shadow.ids, f"{call.name} runs over its channels")
         return uniform(call.outs[0].ndim, t.book.code(f"it meets the {call.name} over channels"))
     kept = [n for d, n in enumerate(shadow.ids.shape) if d not in dims]
     return shadow if call.get("keepdim") else shadow.shaped(kept)
+
+
+def _normed(t: Tracer) -> bool:
+    """Is the layer that runs an RMS norm?"""
+    return bool(t.stack) and t.stack[-1] in t.norm_kinds
+
+
+def _mean_of_squares(t: Tracer, shadow: Shadow) -> None:
+    """Over channels that are zero: surgery makes up for the smaller number of them."""
+    flat = shadow.shaped((-1,))
+    t.consume(flat)
+    seen = t.normed.setdefault(t.stack[-1], flat.ids)
+    if seen is not flat.ids:
+        t.book.union(seen, flat.ids, "one RMS norm serves it and channels that must stay")
 
 
 def _dims(chosen: int | Sequence[int] | None, ndim: int) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.units.groups import Role
+from pipeline.units.groups import NormKind, Role
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import (
     COPIES,
@@ -65,6 +65,8 @@ class Tracer(TorchDispatchMode):
         self.owners: dict[str, frozenset[str]] = {}
         self.stack: list[str] = []
         self.read_elsewhere: set[str] = set()
+        self.norm_kinds: dict[str, NormKind] = {}
+        self.normed: dict[str, Ids] = {}
 
     # -- values -------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def _tensors(out: Any) -> Iterator[Tensor]:
         yield out
     elif isinstance(out, Mapping):
         yield from _tensors(list(out.values()))
-    else:
+    elif isinstance(out, (list, tuple)):
         for item in out:
             yield from _tensors(item)
 
@@ -77,7 +77,9 @@ def _cast(example: Any, dtype: torch.dtype) -> Any:
         return example.to(dtype) if example.is_floating_point() else example
     if isinstance(example, Mapping):
         return {k: _cast(v, dtype) for k, v in example.items()}
-    return type(example)(_cast(v, dtype) for v in example)
+    if isinstance(example, (list, tuple)):
+        return type(example)(_cast(v, dtype) for v in example)
+    return example
 
 
 def assert_laws(

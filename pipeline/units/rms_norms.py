@@ -1,0 +1,96 @@
+"""RMS norms that lose channels: y = x / sqrt(mean(x^2) + eps) * w.
+
+Over channels that are zero the sum of squares stays and the mean grows by r = all / kept. With
+w' = w sqrt(r) and eps' = eps r the smaller norm gives what the larger one gave. Whether a layer is
+such a norm is found by trying it, not by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.units.groups import NormKind
+from pipeline.units.modules import own_shapes, sizes
+
+ALL, KEPT = 7, 3
+TOLERANCE = 1e-12
+EPS = 0.3
+"""Large enough that an eps that is not scaled shows."""
+
+
+class AllDouble(TorchDispatchMode):
+    """Casts to float32 stay in float64: norms cast, and then agree to 1e-7 only."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+def norm_kind(layer: nn.Module) -> NormKind | None:
+    """How `layer` is scaled when zero channels go; None if it is no norm of this kind."""
+    weights = [p for p in layer._parameters.values() if p is not None]
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
+    if hooked or layer._modules or layer._buffers or len(weights) != 1 or weights[0].ndim != 1:
+        return None
+    weight = next(k for k, p in layer._parameters.items() if p is not None)
+    numbers = [k for k, v in vars(layer).items() if type(v) is float]
+    if isinstance(layer, nn.RMSNorm):
+        numbers = ["eps"]
+    for eps in numbers:
+        for offset in (0.0, 1.0):
+            kind = NormKind(weight, eps, offset)
+            if _is_exact(layer, kind):
+                return kind
+    return None
+
+
+def rescale(layer: nn.Module, kind: NormKind, ratio: float) -> None:
+    """In place, once the channels are gone; `ratio`: channels before over channels now."""
+    weight = layer._parameters[kind.weight]
+    assert weight is not None
+    eps = getattr(layer, kind.eps)
+    if eps is None:  # torch takes that of the type
+        eps = torch.finfo(weight.dtype).eps
+    with torch.no_grad():
+        weight.add_(kind.offset).mul_(math.sqrt(ratio)).sub_(kind.offset)
+    setattr(layer, kind.eps, eps * ratio)
+
+
+def _is_exact(layer: nn.Module, kind: NormKind) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*s, ALL, generator=generator).double() for s in ((), (2, 3)))
+    x[..., KEPT:] = 0
+    dense, small = (_resized(layer, kind, w) for w in (weight, weight[:KEPT]))
+    rescale(small, kind, ALL / KEPT)
+    try:
+        with torch.no_grad(), AllDouble():
+            whole, part = dense(x), small(x[..., :KEPT])
+    except Exception:  # whatever a layer that is no norm raises
+        return False
+    if not (isinstance(whole, Tensor) and whole.shape == x.shape and part.dtype == x.dtype):
+        return False
+    want = torch.nn.functional.pad(part, (0, ALL - KEPT))
+    scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * (weight + kind.offset)
+    return all(bool((whole - y).abs().max() < TOLERANCE) for y in (want, scaled))
+
+
+def _resized(layer: nn.Module, kind: NormKind, weight: Tensor) -> nn.Module:
+    """A copy without the memory of the original, with this weight and a large eps."""
+    new = copy.copy(layer)
+    new.__dict__ = dict(layer.__dict__)
+    new._parameters = {kind.weight: nn.Parameter(weight.clone(), requires_grad=False)}
+    for key, value in sizes(new, own_shapes(new)).items():
+        setattr(new, key, value)
+    setattr(new, kind.eps, EPS)
+    return new

@@ -1,0 +1,198 @@
+"""The hidden width of decoders with RMS norms: groups, both laws, what is no such norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.measure.count import MacsModel, count
+from pipeline.units.decoder_folder import save_decoder
+from pipeline.units.groups import Granularity, NormKind
+from pipeline.units.plan import PruningPlan
+from pipeline.units.rms_norms import AllDouble, norm_kind
+from pipeline.units.surgery import shrink
+from pipeline.units.trace import trace_units
+from tests.pipeline.units.cases import Net
+from tests.pipeline.units.laws import assert_laws, outputs, random_plan, relative
+
+HIDDEN, LAYERS = 32, 2
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+DECODERS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "SmolLM3")
+PER_LAYER = {"Gemma2": 4, "Gemma3Text": 4}
+EXAMPLE = {"input_ids": torch.arange(12).reshape(2, 6), "use_cache": False}
+
+
+def decoder(name: str, tied: bool) -> Callable[[], nn.Module]:
+    import transformers
+
+    kind = name.removesuffix("Text")
+    config = getattr(transformers, f"{name}Config")(**SIZES, tie_word_embeddings=tied)
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config)
+        return model.eval()
+
+    return build
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_loses_hidden_channels_exactly(name: str, tied: bool) -> None:
+    build = decoder(name, tied)
+    units = trace_units(build(), EXAMPLE)
+    stream = units.by_name()["model.embed_tokens"]
+    assert stream.prunable
+    assert stream.size == HIDDEN
+    readers = {s.tensor for s in stream.slices}
+    assert {f"model.layers.{i}.mlp.down_proj.weight" for i in range(LAYERS)} <= readers
+    assert ("lm_head.weight" in readers) != tied
+    per_layer = PER_LAYER.get(name, 2)
+    assert len(units.norms) == per_layer * LAYERS + 1
+    plan = random_plan(units, 0.4, torch.Generator().manual_seed(0))
+    with AllDouble():
+        shrunk = assert_laws(build, EXAMPLE, units, plan)
+    assert shrunk.model.embed_tokens.weight.shape[1] == HIDDEN - round(0.4 * HIDDEN)
+    costs, counted = MacsModel(build(), EXAMPLE, units), count(shrunk.float(), EXAMPLE)
+    assert (costs.params(plan), costs.macs(plan)) == (counted.params, counted.macs)
+
+
+def test_a_stream_may_go_twice_and_wholly() -> None:
+    build = decoder("Llama", False)
+    model = build().double()
+    for _ in range(2):
+        units = trace_units(model, EXAMPLE)
+        size = units.by_name()["model.embed_tokens"].size
+        keep = {"model.embed_tokens": torch.arange(size) % 4 > 0}
+        plan = PruningPlan(Granularity.STRUCTURED, keep)
+        with AllDouble():
+            shrink(plan, model, units)
+    assert model.model.norm.variance_epsilon == pytest.approx(1e-6 * HIDDEN / 18)
+    units = trace_units(build(), EXAMPLE)
+    gone = {"model.embed_tokens": torch.zeros(HIDDEN, dtype=torch.bool)}
+    with AllDouble():
+        assert_laws(build, EXAMPLE, units, PruningPlan(Granularity.STRUCTURED, gone))
+
+
+@pytest.mark.parametrize("eps", [None, 1e-3])
+def test_torchs_own_rms_norm(eps: float | None) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        layers = {"a": nn.Linear(6, 8), "norm": nn.RMSNorm(8, eps), "b": nn.Linear(8, 3)}
+        return Net(lambda self, x: self.b(self.norm(self.a(x))), **layers)
+
+    example = 0.02 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    units = trace_units(build(), example)
+    plan = random_plan(units, 0.5, torch.Generator().manual_seed(0))
+    shrunk = assert_laws(build, example, units, plan)
+    assert shrunk.norm.normalized_shape == (4,)
+    assert float(outputs(shrunk, example.double())[0].abs().max()) > 0
+
+
+class Own(nn.Module):
+    """A norm as people write it: `mode` says what differs."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.gain, self.tiny, self.mode = nn.Parameter(torch.ones(8)), 1e-5, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = x.square().mean(-1, keepdim=True)
+        if self.mode == "own eps":
+            return x / torch.sqrt(squares + 1e-5) * self.gain
+        if self.mode == "mean too":
+            return (x - x.mean(-1, keepdim=True)) / torch.sqrt(squares + self.tiny) * self.gain
+        if self.mode == "one plus":
+            return x / torch.sqrt(squares + self.tiny) * (1 + self.gain)
+        return x / torch.sqrt(squares + self.tiny) * self.gain
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("plain", NormKind("gain", "tiny", 0.0)),
+        ("one plus", NormKind("gain", "tiny", 1.0)),
+        ("own eps", None),
+        ("mean too", None),
+    ],
+)
+def test_a_norm_is_known_by_what_it_does(mode: str, kind: NormKind | None) -> None:
+    assert norm_kind(Own(mode)) == kind
+    torch.manual_seed(0)
+    model = Net(
+        lambda self, x: self.b(self.norm(self.a(x))),
+        a=nn.Linear(6, 8),
+        norm=Own(mode),
+        b=nn.Linear(8, 3),
+    )
+    (group,) = (g for g in trace_units(model, torch.randn(4, 6)).groups if g.name == "a")
+    assert group.prunable == (kind is not None)
+    assert bool(group.reason) == (kind is None)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.LayerNorm(8), nn.PReLU(8), nn.Linear(8, 1), nn.BatchNorm1d(8)]
+)
+def test_other_layers_are_no_rms_norms(layer: nn.Module) -> None:
+    assert norm_kind(layer) is None
+
+
+def even_plan(units: Any, kept: float) -> PruningPlan:
+    """The same fraction of every group, so that one config describes all layers."""
+    keep = {g.name: torch.arange(g.size) < round(kept * g.size) for g in units.prunable}
+    return PruningPlan(Granularity.STRUCTURED, keep)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"])
+def test_a_pruned_decoder_is_a_folder_that_transformers_loads(
+    name: str, tied: bool, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = decoder(name, tied)()
+    units = trace_units(model, EXAMPLE)
+    shrink(even_plan(units, 0.5), model, units)
+    save_decoder(model, tmp_path / "slim")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "slim").eval()
+    assert again.config.hidden_size == HIDDEN // 2
+    assert again.config.num_key_value_heads == 1
+    scale = 1 if name == "Qwen3" else 2  # one eps for its norms of heads too
+    assert again.config.rms_norm_eps == pytest.approx(scale * model_eps(name))
+    assert relative(outputs(model, EXAMPLE), outputs(again, EXAMPLE)) < 1e-6
+    with pytest.raises(FileExistsError, match="folder of its own"):
+        save_decoder(model, tmp_path / "slim")
+
+
+def model_eps(name: str) -> float:
+    return float(decoder(name, False)().config.rms_norm_eps)
+
+
+def test_a_config_that_cannot_say_it_is_refused(tmp_path: Path) -> None:
+    model = decoder("Llama", False)()
+    units = trace_units(model, EXAMPLE)
+    keep = {"model.layers.0.mlp.gate_proj": torch.arange(48) < 24}
+    shrink(PruningPlan(Granularity.STRUCTURED, keep), model, units)
+    with pytest.raises(ValueError, match=r"intermediate_size: the layers differ \(24, 48\)"):
+        save_decoder(model, tmp_path / "slim")
+    gemma = decoder("Gemma3Text", True)()
+    units = trace_units(gemma, EXAMPLE)
+    stream = {"model.embed_tokens": torch.arange(HIDDEN) < 24}
+    shrink(PruningPlan(Granularity.STRUCTURED, stream), gemma, units)
+    with pytest.raises(ValueError, match="something else from its config's sizes"):
+        save_decoder(gemma, tmp_path / "slim")
+    assert not list(tmp_path.iterdir())
