@@ -18,6 +18,7 @@ from pipeline.selection.masks import count_of
 from pipeline.selection.saliency import group_norm, magnitude
 from pipeline.selection.select import select
 from pipeline.selection.target import Target
+from pipeline.selection.threshold import kth_smallest
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.inputs import Inputs
@@ -46,7 +47,7 @@ def ranking(ranked: Ranked, model: nn.Module, units: Units) -> dict[str, Tensor]
     """
     if ranked == "weights":
         return magnitude(model, units)
-    if ranked == "all":
+    if ranked in ("all", "all_strict"):
         return {name: p.detach().abs() for name, p in model.named_parameters()}
     found = group_norm(model, units)
     if not found:
@@ -54,11 +55,24 @@ def ranking(ranked: Ranked, model: nn.Module, units: Units) -> dict[str, Tensor]
     return found
 
 
+def not_below(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Masks as in Miao et al.'s program: an entry goes if it is strictly below the entry
+    floor(sparsity * n) of the sorted scores with one extra 0 in front. So one entry fewer goes than
+    the sparsity says, and none of those equal to the threshold."""
+    count = count_of(sparsity, sum(s.numel() for s in scores.values()))
+    threshold = kth_smallest(list(scores.values()), count) if count else 0.0
+    return {name: s >= threshold for name, s in scores.items()}
+
+
 def plan_of(
     ranked: Ranked, scope: Scope, sparsity: float, scores: dict[str, Tensor]
 ) -> PruningPlan:
     """Without floor(sparsity * units) of them, or of those of each layer. A channel group keeps
     one channel for as long as the sparsity can be had so."""
+    if ranked == "all_strict":
+        parts = [scores] if scope == "global" else [{name: s} for name, s in scores.items()]
+        masks = {n: mask for part in parts for n, mask in not_below(part, sparsity).items()}
+        return PruningPlan(Granularity.UNSTRUCTURED, masks)
     total = sum(s.numel() for s in scores.values())
     spare = count_of(sparsity, total) <= total - len(scores)
     structured = ranked == "channels"

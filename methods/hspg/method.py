@@ -13,11 +13,12 @@ in the warm-up too. Always: one ZIG per channel, BatchNorm included (their VGG16
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,7 +29,8 @@ from pipeline.registry import register_method
 from pipeline.training.phases import EpochStats, Phase
 from pipeline.training.recipe import Fraction, NonNegative, Recipe
 from pipeline.units.groups import ChannelGroup
-from pipeline.units.rows import Rows
+from pipeline.units.plan import PruningPlan
+from pipeline.units.rows import Rows, named_parameters
 
 SMALL = 1e-6  # in x / (||x|| + SMALL); also the penalty below which a milestone sets it to 0
 
@@ -47,6 +49,8 @@ class HSPGConfig(RowConfig):
         momentum: heavy ball on the whole sub-gradient, penalty included.
         penalty_milestones: epochs before which the penalty is divided by 10 (0 from 1e-6 on).
         faithful: see the head of this file.
+        split_norms: a channel's producers and its norms are two groups, penalised and projected
+            each by itself, as in the authors' VGG16-BN. Only a channel that is zero in both can go.
     """
 
     penalty: NonNegative = 1e-3
@@ -60,6 +64,12 @@ class HSPGConfig(RowConfig):
     penalty_milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     adapt_epsilon_steps: Annotated[int, Field(ge=0)] = 0
     faithful: bool = False
+    split_norms: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields added later are omitted at their default, so record hashes stay valid."""
+        return {k: v for k, v in standard(self).items() if k != "split_norms" or v}
 
 
 def penalty_at(config: HSPGConfig, epoch: int) -> float:
@@ -193,6 +203,16 @@ class HSPG(RowOptimizer):
         self.units["sparsity_seen"].copy_(sparsity)
 
 
+def without_norms(groups: Iterable[ChannelGroup]) -> Iterator[ChannelGroup]:
+    """Every group as two: its producers, and its norms under the name "<group> (norms)"."""
+    for group in groups:
+        norms = tuple(s for s in group.slices if s.role == "norm")
+        others = tuple(s for s in group.slices if s.role != "norm")
+        yield replace(group, slices=others)
+        if norms:
+            yield replace(group, name=f"{group.name} (norms)", slices=norms)
+
+
 _CIFAR = {"epochs": 300, "batch_size": 64}
 _BERT = {"warmup_epochs": 2, "penalty_milestones": (6, 10, 14), "adapt_epsilon_steps": 200}
 _SQUAD = {"epochs": 18, "batch_size": 32, "clip_norm": 1.0}
@@ -242,6 +262,15 @@ class HSPGMethod(RowMethod[HSPGConfig, HSPG]):
         warmup = min(warmup, recipe.epochs)
         first = (Phase("warmup", warmup),) if warmup else ()
         return (*first, Phase("half-space", recipe.epochs - warmup, lr_epoch=warmup))
+
+    def rows(self, model: nn.Module) -> Rows:
+        if not self.config.split_norms:
+            return super().rows(model)
+        return Rows(named_parameters(model), without_norms(self._groups))
+
+    def settled(self, model: nn.Module) -> PruningPlan | None:
+        """Of split channels none: half of one may be zero."""
+        return None if self.config.split_norms else super().settled(model)
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
         live = [p for p in model.parameters() if p.requires_grad]

@@ -29,7 +29,12 @@ _STYLE = {
 }
 _METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}
 _BESIDE = 6  # a legend with more entries stands beside the axes
-_RANKED = {"weights": "weights", "all": "all parameters", "channels": "channels"}
+_RANKED = {
+    "weights": "weights",
+    "all": "all parameters",
+    "all_strict": "all parameters, strict",
+    "channels": "channels",
+}
 Draw = Callable[[Any], Callable[[], None] | None]
 
 

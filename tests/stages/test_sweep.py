@@ -100,6 +100,20 @@ def test_all_parameters_are_one_ranking(net, sparsity: float) -> None:
     assert torch.equal(left, flat * (flat >= limit))
 
 
+@pytest.mark.parametrize(("sparsity", "removed"), [(0.0, 0), (0.1, 28), (0.5, 147), (0.9, 266)])
+def test_the_count_of_miaos_program(net, sparsity: float, removed: int) -> None:
+    """Below the entry int((1 - f) N) of the sorted list with one extra zero; N = 297."""
+    model, units = net
+    scores = ranking("all_strict", model, units)
+    plan = plan_of("all_strict", "global", sparsity, scores)
+    assert plan.total - plan.kept == removed
+    ordered = torch.cat([torch.zeros(1), *(s.flatten() for s in scores.values())]).sort().values
+    threshold = ordered[int(sparsity * plan.total + 1e-6)]
+    assert all(torch.equal(plan.keep[n], s >= threshold) for n, s in scores.items())
+    flat = {"a": torch.tensor([1.0, 1.0, 2.0, 2.0])}
+    assert plan_of("all_strict", "global", 0.5, flat).kept == 4  # none of equal entries
+
+
 def test_ties_go_in_the_order_of_the_network() -> None:
     scores = {"a": torch.ones(3), "b": torch.ones(3)}
     plan = plan_of("all", "global", 0.5, scores)

@@ -17,7 +17,7 @@ from pipeline.units.groups import Granularity
 from pipeline.units.layers import GroupScope
 
 StartFrom = Literal["current", "init", "rewind", "random"]
-Ranked = Literal["weights", "all", "channels"]
+Ranked = Literal["weights", "all", "all_strict", "channels"]
 Scope = Literal["global", "layer"]
 
 
@@ -148,6 +148,7 @@ class SweepParams(Strict):
     Attributes:
         ranked: whose magnitudes are ranked together: "weights" of convolution and linear layers;
             "all" parameters, biases and BatchNorm's scales and shifts too, as Miao et al.;
+            "all_strict", the same with the count and tie rule of their program;
             "channels", by the norm of their group, removed by surgery.
         scopes: rank the whole network, or remove the same fraction in every layer.
         recalibration_batches: training batches that the BatchNorm statistics are recomputed on.

@@ -24,7 +24,7 @@ class SweepPoint:
     """
 
     __pydantic_config__: ClassVar = _STRICT
-    ranked: Literal["weights", "all", "channels"]
+    ranked: Literal["weights", "all", "all_strict", "channels"]
     scope: Literal["global", "layer"]
     sparsity: float
     recalibrated: bool
