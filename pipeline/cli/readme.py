@@ -1,18 +1,22 @@
-"""The results in README.md, written from the tables that the tracked runs made.
+"""The result tables and the figure of README.md and docs/results.md, from tracked tables.
 
-`espalier readme` rewrites what stands between the marks; a test fails when README.md and
-the tables differ.
+`espalier readme` rewrites the figure and what stands between the marks of both files; a test fails
+when they differ from the tables.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.files import write_text
+from reports.build.figures import save_figure
+from reports.build.scatter import Spot, draw_spots
+from reports.build.style import Styles
 from reports.build.table import TRAINED
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -20,49 +24,78 @@ STUDIES = (
     (".", "scikit-learn's digits, the default study (`make repro`)"),
     ("studies/resnet-cifar10", "trained CIFAR-10 ResNets, imported, pruned on real CIFAR-10"),
 )
+SHOWN = "studies/families-cifar10"  # the table and the figure of README.md
 COMPARED = (
     ("studies/families-resnet20", "ResNet20 on the whole of real CIFAR-10, ten epochs, one seed"),
-    ("studies/families-cifar10", "every family at one budget, 10,000 real CIFAR-10 images"),
+    (SHOWN, "every family at one budget, 10,000 real CIFAR-10 images, three seeds"),
 )
-MARK = "†"  # behind a percentage that counts from the pruning's reference
+MARK = "†"  # after a percentage of the pruning's reference
 HEADER = (
     "row | method | dense % | pruned % | final % | params kept % | params ≠ 0 % | MACs kept % "
     "| MACs ≠ 0 % | shrunk = masked to | record"
 )
 SEEDS = "row | method | seeds | final % | MACs ≠ 0 % | params ≠ 0 % | training, MACs | records"
+SHORT = "row | method | final % | MACs ≠ 0 % | params ≠ 0 %"
+INTRO = f"""\
+Accuracy is top-1 on the test set: of the network before pruning (dense), right after it (pruned)
+and as delivered (final). MACs are multiply-accumulates. A row is one run, or with ± the mean and
+standard deviation over seeds. Records are in `reports/records/` of the study. Sizes are in percent
+of the trained network; those marked {MARK} of the standard network, which the pruning names as its
+reference: gates learn the widths of a network that is 25% wider.
+"""
 
 
 def results(root: Path) -> str:
-    """The block of README.md: one table per study that has one."""
-    parts = []
-    for folder, title in COMPARED:
-        path = root / folder / "reports/tables/compare.csv"
-        if path.is_file():
-            parts.append(f"### {title}\n\n{_compared(_rows(path))}")
-    for folder, title in STUDIES:
-        path = root / folder / "reports/tables/main.csv"
-        if path.is_file():
-            parts.append(f"### {title}\n\n{_table(_rows(path))}")
-    intro = (
-        "Accuracy is top-1 on the test set, measured once: of the network before pruning, right "
-        "after it, and as delivered. MACs are multiply-accumulates. Each row is one tracked run, "
-        "or with ± the mean over one per seed; its records are in `reports/records/` of the study "
-        "(`dense`: those of the prunings it was measured in). Sizes are in percent of the trained "
-        f"network; those marked {MARK} of the standard one, which the pruning names as its "
-        "reference: gates learn the widths of a network a quarter wider, to leave 50 % or, "
-        "where the row says macs30, 70 % of the standard one's MACs.\n"
-    )
-    return f"## Results\n\n{intro}\n" + "\n".join(parts)
+    """The tables of docs/results.md: one per study that has one."""
+    parts = [INTRO]
+    for studies, name, table in ((COMPARED, "compare", _compared), (STUDIES, "main", _table)):
+        for folder, title in studies:
+            path = root / folder / f"reports/tables/{name}.csv"
+            if path.is_file():
+                parts.append(f"## {title[0].upper()}{title[1:]}\n\n{table(_rows(path))}")
+    return "\n".join(parts)
 
 
-def replaced(text: str, block: str) -> str:
+def main_results(root: Path) -> str:
+    """The table of README.md: rows of one study without their records."""
+    lines = [f"| {SHORT} |", "|" + "---|" * len(SHORT.split(" | "))]
+    for row in _best_first(_rows(root / SHOWN / "reports/tables/compare.csv")):
+        lines.append(f"| {' | '.join(_sizes(row))} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_main_figure(root: Path) -> None:
+    """docs/images/pareto-light.svg and pareto-dark.svg: the rows of README.md."""
+    rows = _rows(root / SHOWN / "reports/tables/compare.csv")
+    styles = Styles([], [(row["method"], row["row"]) for row in rows])
+    spots = [
+        Spot(
+            row["row"], styles(row["method"], row["row"]),
+            *(float(row[k] or 0) for k in ("macs_nonzero", "score", "macs_nonzero_std",
+                                           "score_std")),
+            best="MACs non-zero" in row["front"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    for ground in ("light", "dark"):
+
+        def draw(ax: Any, dark: bool = ground == "dark") -> Callable[[], None]:
+            ax.figure.set_size_inches(9.2, 4.8)
+            ax.set(xlabel="non-zero MACs (% of the dense network)", ylabel="test accuracy (%)")
+            return draw_spots(ax, spots, dark=dark)
+
+        stem = root / f"docs/images/pareto-{ground}"
+        save_figure(stem, draw, formats=("svg",), dark=ground == "dark")
+
+
+def replaced(text: str, block: str, name: str = "README.md") -> str:
     """`text` with `block` between the marks.
 
     Raises:
         ValueError: a mark is missing.
     """
     if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md: the marks {BEGIN} and {END} are not there")
+        raise ValueError(f"{name}: the marks {BEGIN} and {END} are missing")
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
     return f"{before}{BEGIN}\n{block}\n{END}{after}"
@@ -93,19 +126,22 @@ def _table(rows: Iterable[Mapping[str, str]]) -> str:
 def _compared(rows: Iterable[Mapping[str, str]]) -> str:
     """Means over seeds, the most accurate first."""
     lines = [f"| {SEEDS} |", "|" + "---|" * len(SEEDS.split(" | "))]
-    for row in sorted(rows, key=lambda r: -float(r["score"])):
-        mark = _mark(row)
-        cells = [
-            f"`{row['row']}`",
-            row["method"],
-            row["seeds"],
-            _spread(row, "score", 2),
-            *(_spread(row, key, 1) + mark for key in ("macs_nonzero", "params_nonzero")),
-            f"{float(row['cost']):.2g}",
-            " ".join(f"`{record[:6]}`" for record in row["record"].split()),
-        ]
+    for row in _best_first(rows):
+        name, method, *sizes = _sizes(row)
+        records = " ".join(f"`{record[:6]}`" for record in row["record"].split())
+        cells = [name, method, row["seeds"], *sizes, f"{float(row['cost']):.2g}", records]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _best_first(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    return sorted(rows, key=lambda row: -float(row["score"]))
+
+
+def _sizes(row: Mapping[str, str]) -> list[str]:
+    """Row, method, score and non-zero sizes."""
+    sizes = (_spread(row, k, 1) + _mark(row) for k in ("macs_nonzero", "params_nonzero"))
+    return [f"`{row['row']}`", row["method"], _spread(row, "score", 2), *sizes]
 
 
 def _mark(row: Mapping[str, str]) -> str:
@@ -123,7 +159,8 @@ def _number(text: str, places: int) -> str:
 
 @click.command(help=__doc__)
 def readme() -> None:
-    """Rewrite README.md of the working directory."""
-    path = Path("README.md")
-    text = path.read_text(encoding="utf-8")
-    write_text(path, replaced(text, results(Path())))
+    """Rewrite README.md, docs/results.md and their figure in the working directory."""
+    for name, block in (("README.md", main_results), ("docs/results.md", results)):
+        path = Path(name)
+        write_text(path, replaced(path.read_text(encoding="utf-8"), block(Path()), name))
+    draw_main_figure(Path())

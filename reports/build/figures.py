@@ -27,6 +27,9 @@ _STYLE = {
     "legend.fontsize": "small",
     "legend.frameon": False,
 }
+_DARK = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), "#e6edf3")
+_DARK |= dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), "#9da7b3")
+_DARK |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#0d1117")
 _METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}
 _BESIDE = 6  # a legend with more entries stands beside the axes
 _RANKED = {
@@ -146,15 +149,16 @@ def save_figure(
     draw: Draw,
     panels: tuple[int, int] | None = None,
     formats: Sequence[str] = ("svg", "png"),
+    dark: bool = False,
 ) -> None:
     """Draw on new axes and write `stem`.svg and `stem`.png with deterministic bytes. What `draw`
     returns is called once the layout is known. With `panels`, (rows, columns), `draw` gets an array
-    of axes and makes its own legend."""
+    of axes and makes its own legend. `dark`: light text on a dark ground."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, **(_DARK if dark else {})}):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
         if panels is None:

@@ -1,27 +1,65 @@
-"""README.md shows what the tables say."""
+"""README.md and docs/results.md show what the tables say."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli.readme import BEGIN, END, replaced, results
+from pipeline.cli.readme import (
+    BEGIN,
+    END,
+    SHOWN,
+    draw_main_figure,
+    main_results,
+    replaced,
+    results,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_readme_is_the_tables() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert replaced(text, results(ROOT)) == text, "run `espalier readme`"
+@pytest.mark.parametrize(
+    ("name", "block"), [("README.md", main_results), ("docs/results.md", results)]
+)
+def test_the_documents_are_the_tables(name: str, block: Callable[[Path], str]) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert replaced(text, block(ROOT), name) == text, "run `espalier readme`"
 
 
 def test_every_row_of_the_default_study_is_shown() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     table = (ROOT / "reports/tables/main.csv").read_text().splitlines()[1:]
     assert table
     for line in table:
         assert f"`{line.split(',')[0]}`" in text
+
+
+def test_the_readme_is_short_and_opens_with_a_picture() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 700
+    assert text.index("<picture>") < text.index("\n## ")
+    for ground in ("light", "dark"):
+        picture = ROOT / f"docs/images/pareto-{ground}.svg"
+        assert f'"docs/images/{picture.name}"' in text
+        assert picture.stat().st_size < 150_000
+
+
+def test_the_figure_shows_the_rows_of_the_table(tmp_path: Path) -> None:
+    source = ROOT / SHOWN / "reports/tables/compare.csv"
+    copy = tmp_path / SHOWN / "reports/tables/compare.csv"
+    copy.parent.mkdir(parents=True)
+    (tmp_path / "docs/images").mkdir(parents=True)
+    copy.write_text(source.read_text())
+    draw_main_figure(tmp_path)
+    named = re.compile(r"<!-- ([\w-]+) -->")
+    for ground in ("light", "dark"):
+        name = f"docs/images/pareto-{ground}.svg"
+        tracked, made = (named.findall((p / name).read_text()) for p in (ROOT, tmp_path))
+        assert tracked == made
+        assert {line.split(",")[2] for line in source.read_text().splitlines()[1:]} <= set(made)
 
 
 def test_a_readme_without_marks_is_refused() -> None:
