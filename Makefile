@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test smoke lint golden tables ui
+.PHONY: help setup repro test smoke lint golden tables ui docs
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -50,3 +50,8 @@ tables: $(READY)  ## Rebuild the tables from the tracked records, training nothi
 
 ui: $(READY)  ## Open the tracked runs in MLflow
 	@espalier ui
+
+docs: $(READY)  ## Build the documentation site in build/site (packages: the extra `docs`)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .[docs]
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@echo "Open build/site/index.html; with search: python -m http.server -d build/site"

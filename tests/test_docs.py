@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -51,3 +54,39 @@ def test_every_column_of_every_table_is_defined() -> None:
         for table in json.loads(file.read_text(encoding="utf-8")).values():
             for header, field in table["columns"].items():
                 assert any(fnmatchcase(field, d) for d in defined), f"{file}: {header}: {field}"
+
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]*)(#[^)\s]*)?\)")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+PAGES += ROOT.glob("studies/**/README.md")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", head.lower()).strip() for head in heads]
+    return {re.sub(r" ", "-", head) for head in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link, anchor in LINK.findall(re.sub(r"`[^`\n]*`", "", text)):
+        if ":" in link:
+            continue
+        target = page if not link else page.parent / link
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor[1:] in anchors(target), f"{page.name}: {link}{anchor}"
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    home = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "images/pareto-dark.svg" in home
+    assert not re.search(r"""<(?:script|link)[^>]+(?:src|href)="https?://""", home)
