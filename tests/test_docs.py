@@ -90,3 +90,13 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     home = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "images/pareto-dark.svg" in home
     assert not re.search(r"""<(?:script|link)[^>]+(?:src|href)="https?://""", home)
+
+
+def test_every_page_of_the_site_exists() -> None:
+    """Where mkdocs is not installed, this tells that a page was renamed."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = set(re.findall(r"(?<=[ -])([\w/-]+\.md)$", text, re.MULTILINE))
+    virtual = {"index.md", "CONTRIBUTING.md"}
+    assert {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md")} >= pages - virtual
+    left_out = {p.name for p in DOCS.glob("*.md")} - pages
+    assert not left_out, f"add to nav in mkdocs.yml: {left_out}"
