@@ -68,15 +68,13 @@ def draw_main_figure(root: Path) -> None:
     """docs/images/pareto-light.svg and pareto-dark.svg: the rows of README.md."""
     rows = _rows(root / SHOWN / "reports/tables/compare.csv")
     styles = Styles([], [(row["method"], row["row"]) for row in rows])
-    spots = [
-        Spot(
-            row["row"], styles(row["method"], row["row"]),
-            *(float(row[k] or 0) for k in ("macs_nonzero", "score", "macs_nonzero_std",
-                                           "score_std")),
-            best="MACs non-zero" in row["front"],
-        )
-        for row in rows
-    ]  # fmt: skip
+    keys = ("macs_nonzero", "score", "macs_nonzero_std", "score_std")
+    spots = []
+    for row in rows:
+        x, y, sx, sy = (float(row[key] or 0.0) for key in keys)
+        best = "MACs non-zero" in row["front"]
+        style = styles(row["method"], row["row"])
+        spots.append(Spot(row["row"], style, x, y, sx, sy, best))
     for ground in ("light", "dark"):
 
         def draw(ax: Any, dark: bool = ground == "dark") -> Callable[[], None]:
