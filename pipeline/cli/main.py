@@ -13,7 +13,6 @@ from pipeline.study.execution.commands import Group
 
 VERBS = {
     "bundle": "Carry trainings to a machine without DVC and bring their results back.",
-    "campaign": "Train what a study lacks, longest first, within a time budget.",
     "check": "Validate the study; say what would run again and roughly what it costs.",
     "locks": "Say which results are stale; accept code edits that alter none.",
     "readme": "Rewrite the results in README.md from the tracked records.",

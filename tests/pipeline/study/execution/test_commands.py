@@ -170,3 +170,8 @@ def test_no_name_of_params_reaches_a_shell() -> None:
     stages = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
     for entry in stages.values():
         assert "${" not in entry.get("do", entry)["cmd"]
+
+
+def test_every_verb_of_the_list_is_there() -> None:
+    for verb in VERBS:
+        assert isinstance(espalier.get_command(click.Context(espalier), verb), click.Command)
