@@ -36,7 +36,7 @@ def start(network: NetworkSpec, params: Params, key: str, pruned: PrunedArtifact
     pruning, how = params.pruning(key), params.retraining(key).start_from
     if how == "current":
         return pruned.model()
-    seed = params.training(pruning.training).seed + FRESH_STREAM
+    seed = params.training(pruning.training).seed + FRESH_STREAM * (1 + pruning.finetune.draw)
     source = TrainArtifact(paths.training(pruning.training))
     model = network.build()
     model.load_state_dict(fresh_state(network, seed) if how == "random" else source.weights(how))
@@ -74,9 +74,12 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
     model = start(network, params, key, pruned)
     how = params.retraining(key).start_from
     recipe = recipe_of(network, params, key, model)
+    draw = params.pruning(key).finetune.draw
+    drawn = {"draw": draw} if draw else {}
     inputs = {
         "recipe": recipe.model_dump(mode="json"),
         "start_from": how,
+        **drawn,
         "plan": pruned.plan.digest(),
         "weights": pruned.weights_sha,
         "code": loop_code(Path(params.file.root)),
@@ -89,7 +92,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
     curve = train_network(work, prepared, place, folder, observer) if recipe.epochs else ()
     if not place.team.first:
         return
-    facts = {"start_from": how, **recipe.model_dump(mode="json")}
+    facts = {"start_from": how, **recipe.model_dump(mode="json"), **drawn}
     if recipe.ema_decay and recipe.epochs:
         model.load_state_dict(load_tree(folder.snapshots()[EMA])["model"])
         facts["delivered"] = EMA

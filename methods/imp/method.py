@@ -30,6 +30,7 @@ from pipeline.selection.masks import (
     count_of,
     drop_smallest,
     masked_magnitude,
+    of_layers,
     shuffled,
 )
 from pipeline.selection.threshold import kth_smallest
@@ -51,7 +52,9 @@ class IMPConfig(Strict):
     `prune_per_round` is a fraction of the weights still alive; `target`, when given, replaces it:
     the weight sparsity after the last round. `scope`: the smallest weights over all chosen layers,
     of each layer, or so that layers keep Erdos-Renyi-kernel densities (erk). `layers`:
-    convolutions only, or linear layers too; `ignore`: layer names to leave dense.
+    convolutions only, or linear layers too; `ignore`: layer names to leave dense. `layer_rates`:
+    with `scope: layer`, layers with a rate of their own, by name (Frankle & Carbin 2019 prune the
+    output layer at half the rate).
 
     `rewind`, with t = `retrain_epochs`:
         finetune: current weights, the last learning rate of the schedule, held.
@@ -78,9 +81,16 @@ class IMPConfig(Strict):
     rule: Rule = "exact"
     shuffle: Shuffle = "none"
     shuffle_seed: int = 0
+    layer_rates: Mapping[str, OpenFraction] = {}
+
+    added_later = ("layer_rates",)
 
     @model_validator(mode="after")
     def _consistent(self) -> IMPConfig:
+        if self.layer_rates and (self.scope != "layer" or self.target is not None):
+            raise ValueError(
+                "layer_rates: needs scope: layer, and prune_per_round instead of target"
+            )
         if self.scope == "erk" and self.rule != "exact":
             raise ValueError(f"scope: erk counts exactly; rule: {self.rule} does not")
         if self.shuffle != "none" and self.rewind in ("finetune", "lr"):
@@ -156,6 +166,7 @@ class IMP(MethodBase):
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
         self.parameters = dict(model.named_parameters())
         self.names = choose_weights(model, units, self.config.layers, self.config.ignore)
+        self._own_rates = of_layers(self.config.layer_rates, self.names, "methods.imp.layer_rates")
         everywhere = choose_weights(model, units, self.config.layers)
         self.spared = sum(self.parameters[n].numel() for n in set(everywhere) - set(self.names))
         self.round, self.tightened = 0, {}
@@ -197,9 +208,11 @@ class IMP(MethodBase):
             return keep_largest(magnitude, self.keep, rate, rule, self.spared)
         if self.config.scope == "erk":
             return keep_density(magnitude, self.keep, (1.0 - rate) ** (self.round + 1), "erk")
-        layers = [{name: magnitude[name]} for name in self.names]
-        kept = [keep_largest(layer, self.keep, rate, rule) for layer in layers]
-        return {name: mask for layer in kept for name, mask in layer.items()}
+        kept: dict[str, Tensor] = {}
+        for name in self.names:
+            own = self._own_rates.get(name, rate)
+            kept |= keep_largest({name: magnitude[name]}, self.keep, own, rule)
+        return kept
 
     def _number(self, phase: Phase) -> int:
         shuffled_phase = phase.name == "shuffled"

@@ -6,7 +6,7 @@ Masks are named bool tensors, True = kept, on the device of the tensors they spe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -98,6 +98,22 @@ def choose_weights(
 
 def _within(name: str, entry: str) -> bool:
     return name == entry or name.startswith(f"{entry}.")
+
+
+def of_layers(values: Mapping[str, float], names: Iterable[str], where: str) -> dict[str, float]:
+    """`values` of layers, by the names of their weights or groups.
+
+    Raises:
+        ValueError: a key of `values` is none of them; begins with `where`.
+    """
+    known = tuple(names)
+    found: dict[str, float] = {}
+    for entry, value in values.items():
+        own = [name for name in known if _within(name, entry)]
+        if not own:
+            raise ValueError(f"{where}: {entry!r} is no layer here (known: {', '.join(known)})")
+        found |= dict.fromkeys(own, value)
+    return found
 
 
 class GradientMask:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.selection.criteria import erdos_renyi
-from pipeline.selection.masks import count_of
+from pipeline.selection.masks import count_of, of_layers
 from pipeline.selection.target import Target
 from pipeline.selection.threshold import keep_all_but
 from pipeline.units.groups import Granularity
@@ -63,7 +63,9 @@ class Ranking:
             ValueError: `min_units` leaves too few to remove.
         """
         if self.target.scope == "layer":
-            return self._layers({n: count_of(fraction, s.numel()) for n, s in self.scores.items()})
+            own = of_layers(self.target.layer_values, self.scores, "target.layer_values")
+            counts = {n: count_of(own.get(n, fraction), s.numel()) for n, s in self.scores.items()}
+            return self._layers(counts)
         if self.target.scope == "erk":
             return self._layers(self._erk_shares(fraction))
         count = count_of(fraction, self.total)

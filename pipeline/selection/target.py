@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -42,6 +43,7 @@ class Target(BaseModel):
         scope: rank all units together, remove the same fraction in every layer, leave layers their
             Erdos-Renyi-kernel densities (weights only), or leave each a random fraction of its own
             (widths.py), drawn by the seed of the training.
+        layer_values: of scope layer and rule fraction: layers with a `value` of their own, by name.
         narrowest: of scope random: the least that a layer may draw, where the widest draws 1.
         round_to: structured: the channels kept per group are rounded up to a multiple. A unit may
             be several channels (a head, a group of a GroupNorm).
@@ -66,13 +68,14 @@ class Target(BaseModel):
     closest: bool = False
     fill: bool = False
     latency: LatencyProbe | None = None
+    layer_values: Mapping[str, Annotated[float, Field(ge=0.0, lt=1.0)]] = {}
 
     @model_serializer(mode="wrap")
     def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What is younger than the first records is absent while nobody asks."""
         told = standard(self) | {"latency": self.probe.model_dump()}
         asked = {"fill": self.fill, "latency": self.rule == "latency"}
-        asked["narrowest"] = self.scope == "random"
+        asked |= {"narrowest": self.scope == "random", "layer_values": bool(self.layer_values)}
         return {key: value for key, value in told.items() if asked.get(key, True)}
 
     @model_validator(mode="after")
@@ -82,6 +85,8 @@ class Target(BaseModel):
             raise ValueError("fill: needs rule: macs or params, and scope: global or random")
         if self.narrowest and self.scope != "random":
             raise ValueError(f"narrowest: of scope: random, not of scope: {self.scope}")
+        if self.layer_values and (self.rule, self.scope) != ("fraction", "layer"):
+            raise ValueError("layer_values: needs rule: fraction and scope: layer")
         if self.latency is not None and self.rule != "latency":
             raise ValueError(f"latency: settings of rule: latency, not of rule: {self.rule}")
         if self.closest and self.rule == "latency":

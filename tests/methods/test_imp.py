@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,24 @@ def test_frozen_weights_are_neither_ranked_nor_removed(rule: str) -> None:
     net.requires_grad_(False)
     with pytest.raises(ValueError, match="no weight is left to prune.*4 frozen"):
         started(IMPConfig(), net)
+
+
+def test_layers_may_have_rates_of_their_own() -> None:
+    """Frankle & Carbin (2019) prune the output layer at half the rate of the others."""
+    net = trace_net()
+    asked = {"prune_per_round": 0.2, "scope": "layer", "layers": "all", "rewind": "init"}
+    method = started(IMPConfig(rounds=2, layer_rates={"3": 0.1}, **asked), net)
+    rounds = run_rounds(method, net, None)
+    for before, after in itertools.pairwise(rounds):
+        for name, mask in after.items():
+            alive = int(before[name].sum())
+            rate = 0.1 if name == "3.weight" else 0.2
+            assert int(mask.sum()) == alive - int(np.floor(round(rate * alive, 6)))
+    with pytest.raises(ValueError, match="methods.imp.layer_rates: 'fc' is no layer here"):
+        started(IMPConfig(layer_rates={"fc": 0.1}, **asked), net)
+    with pytest.raises(ValidationError, match="needs scope: layer"):
+        IMPConfig(layer_rates={"3": 0.1})
+    assert "layer_rates" not in IMPConfig().model_dump()
 
 
 def test_registered_with_working_defaults() -> None:

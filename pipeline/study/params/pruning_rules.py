@@ -22,6 +22,11 @@ def check(pruning: PruningParams, ranked: Granularity, retraining: FinetuneDefau
     _check_target(pruning, granularity)
     _check_groups(pruning, granularity)
     _check_shuffle(pruning, granularity, retraining)
+    if pruning.finetune.draw and retraining.start_from != "random":
+        raise ValueError(
+            f"finetune.draw: {pruning.finetune.draw} is a draw of random weights; set "
+            f"finetune.start_from: random (it is {retraining.start_from})"
+        )
     epochs, rule = retraining.epochs, pruning.target.rule
     if isinstance(epochs, MatchCost) and epochs.match == "target" and rule != "macs":
         raise ValueError(

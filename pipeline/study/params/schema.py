@@ -79,10 +79,16 @@ class MatchCost(Strict):
 
 
 class FinetuneParams(Strict):
-    """Retraining after pruning; what is absent comes from the common `finetune` block."""
+    """Retraining after pruning; what is absent comes from the common `finetune` block.
+
+    `draw`: number of the random weights that `start_from: random` begins with.
+    """
+
+    added_later = ("draw",)
 
     epochs: Annotated[int, Field(ge=0)] | MatchCost | None = None
     start_from: StartFrom | None = None
+    draw: Annotated[int, Field(ge=0, lt=2**20)] = 0
     train: Mapping[str, Any] = {}
 
 

@@ -264,3 +264,18 @@ def test_ties_over_tensors_go_in_order() -> None:
     keep = keep_all_but({"a": torch.ones(2, 2), "b": torch.tensor([0.0, 1.0, 1.0])}, 4)
     assert keep["a"].tolist() == [[False, False], [False, True]]
     assert keep["b"].tolist() == [False, True, True]
+
+
+def test_layers_may_have_a_fraction_of_their_own() -> None:
+    scores = {"fc1.weight": torch.arange(10.0) + 1, "classifier.weight": torch.arange(10.0) + 1}
+    asked = Target(rule="fraction", value=0.4, scope="layer", layer_values={"classifier": 0.2})
+    plan = select(scores, Granularity.UNSTRUCTURED, asked)
+    assert {name: int(mask.sum()) for name, mask in plan.keep.items()} == {
+        "fc1.weight": 6,
+        "classifier.weight": 8,
+    }
+    with pytest.raises(ValueError, match="target.layer_values: 'fc9' is no layer here"):
+        select(scores, Granularity.UNSTRUCTURED, asked.model_copy(
+            update={"layer_values": {"fc9": 0.2}}))  # fmt: skip
+    with pytest.raises(ValidationError, match="needs rule: fraction and scope: layer"):
+        Target(rule="fraction", value=0.4, layer_values={"classifier": 0.2})
