@@ -1,8 +1,10 @@
-"""VGG networks (Simonyan and Zisserman 2015) for small images: four layouts in use.
+"""VGG networks (Simonyan and Zisserman 2015) for small images: five layouts in use.
 
 - `vgg16`, `vgg16_bn`: OTO (Chen et al., NeurIPS 2021): a classifier of three linear layers with
   dropout; convolutions keep their bias beside BatchNorm.
 - `vgg16_bn_linear`: Miao et al. (ICLR 2022): one linear layer, convolution biases.
+- `vgg16_bn_lth`: OpenLTH and SynFlow (Tanaka et al., NeurIPS 2020): one linear layer, convolution
+  biases, four max-poolings and then average pooling, He normal weights.
 - `vgg11_bn_gap`, `vgg16_bn_gap`, `vgg19_bn_gap`: Liu et al. (ICCV 2017), Early-Bird tickets (You et
   al., ICLR 2020), Pruning from Scratch (Wang et al., AAAI 2020): one linear layer, no convolution
   biases, four max-poolings and then global average pooling (their 2x2 average pooling on 32x32
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from models._blocks import chain, he_init, require_size
+from models._blocks.initial import initialise
 from pipeline.data.info import DatasetInfo
 from pipeline.registry import register_model
 
@@ -90,6 +93,12 @@ def vgg16_bn_linear(info: DatasetInfo, *, width: int = 64) -> nn.Module:
     """Torch's default initial weights."""
     features = _features(info, _widths(width, VGG16, last_pool=True), norm=True, bias=True)
     return _vgg(features, nn.Linear(8 * width, info.num_classes))
+
+
+@register_model(FAMILY, "vgg16_bn_lth", never_prune=("classifier",))
+def vgg16_bn_lth(info: DatasetInfo, *, width: int = 64) -> nn.Module:
+    features = _features(info, _widths(width, VGG16, last_pool=False), norm=True, bias=True)
+    return initialise(_vgg(features, nn.Linear(8 * width, info.num_classes)), "he")
 
 
 def _one_linear_layer(info: DatasetInfo, width: int, convs: Sequence[int]) -> nn.Module:

@@ -43,6 +43,8 @@ ROWS = [
     Row("vgg/vgg16_bn_linear", {}, 14_728_266),
     Row("vgg/vgg16_bn_linear", {}, 14_774_436, classes=100),
     Row("vgg/vgg16_bn_linear", {}, 14_825_736, classes=200),
+    # SynFlow (OpenLTH's VGG-16): 14,761,664 weights, 4,324 biases, 8,448 of BatchNorm
+    Row("vgg/vgg16_bn_lth", {}, 14_761_664 + 4_324 + 8_448, 313_247_744, classes=100),
     Row("preact/preact_resnet18", {}, 11_172_170),
     Row("preact/preact_resnet18", {}, 11_218_340, classes=100),
     Row("mlp/mlp", {}, 118_282, 784 * 128 + 128 * 128 + 128 * 10, shape=MNIST),
