@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test smoke lint golden tables ui docs
+.PHONY: help setup repro test smoke lint golden tables lock ui docs
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -47,6 +47,10 @@ golden: $(READY)  ## Rewrite the golden files; review their diff as a result
 
 tables: $(READY)  ## Rebuild the tables from the tracked records, training nothing
 	@espalier run --only report --single
+
+lock:  ## Resolve requirements.lock anew for every system (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+	  --no-header --no-annotate --output-file requirements.lock
 
 ui: $(READY)  ## Open the tracked runs in MLflow
 	@espalier ui

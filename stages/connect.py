@@ -22,7 +22,7 @@ from pipeline.study.records.artifacts import TrainArtifact
 from pipeline.study.records.connect import ConnectRecord, PathEnd, PathPoint
 from pipeline.study.records.record import TrainRecord, read_record, sha, write_record
 from pipeline.study.tracking.run_views import RunSpec
-from pipeline.study.tracking.store import open_tracker
+from pipeline.study.tracking.tracker import open_tracker
 
 Weights = Mapping[str, Tensor]
 

@@ -30,7 +30,7 @@ from pipeline.study.records.record import (
     write_record,
 )
 from pipeline.study.tracking.run_views import RunSpec
-from pipeline.study.tracking.store import Tracker, open_tracker
+from pipeline.study.tracking.tracker import Tracker, open_tracker
 from pipeline.units.enforce import enforce
 
 LATENCY_SEARCH = (

@@ -22,7 +22,7 @@ from pipeline.study.params.schema import MatchCost
 from pipeline.study.records.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
 from pipeline.study.records.counts import count_network
 from pipeline.study.tracking.run_views import RunSpec
-from pipeline.study.tracking.store import open_tracker
+from pipeline.study.tracking.tracker import open_tracker
 from pipeline.training.loop.checkpoint import CheckpointFolder, retire
 from pipeline.training.loop.job import Observer, Silent
 from pipeline.training.method import MethodBase

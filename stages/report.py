@@ -15,7 +15,7 @@ from pipeline.study.params.load import Params, load_params
 from pipeline.study.records.agreement import require_agreement
 from pipeline.study.records.artifacts import PrunedArtifact
 from pipeline.study.tracking.model_registry import deliver
-from pipeline.study.tracking.publish import Entry, Study
+from pipeline.study.tracking.study_runs import Entry, Study
 from reports.build.render import plain
 from reports.build.report import build_report
 

@@ -32,7 +32,7 @@ from pipeline.study.records.record import TrainRecord, read_record, sha, write_r
 from pipeline.study.records.sizes import distribution_of
 from pipeline.study.records.sweep import SweepPoint, SweepRecord
 from pipeline.study.tracking.run_views import RunSpec
-from pipeline.study.tracking.store import open_tracker
+from pipeline.study.tracking.tracker import open_tracker
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import apply_plan

@@ -26,8 +26,8 @@ from pipeline.study.execution.runtime import (
 from pipeline.study.params.load import Params, load_params
 from pipeline.study.records.artifacts import NetworkSpec, TrainArtifact
 from pipeline.study.records.record import TrainRecord, write_record
-from pipeline.study.tracking.run_views import train_view, training_spec
-from pipeline.study.tracking.store import open_tracker
+from pipeline.study.tracking.record_views import train_view, training_spec
+from pipeline.study.tracking.tracker import open_tracker
 from pipeline.training.loop.checkpoint import (
     CheckpointFolder,
     Lineage,

@@ -51,8 +51,10 @@ def sync(folder: Path, source: Path = SOURCE) -> list[str]:
     """Write what differs; returns the names of what was written.
 
     Raises:
-        click.UsageError: the folder has no params.yaml.
+        click.UsageError: the folder has no params.yaml, or this code is not in a repository.
     """
+    if not (source / "dvc.yaml").is_file():
+        raise click.UsageError(f"{source / 'dvc.yaml'} is missing: run this in a clone")
     params = folder / "params.yaml"
     if not params.is_file():
         raise click.UsageError(f"{params} is missing: a study is a folder with params.yaml")

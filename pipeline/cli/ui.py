@@ -24,7 +24,7 @@ PATIENCE_S = 120.0
 
 def address(base: str, experiment: str) -> str:
     """The page of the runs and saved views of an experiment, not MLflow's overview."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment}/runs?searchFilter=&compareRunsMode=TABLE"
+    return f"{base.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 def wait_for(base: str, server: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ from reports.build.tables import seeds_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.study.tracking.publish import Entry
+    from pipeline.study.tracking.study_runs import Entry
 
 
 def connect_table(runs: pd.DataFrame, pairs: Sequence[Entry]) -> Table:

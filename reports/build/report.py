@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.study.tracking.publish import (
-    Study,
+from pipeline.study.tracking.publish import publish
+from pipeline.study.tracking.read_back import (
     curves_for,
     lines_for,
-    publish,
     runs_for,
     show_in_runs,
     sweeps_for,
 )
+from pipeline.study.tracking.study_runs import Study
 from reports.build.candidates import candidates
 from reports.build.connect import connect_table, write_lines
 from reports.build.figures import write_figures

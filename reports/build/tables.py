@@ -29,7 +29,7 @@ from reports.build.table import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.study.tracking.publish import Entry
+    from pipeline.study.tracking.study_runs import Entry
 
 _WITHOUT_VALUE = ("zeros", "none")  # rules that do not read the target's value
 NAMES = ("params.seed", "params.training", "params.pruning")

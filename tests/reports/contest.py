@@ -19,8 +19,8 @@ from pipeline.study.records.record import (
     sha,
     write_record,
 )
-from pipeline.study.tracking.publish import Entry, Study
-from pipeline.study.tracking.run_views import evaluate_view
+from pipeline.study.tracking.record_views import evaluate_view
+from pipeline.study.tracking.study_runs import Entry, Study
 from tests.reports.samples import frame
 
 NETWORKS = {"resnet20": (270_000, 41_000_000, 91.8), "vgg16_bn": (15_000_000, 313_000_000, 93.6)}

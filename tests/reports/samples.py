@@ -26,9 +26,9 @@ from pipeline.study.records.record import (
     write_record,
 )
 from pipeline.study.records.sweep import Histogram, SweepPoint, SweepRecord, WeightDistribution
-from pipeline.study.tracking.publish import Entry, Study
 from pipeline.study.tracking.run_views import RunView
 from pipeline.study.tracking.store import Store
+from pipeline.study.tracking.study_runs import Entry, Study
 
 DATA_SHA = "d" * 64
 _template = tempfile.TemporaryDirectory()

@@ -11,7 +11,9 @@ import torch
 from methods.early_bird import distances_back, pairwise_distances
 from pipeline.study.records.record import sha, write_record
 from pipeline.study.tracking.connect_view import connect_view
-from pipeline.study.tracking.publish import Entry, Study, curves_for, lines_for, publish, runs_for
+from pipeline.study.tracking.publish import publish
+from pipeline.study.tracking.read_back import curves_for, lines_for, runs_for
+from pipeline.study.tracking.study_runs import Entry, Study
 from reports.build.connect import connect_table, write_lines
 from reports.build.mask_distance import distance_matrix, write_mask_distances
 from reports.build.render import markdown

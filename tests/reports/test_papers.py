@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.study.tracking.run_views import evaluate_view
+from pipeline.study.tracking.record_views import evaluate_view
 from reports.build.papers import Paper, load_paper, load_papers, paper_table, tables_of
 from reports.build.quantities import QUANTITIES
 from reports.build.render import cells, csv, latex, markdown, provenance

@@ -14,8 +14,8 @@ from pipeline.data.info import DatasetInfo
 from pipeline.study.records.artifacts import NetworkSpec
 from pipeline.study.records.data import DataRecord
 from pipeline.study.records.record import Counts, Reference, TrainRecord, write_record
-from pipeline.study.tracking.publish import Entry, Study
-from pipeline.study.tracking.run_views import evaluate_view
+from pipeline.study.tracking.record_views import evaluate_view
+from pipeline.study.tracking.study_runs import Entry, Study
 from reports.build.candidates import AXES, candidates
 from reports.build.compare import compare_table, to_json
 from reports.build.figures import _fraction

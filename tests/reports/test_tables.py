@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.study.tracking.publish import Entry
-from pipeline.study.tracking.run_views import evaluate_view
+from pipeline.study.tracking.record_views import evaluate_view
+from pipeline.study.tracking.study_runs import Entry
 from reports.build.figures import line_of, sweep_data, write_figures
 from reports.build.render import cells, csv, latex, markdown, plain, provenance, write_tables
 from reports.build.style import Styles

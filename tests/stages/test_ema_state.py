@@ -17,7 +17,7 @@ from pipeline.study.execution.runtime import Workplace
 from pipeline.study.params.load import Params, ParamsError, load_params
 from pipeline.study.records.artifacts import PrunedArtifact, TrainArtifact
 from pipeline.study.records.record import EvalRecord, TrainRecord, read_record, write_record
-from pipeline.study.tracking.run_views import train_view
+from pipeline.study.tracking.record_views import train_view
 from pipeline.training.loop.checkpoint import CheckpointFolder
 from pipeline.training.loop.job import Silent
 from stages import evaluate, finetune, prune, train

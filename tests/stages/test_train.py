@@ -20,7 +20,7 @@ from pipeline.study.execution.runtime import Workplace
 from pipeline.study.params.load import Params, load_params
 from pipeline.study.records.artifacts import PrunedArtifact, TrainArtifact
 from pipeline.study.records.record import TrainRecord, read_record, write_record
-from pipeline.study.tracking.run_views import train_view
+from pipeline.study.tracking.record_views import train_view
 from pipeline.training.loop.checkpoint import CheckpointFolder, Lineage, retire
 from pipeline.training.loop.job import SECONDS, Silent
 from stages import evaluate, finetune, prune, train

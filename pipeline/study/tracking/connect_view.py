@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline.study.records.connect import ConnectRecord
 from pipeline.study.records.record import TrainRecord, sha, to_json
-from pipeline.study.tracking.run_views import Point, RunView, flat, train_view
+from pipeline.study.tracking.record_views import train_view
+from pipeline.study.tracking.run_views import Point, RunView, flat
 
 RECALIBRATED = "_recalibrated"
 

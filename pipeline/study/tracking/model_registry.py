@@ -9,7 +9,7 @@ from pipeline.study.execution.runtime import log
 from pipeline.study.records.artifacts import PrunedArtifact
 from pipeline.study.records.record import EvalRecord, from_json
 from pipeline.study.tracking.run_views import RunView
-from pipeline.study.tracking.store import Store
+from pipeline.study.tracking.store import open_store
 
 
 def deliver(study: str, view: RunView, artifact: PrunedArtifact) -> str | None:
@@ -26,9 +26,9 @@ def deliver(study: str, view: RunView, artifact: PrunedArtifact) -> str | None:
         raise ValueError(
             f"{artifact.folder}: not the plan of the record of {view.key!r}; run `dvc repro`"
         )
-    store, mark = Store(study), artifact.weights_sha
+    store, mark = open_store(study), artifact.weights_sha
     (run,) = store.runs(f"attributes.status = 'FINISHED' AND tags.record_sha = '{view.sha}'")
-    if run.data.tags.get("model_sha") == mark:
+    if run.data.tags.get("model_sha") == mark and store.has_model(run.data.tags["model_uri"]):
         return str(run.data.tags["model_uri"])
     example = torch.cat([artifact.network.example()] * 2).numpy()
     tags = {"model_sha": mark, "plan_digest": record.plan_digest, "record_sha": view.sha}

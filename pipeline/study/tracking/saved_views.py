@@ -46,6 +46,12 @@ def _line(metric: str, title: str) -> _Chart:
     }
 
 
+def _line_over(x: str, metrics: Sequence[str], title: str) -> _Chart:
+    """A line per run, over another metric than the step."""
+    chart = {**_line(metrics[0], title), "selectedMetricKeys": list(metrics)}
+    return {**chart, "xAxisKey": "metric", "selectedXAxisMetricKey": x}
+
+
 def _scatter(x: str, y: str, title: str) -> _Chart:
     axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
     return {"type": "SCATTER", "displayName": title, **axes}
@@ -164,23 +170,25 @@ _CURVES = Section(
 VIEWS = (
     View(
         "espalier-at-90",
-        "Which method at 90 %?",
+        "Which method at 90%?",
         f"{_ROWS} AND metrics.`sparsity/weight` > 0.88",
         (_ANSWER, _COST),
     ),
-    View("espalier-rows", "Every row of the tables", _ROWS, (_ANSWER, _COST)),
-    View("espalier-runs", "Every run, as parallel coordinates", _ROWS, (_PARALLEL,), grouped=False),
+    View("espalier-rows", "Every row", _ROWS, (_ANSWER, _COST)),
+    View("espalier-runs", "Parallel coordinates", _ROWS, (_PARALLEL,), grouped=False),
     View(
         "espalier-sweep",
         "One-shot sweep",
-        "tags.stage = 'sweep-point'",
+        "tags.stage = 'sweep'",
         (
             Section(
                 "Score of one-shot pruning",
                 1,
-                (_scatter("sparsity/target", "final/top1", "Score against sparsity"),),
+                (_line_over("oneshot/sparsity", ("oneshot/top1",), "Score (%) over sparsity"),),
             ),
         ),
+        grouped=False,
+        order="dense/top1",
     ),
     View(
         "espalier-curves",
@@ -199,7 +207,8 @@ def view_tags(rows: Iterable[str] = ()) -> dict[str, str]:
 
 
 def views_guide(experiment: str) -> str:
-    """What the page of an experiment says: a link to every view, as charts."""
-    address = f"#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey="
-    links = [f"- [{view.name}]({address}{view.key})" for view in VIEWS]
-    return "\n".join([*links, "", "The menu *Views* lists the same; docs/comparing.md tells more."])
+    """What the page of an experiment says: a link to every view, as charts; one line, since MLflow
+    shows no more without a click."""
+    address = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    links = [f"[{view.name}]({address}&viewStateShareKey={view.key})" for view in VIEWS]
+    return " · ".join(links)

@@ -1,9 +1,8 @@
-"""Tracking: events to a local file first, MLflow as a live view of it. The only importer of mlflow.
+"""The tracking server, as the few operations that this project needs. The only importer of mlflow.
 
-Importing this module costs nothing and works without mlflow. Stages use `open_tracker`; `publish`
-uses `Store`. The tracking server is MLFLOW_TRACKING_URI, else `mlflow.db` at the repository root
-with artifacts in `mlartifacts/`. ESPALIER_MLFLOW=off turns the live view off; nothing else changes,
-since whatever is not mirrored is published by the report stage. MLFLOW_RUN_ID is not read.
+Importing this module costs nothing and works without mlflow. Stages use `tracker.open_tracker`,
+reports `open_store`. The server is MLFLOW_TRACKING_URI, else `mlflow.db` in the study's folder with
+`mlartifacts/` beside it. MLFLOW_RUN_ID is not read.
 """
 
 from __future__ import annotations
@@ -13,19 +12,24 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.study.tracking.mirror import Mirror
-from pipeline.study.tracking.run_views import Point, RunSpec, RunView
+from pipeline.study.tracking.database import (
+    ARTIFACTS,
+    local_path,
+    make_ready,
+    metric_counts,
+    sqlite_file,
+    tracking_uri,
+)
+from pipeline.study.tracking.run_views import Point, RunView
 from pipeline.study.tracking.saved_views import view_tags, views_guide
-from pipeline.study.tracking.tracker import Tracker
-
-__all__ = ["Store", "Tracker", "open_tracker", "root", "tracking_uri"]
 
 _METRICS_PER_CALL, _TEXTS_PER_CALL = 500, 90  # the REST interface takes 1000 and 100
+_DOCUMENT = "record.json"
 _KIND = "custom_model_development"  # else MLflow opens its pages for language models
+SEALED = "attributes.status = 'FINISHED' AND tags.record_sha != ''"
 _SETTINGS = {
     # One outage costs seconds: with MLflow's own settings one call blocks for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -35,39 +39,24 @@ _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "DO_NOT_TRACK": "true",
 }
+_opened: dict[tuple[str, str], tuple[Store, tuple[Path | None, int]]] = {}
 
 
-def root() -> Path:
-    """Repository root: DVC tells it to its stages; by hand it is the working directory."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+def open_store(experiment: str) -> Store:
+    """The store of an experiment, opened once for all that one process reads and writes; anew where
+    its file was replaced.
 
-
-def tracking_uri() -> str:
-    """Where runs go."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
-
-
-@contextlib.contextmanager
-def open_tracker(
-    spec: RunSpec, events: Path, *, work: Path | None = None, live: bool = True
-) -> Iterator[Tracker]:
-    """A tracker for one stage instance; leaving the block without `finish` is a finish.
-
-    `live=False` writes the event file only: for stages of seconds, whose runs the publisher logs.
+    Raises: as `Store`.
     """
-    mirrored = live and os.environ.get("ESPALIER_MLFLOW", "").lower() != "off"
-    mirror = Mirror(partial(Store, spec.experiment), spec) if mirrored else None
-    tracker = Tracker(spec, events, work, mirror)
-    try:
-        yield tracker
-    except Exception:
-        tracker.stop("FAILED")
-        raise
-    except BaseException:
-        tracker.stop("KILLED")
-        raise
-    if not tracker.ended:
-        tracker.finish()
+    uri = tracking_uri()
+    database = sqlite_file(uri)
+    file = database.stat().st_ino if database is not None and database.exists() else 0
+    found = _opened.get((experiment, uri))
+    if found is None or found[1] != (database, file):
+        store = Store(experiment, uri)
+        file = database.stat().st_ino if database is not None else 0
+        found = _opened[experiment, uri] = store, (database, file)
+    return found[0]
 
 
 class Store:
@@ -85,7 +74,10 @@ class Store:
 
         self.uri = uri or tracking_uri()
         self.experiment = experiment
+        database = sqlite_file(self.uri)
         with self.lock():
+            if database is not None:
+                make_ready(database, _make_tables)
             self._client = mlflow.MlflowClient(tracking_uri=self.uri)
             self._id = self._experiment_id(experiment)
 
@@ -93,7 +85,7 @@ class Store:
     def lock(self, purpose: str = "init") -> Iterator[None]:
         """One process at a time where the store is a local file; a server does its own locking.
         Two processes that meet in a new sqlite file damage it for good."""
-        database = _sqlite_file(self.uri)
+        database = sqlite_file(self.uri)
         if database is None:
             yield
             return
@@ -120,6 +112,15 @@ class Store:
             token = page.token
             if not token:
                 return found
+
+    def sealed(self) -> dict[str, Any]:
+        """Finished runs by record hash; of two the older one."""
+        return {run.data.tags["record_sha"]: run for run in reversed(self.runs(SEALED))}
+
+    def metric_counts(self) -> dict[tuple[str, str], int] | None:
+        """Steps by run id and metric, where one query tells them: in a local file."""
+        database = sqlite_file(self.uri)
+        return None if database is None else metric_counts(database)
 
     def create(self, name: str, tags: Mapping[str, str], started: float | None = None) -> str:
         """A new run in state RUNNING; returns its id."""
@@ -152,18 +153,46 @@ class Store:
         """The record as an artifact, the data set as an input."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        self._client.log_text(run_id, view.document, "record.json")
+        self.attach_document(run_id, view.document)
         name, digest = view.data
         dataset = Dataset(name, digest[:8] or "none", "local", '{"source": "data/prepared"}')
         self._client.log_inputs(
             run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", view.stage)])]
         )
 
+    def attach_document(self, run_id: str, document: str) -> None:
+        """The record as an artifact."""
+        path = self._artifacts(run_id)
+        if path is None:
+            self._client.log_text(run_id, document, _DOCUMENT)
+        else:  # not through the client, which remembers where a run's artifacts once were
+            path.mkdir(parents=True, exist_ok=True)
+            temporary = path / f".{_DOCUMENT}.tmp"
+            temporary.write_text(document, encoding="utf-8")
+            temporary.replace(path / _DOCUMENT)
+
+    def has_document(self, run: Any) -> bool:
+        """Is the record still among the artifacts of a run? A server keeps its own."""
+        path = local_path(run.info.artifact_uri)
+        return path is None or (path / _DOCUMENT).is_file()
+
     def document(self, run_id: str) -> str:
         """The canonical JSON that `attach` stored."""
+        path = self._artifacts(run_id)
+        if path is not None:
+            return (path / _DOCUMENT).read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as folder:
-            found = self._client.download_artifacts(run_id, "record.json", folder)
+            found = self._client.download_artifacts(run_id, _DOCUMENT, folder)
             return Path(found).read_text(encoding="utf-8")
+
+    def _artifacts(self, run_id: str) -> Path | None:
+        return local_path(self._client.get_run(run_id).info.artifact_uri)
+
+    def has_model(self, uri: str) -> bool:
+        """Are the files of a logged model, `models:/<id>`, still there?"""
+        model = self._client.get_logged_model(uri.rpartition("/")[2])
+        path = local_path(model.artifact_location)
+        return path is None or path.is_dir()
 
     def show_views(self, rows: Iterable[str]) -> None:
         """Keep the saved views of the experiment's page up to date; `rows`: see `view_tags`. Views
@@ -244,8 +273,8 @@ class Store:
     def _create_experiment(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException
 
-        database = _sqlite_file(self.uri)
-        place = None if database is None else (database.parent / "mlartifacts").as_uri()
+        database = sqlite_file(self.uri)
+        place = None if database is None else (database.parent / ARTIFACTS).as_uri()
         try:
             made = self._client.create_experiment(name, place, {"mlflow.experimentKind": _KIND})
             for key, value in view_tags().items():
@@ -257,9 +286,10 @@ class Store:
         return self._client.get_experiment_by_name(name)
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    scheme, _, path = uri.partition(":///")
-    return Path(path).absolute() if scheme.startswith("sqlite") else None
+def _make_tables(uri: str) -> None:
+    import mlflow
+
+    mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
 
 
 def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,17 +1,48 @@
-"""What a stage reports to: every event to its file first, then to the live mirror."""
+"""What a stage reports to: every event to its file first, then to the live mirror in MLflow.
+
+ESPALIER_MLFLOW=off turns the live view off; nothing else changes, since the report stage publishes
+whatever is not mirrored.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from pipeline.study.tracking.events import EventLog, read_events
 from pipeline.study.tracking.mirror import Mirror
 from pipeline.study.tracking.provenance import machine_facts, owner
 from pipeline.study.tracking.run_views import RunSpec, RunView, with_events
+from pipeline.study.tracking.store import Store
+
+
+@contextlib.contextmanager
+def open_tracker(
+    spec: RunSpec, events: Path, *, work: Path | None = None, live: bool = True
+) -> Iterator[Tracker]:
+    """A tracker for one stage instance; leaving the block without `finish` is a finish.
+
+    `live=False` writes the event file only: for stages of seconds, whose runs the publisher logs.
+    """
+    mirrored = live and os.environ.get("ESPALIER_MLFLOW", "").lower() != "off"
+    mirror = Mirror(partial(Store, spec.experiment), spec) if mirrored else None
+    tracker = Tracker(spec, events, work, mirror)
+    try:
+        yield tracker
+    except Exception:
+        tracker.stop("FAILED")
+        raise
+    except BaseException:
+        tracker.stop("KILLED")
+        raise
+    if not tracker.ended:
+        tracker.finish()
 
 
 class Tracker:

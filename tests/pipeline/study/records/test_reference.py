@@ -12,7 +12,7 @@ from pipeline.study.records.artifacts import NetworkSpec
 from pipeline.study.records.counts import count_network, reference_of
 from pipeline.study.records.data import DataRecord
 from pipeline.study.records.record import Reference
-from pipeline.study.tracking.run_views import evaluate_view
+from pipeline.study.tracking.record_views import evaluate_view
 from tests.reports.samples import eval_record, of_network, train_record
 
 

@@ -24,8 +24,9 @@ from pipeline.study.params.load import ParamsError, load_params
 from pipeline.study.records.artifacts import NetworkSpec, PrunedArtifact
 from pipeline.study.records.record import write_record
 from pipeline.study.tracking.model_registry import deliver
-from pipeline.study.tracking.publish import Study, publish
+from pipeline.study.tracking.publish import publish
 from pipeline.study.tracking.store import Store
+from pipeline.study.tracking.study_runs import Study
 from pipeline.units.groups import Granularity
 from pipeline.units.surgery import apply_plan
 from tests import study as example

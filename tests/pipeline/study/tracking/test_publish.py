@@ -14,8 +14,10 @@ import pytest
 from pipeline.study.records.record import write_record
 from pipeline.study.tracking.events import EventLog
 from pipeline.study.tracking.provenance import is_dead, owner
-from pipeline.study.tracking.publish import Study, curves_for, publish, runs_for
+from pipeline.study.tracking.publish import publish
+from pipeline.study.tracking.read_back import curves_for, runs_for
 from pipeline.study.tracking.store import Store
+from pipeline.study.tracking.study_runs import Study
 from reports.build.report import build_report
 from tests.reports.samples import eval_record, frame, sqlite_uri, train_record, write_study
 

@@ -18,12 +18,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.study.tracking.publish import Study, publish
-from pipeline.study.tracking.run_views import evaluate_view, train_view
+from pipeline.study.tracking.publish import publish
+from pipeline.study.tracking.record_views import evaluate_view, sweep_view, train_view
 from pipeline.study.tracking.saved_views import VIEWS, view_tags, views_guide
 from pipeline.study.tracking.store import Store
+from pipeline.study.tracking.study_runs import Study
 from tests import browser
-from tests.reports.samples import eval_record, sqlite_uri, train_record, write_study
+from tests.reports.samples import (
+    eval_record,
+    sqlite_uri,
+    sweep_record,
+    train_record,
+    write_study,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -44,7 +51,9 @@ def named(view: Any) -> set[str]:
     """Every metric a view asks for."""
     charts = [c for s in view.sections for c in s.charts]
     axes = {c[a]["key"] for c in charts for a in ("xaxis", "yaxis") if a in c}
-    rest = {m for c in charts for m in c.get("selectedMetrics", ())}
+    lists = ("selectedMetrics", "selectedMetricKeys")
+    rest = {m for c in charts for name in lists for m in c.get(name, ())}
+    rest |= {c["selectedXAxisMetricKey"] for c in charts if "selectedXAxisMetricKey" in c}
     return axes | rest | {c["metricKey"] for c in charts if "metricKey" in c} | {view.order}
 
 
@@ -52,8 +61,8 @@ def test_views_ask_for_metrics_that_runs_have() -> None:
     training = train_record("hspg")
     has = set(evaluate_view(eval_record(training), training).summary())
     has |= set(train_view(training).summary())
-    asked = set().union(*(named(v) for v in VIEWS)) - {"sparsity/target"}  # a sweep's
-    assert asked <= has
+    has |= set(sweep_view(sweep_record(training), training).summary())
+    assert set().union(*(named(v) for v in VIEWS)) <= has
     columns = {c for c in state(view_tags(), ANSWER)["selectedColumns"] if "metrics" in c}
     assert {c.removeprefix("metrics.`").rstrip("`") for c in columns} <= has
 
@@ -81,8 +90,18 @@ def test_the_same_tags_every_time_and_short_enough_for_mlflow() -> None:
     assert max(map(len, view_tags(rows).values())) < 5000  # MLflow's limit
 
 
+def test_a_sweep_is_a_curve() -> None:
+    training = train_record("hspg")
+    view = sweep_view(sweep_record(training), training)
+    asked = {p.step: p.value for p in view.points if p.name == "oneshot/sparsity"}
+    scores = {p.step: p.value for p in view.points if p.name == "oneshot/top1"}
+    assert asked == {step: step / 1000 for step in scores}
+    assert len(scores) > 1
+
+
 def test_the_guide_links_every_view() -> None:
     text = views_guide("7")
+    assert "\n" not in text  # MLflow shows one line of it without a click
     assert all(f"viewStateShareKey={v.key})" in text and f"[{v.name}]" in text for v in VIEWS)
 
 

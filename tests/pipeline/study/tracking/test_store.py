@@ -18,10 +18,15 @@ import pytest
 
 from pipeline.study.records.record import write_record
 from pipeline.study.tracking import mirror
+from pipeline.study.tracking.database import tracking_uri
 from pipeline.study.tracking.events import read_events
-from pipeline.study.tracking.publish import Entry, Study, curves_for, publish, runs_for
-from pipeline.study.tracking.run_views import RunSpec, train_view, training_spec
-from pipeline.study.tracking.store import Store, open_tracker, tracking_uri
+from pipeline.study.tracking.publish import publish
+from pipeline.study.tracking.read_back import curves_for, runs_for
+from pipeline.study.tracking.record_views import train_view, training_spec
+from pipeline.study.tracking.run_views import RunSpec
+from pipeline.study.tracking.store import Store
+from pipeline.study.tracking.study_runs import Entry, Study
+from pipeline.study.tracking.tracker import open_tracker
 from tests.reports.samples import sqlite_uri, train_record
 
 # What mlflow 3.17 itself triggers in sqlalchemy 2.1 and alembic (2026-11).
@@ -163,7 +168,7 @@ def test_a_hanging_server_does_not_delay_training(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(mirror, "LAST_WAIT_S", 0.2)
     release = threading.Event()
     hanging = mirror.Mirror(lambda: release.wait(30) or pytest.fail("never answered"), spec())
-    monkeypatch.setattr("pipeline.study.tracking.store.Mirror", lambda *_: hanging)
+    monkeypatch.setattr("pipeline.study.tracking.tracker.Mirror", lambda *_: hanging)
     begun = time.monotonic()
     with open_tracker(spec(), tmp_path / "e.jsonl") as t:
         tell(t)
