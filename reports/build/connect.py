@@ -11,7 +11,7 @@ from pipeline.files import write_text
 from pipeline.study.tracking.connect_view import RECALIBRATED
 from reports.build.figures import draw_band, save_figure
 from reports.build.style import MARKERS, PALETTE, Style
-from reports.build.table import Column, Table, dicts, without_seed
+from reports.build.table import RECORD, SEEDS, Column, Table, asked, dicts, without_seed
 from reports.build.tables import seeds_table
 
 if TYPE_CHECKING:
@@ -24,15 +24,13 @@ def connect_table(runs: pd.DataFrame, pairs: Sequence[Entry]) -> Table:
     """One row per pair of states (over seeds): by how much the worst point of the straight line
     between them falls short of the mean of the two ends."""
     columns = (
-        Column("pair", "pair", "params.pair"),
-        Column("model", "model", "params.model"),
-        Column("method", "method", "params.method"),
+        *asked("pair", "model", "method"),
         Column("one_at", "one", "params.one.at"),
         Column("other_at", "other", "params.other.at"),
-        Column("seeds", "seeds", "params.seed"),
+        SEEDS,
         *_measured(runs),
         Column("distance", "distance", "metrics.distance", "{:.2f}"),
-        Column("record", "record", "record_sha"),
+        RECORD,
     )
     title = "Straight lines between two states, test scores: barrier = worst against mean of ends"
     skip = ("params.pair", "params.other.training")

@@ -34,7 +34,8 @@ def draw_spots(
     """Draw; returns what puts the names in place once the figure has its layout."""
     if log:
         ax.set_xscale("log")
-    low, high = robust_range([s.y for s in spots])
+    rows = [s.y for s in spots if not s.line]
+    low, high = robust_range(rows if len(rows) >= 3 else [s.y for s in spots])
     room = 0.09 * (high - low or abs(high) or 1.0)
     ax.set_ylim(low - room, high + room)
     ink = "white" if dark else "black"

@@ -28,6 +28,13 @@ class Column:
     format: str = "{}"
 
 
+def asked(*keys: str) -> tuple[Column, ...]:
+    """Columns that show params under their own names."""
+    return tuple(Column(key, key, f"params.{key}") for key in keys)
+
+
+SEEDS = Column("seeds", "seeds", "params.seed")
+RECORD = Column("record", "record", "record_sha")
 OF = Column("of", "sizes in % of", "params.reference")  # only where a pruning names a reference
 TRAINED = "trained"
 OR_REFERENCE = ", or of the reference that the pruning names"

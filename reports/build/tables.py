@@ -15,10 +15,13 @@ from reports.build.table import (
     OF,
     OR_REFERENCE,
     RECALIBRATED,
+    RECORD,
+    SEEDS,
     TRAINED,
     Behind,
     Column,
     Table,
+    asked,
     dicts,
     known,
     make_table,
@@ -39,23 +42,18 @@ NAMES = ("params.seed", "params.training", "params.pruning")
 def main_table(runs: pd.DataFrame, prunings: Sequence[Entry]) -> Table:
     """One row per pruning of params.yaml, in its order; without a record: "not run"."""
     columns: tuple[Column, ...] = (
-        Column("pruning", "pruning", "params.pruning"),
-        Column("model", "model", "params.model"),
-        Column("method", "method", "params.method"),
+        *asked("pruning", "model", "method"),
         Column("rule", "rule", "params.target.rule"),
         Column("target", "target", "params.target.value"),
         Column("finetune_epochs", "fine-tune epochs", "params.finetune.epochs"),
-        Column("seeds", "seeds", "params.seed"),
+        SEEDS,
         *_score_columns(runs, {"dense": "dense", "pruned": "pruned", "final": "final"}),
         _percent("weight_sparsity", "weight sparsity", "metrics.sparsity/weight"),
         _percent("group_sparsity", "group sparsity", "metrics.sparsity/group"),
-        _percent("params_kept", "params kept", "metrics.size/params_kept"),
-        _percent("params_nonzero", "params non-zero", "metrics.size/params_nonzero"),
-        _percent("macs_kept", "MACs kept", "metrics.size/macs_kept"),
-        _percent("macs_nonzero", "MACs non-zero", "metrics.size/macs_nonzero"),
+        *_SIZES,
         _error("exact_masked", "masked vs shrunk", "metrics.exact/masked_max_rel"),
         _error("exact_dense", "dense vs shrunk", "metrics.exact/dense_max_rel"),
-        Column("record", "record", "record_sha"),
+        RECORD,
     )
     columns = with_reference(columns, OF.source in runs and bool(runs[OF.source].notna().any()))
     groups = by_seed(dicts(runs), skip=NAMES)
@@ -73,20 +71,12 @@ def sweep_table(points: pd.DataFrame, sweeps: Sequence[Entry]) -> Table:
     """One row per swept training (over seeds), protocol and sparsity: without and with
     recalibration of BatchNorm statistics."""
     columns = (
-        Column("model", "model", "params.model"),
-        Column("method", "method", "params.method"),
-        Column("training", "training", "params.training"),
-        Column("ranked", "ranked", "params.ranked"),
-        Column("scope", "scope", "params.scope"),
-        Column("sparsity", "sparsity", "params.sparsity"),
-        Column("seeds", "seeds", "params.seed"),
+        *asked("model", "method", "training", "ranked", "scope", "sparsity"),
+        SEEDS,
         *_score_columns(points, {"dense": "dense", "final": "one-shot"}),
         *_score_columns(points, {"final": "one-shot, BN recalibrated"}, suffix=RECALIBRATED),
-        _percent("params_kept", "params kept", "metrics.size/params_kept"),
-        _percent("params_nonzero", "params non-zero", "metrics.size/params_nonzero"),
-        _percent("macs_kept", "MACs kept", "metrics.size/macs_kept"),
-        _percent("macs_nonzero", "MACs non-zero", "metrics.size/macs_nonzero"),
-        Column("record", "record", "record_sha"),
+        *_SIZES,
+        RECORD,
     )
     title = "Sweep: one-shot pruning without retraining, scores on the test set; MACs, not FLOPs"
     runs = _merged_recalibration(dicts(points))
@@ -100,12 +90,10 @@ def weights_table(sweeps: pd.DataFrame, entries: Sequence[Entry]) -> Table:
     counts = {"total": "parameters", "nonzero": "not zero"}
     counts |= {f"above_1e{exponent}": f"> 1e{exponent}" for exponent in range(1, -11, -1)}
     columns = (
-        Column("model", "model", "params.model"),
-        Column("method", "method", "params.method"),
-        Column("training", "training", "params.training"),
-        Column("seeds", "seeds", "params.seed"),
+        *asked("model", "method", "training"),
+        SEEDS,
         *(Column(k, head, f"metrics.weights/{k}", "{:.0f}") for k, head in counts.items()),
-        Column("record", "record", "record_sha"),
+        RECORD,
     )
     title = "Weights before pruning: how many of the parameters exceed each magnitude"
     return seeds_table(("weights", title, "training"), columns, dicts(sweeps), entries)
@@ -148,6 +136,13 @@ def _percent(key: str, label: str, source: str) -> Column:
 
 def _error(key: str, label: str, source: str) -> Column:
     return Column(key, f"{label} (max rel. difference)", source, "{:.1e}")
+
+
+_SIZES = [
+    _percent(f"{what.lower()}_{key}", f"{what} {label}", f"metrics.size/{what.lower()}_{key}")
+    for what in ("params", "MACs")
+    for key, label in (("kept", "kept"), ("nonzero", "non-zero"))
+]
 
 
 def _merged_recalibration(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
