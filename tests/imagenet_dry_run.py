@@ -58,9 +58,6 @@ def place(folder: Path, name: str, only: Collection[str] = (), **more: Any) -> P
     """
     if not (folder / "data/imagenet").is_dir():
         study.create(folder)
-        for paper in (folder / "reports/papers").glob("*.yaml"):
-            if paper.stem not in ("oto", "pfs"):
-                paper.unlink()  # every report would spend seconds on it
         write_imagenet(folder / "data/imagenet")
     home = folder / "studies" / name
     yaml = YAML(typ="rt")

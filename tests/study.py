@@ -12,10 +12,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests import warm
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEFT_OUT = re.compile(
     r"(tests|docs|benchmarks|reports/(records|tables|plots))/|params\.yaml$|dvc\.lock$"
     r"|studies/.*/(reports/|dvc\.lock$)"
+    r"|reports/papers/(?!oto|pfs)"  # every report would spend seconds on all of them
 )  # what a copy of the repository can do without
 
 PARAMS = """\
@@ -48,11 +51,15 @@ sweep:
 """
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """What a stage sees: this interpreter's programs first, the copied code, one thread."""
+def environment(folder: Path, cold: bool = False) -> dict[str, str]:
+    """What a stage sees: this interpreter's programs first, the copied code, one thread.
+
+    Args:
+        cold: let `python` and `dvc` be processes of their own, as in use; see tests/warm.py.
+    """
     home = next(p for p in (folder, *folder.parents) if (p / "pipeline").is_dir())
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
-    return kept | {
+    found = kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(home),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -66,6 +73,11 @@ def environment(folder: Path) -> dict[str, str]:
         "GIT_COMMITTER_NAME": "t",
         "GIT_COMMITTER_EMAIL": "t@t",
     }
+    if not cold and sys.platform == "linux":
+        programs = warm.folder(found)
+        found["PATH"] = f"{programs}{os.pathsep}{found['PATH']}"
+        found["PYTHON_EXEC"] = str(programs / "python")  # torchrun starts this
+    return found
 
 
 def wait_until_free(folder: Path, instance: str) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "stages.train", "--training", "a"],
         cwd=folder,
-        env=study.environment(folder) | {"ESPALIER_MLFLOW": "off"},
+        env=study.environment(folder, cold=True) | {"ESPALIER_MLFLOW": "off"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

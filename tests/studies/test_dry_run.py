@@ -87,7 +87,7 @@ def kill_inside_an_epoch(folder: Path, name: str) -> None:
     process = subprocess.Popen(
         ["dvc", "repro", f"train@{KILLED}"],
         cwd=home,
-        env=study.environment(home) | {"SHELL": "/bin/sh"},
+        env=study.environment(home, cold=True) | {"SHELL": "/bin/sh"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

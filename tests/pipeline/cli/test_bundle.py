@@ -16,7 +16,7 @@ from pipeline.cli.archive import MANIFEST, pack, unpack
 from pipeline.files import DamagedFileError, file_sha256
 from tests import study
 
-BUNDLE = (sys.executable, "-m", "pipeline.cli", "bundle")
+BUNDLE = ("python", "-m", "pipeline.cli", "bundle")
 
 
 def made(folder: Path) -> Path:
@@ -89,7 +89,10 @@ def there(folder: Path, *command: str) -> str:
     bare.mkdir(exist_ok=True)
     for name in ("mlflow", "dvc"):
         (bare / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
-    env = study.environment(folder) | {"PYTHONPATH": f"{bare}:{folder}", "ESPALIER_MLFLOW": "off"}
+    env = study.environment(folder, cold=True) | {
+        "PYTHONPATH": f"{bare}:{folder}",
+        "ESPALIER_MLFLOW": "off",
+    }
     done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stderr
@@ -175,8 +178,8 @@ def test_an_interrupted_training_travels_on(travelled, tmp_path):
         tar.extractall(away, filter="data")
     slice_of = ("-m", "pipeline.cli", "run", "--budget-minutes", "0.4")
     for _ in range(10):  # on a busy machine a slice may pass before the first step
-        done = subprocess.run([sys.executable, *slice_of], cwd=away, env=study.environment(away),
-                              text=True, capture_output=True, timeout=300)  # fmt: skip
+        done = subprocess.run([sys.executable, *slice_of], cwd=away,
+                              env=study.environment(away, cold=True), text=True, capture_output=True, timeout=300)  # fmt: skip
         assert done.returncode == 75, done.stderr[-3000:]
         if (away / ".checkpoints/train/a/last.safetensors").exists():
             break

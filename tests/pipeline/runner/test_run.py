@@ -79,7 +79,7 @@ def test_a_run_that_was_ended_goes_on(serial, tmp_path, how):
     (folder / "params.yaml").write_text(params.replace("  h: {", "  h: {train: {epochs: 400}, "))
     checkpoint = folder / ".checkpoints/train/h/last.safetensors"
     process = subprocess.Popen(
-        [*RUN, "--only", "train@h"], cwd=folder, env=study.environment(folder)
+        [*RUN, "--only", "train@h"], cwd=folder, env=study.environment(folder, cold=True)
     )
     while not checkpoint.exists() or load_tree(checkpoint)["counters"]["epoch"] < 1:
         assert process.poll() is None
@@ -99,7 +99,7 @@ def test_a_run_that_was_ended_goes_on(serial, tmp_path, how):
 def test_params_that_change_meanwhile_are_not_accepted(serial, tmp_path):
     folder = fresh(serial, tmp_path / "study")
     process = subprocess.Popen(
-        [*RUN, "--only", "train@h"], cwd=folder, env=study.environment(folder),
+        [*RUN, "--only", "train@h"], cwd=folder, env=study.environment(folder, cold=True),
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (folder / ".checkpoints/train@h.lock").exists():

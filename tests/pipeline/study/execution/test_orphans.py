@@ -53,7 +53,7 @@ def started(tmp_path: Path, who: str, how: str, *, shell_stays: bool) -> tuple[i
     shell = ["/bin/sh", "-c", f"{command}; true" if shell_stays else f"exec {command}"]
     asking = subprocess.Popen(
         [sys.executable, "-c", ASKING, who, *shell],
-        env=study.environment(study.REPOSITORY),
+        env=study.environment(study.REPOSITORY, cold=True),
         cwd=study.REPOSITORY,
     )
     while not told.exists():
