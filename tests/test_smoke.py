@@ -220,7 +220,7 @@ def test_a_dry_run_of_a_fresh_clone(copy: Path, tmp_path: Path) -> None:
 def test_bad_params_stop_before_any_work(copy: Path) -> None:
     study.edit(copy, {"penalty: 0.2": "penalti: 0.2"})
     shown = study.run(copy, "dvc", "repro", "train@h", check=False)
-    assert "params.yaml: methods.hspg.penalti: unknown key (known:" in shown
+    assert "params.yaml: methods.hspg.penalti: unknown key; did you mean 'penalty'?" in shown
 
 
 def wait_for(what: Path, process: subprocess.Popen[bytes]) -> None:
