@@ -179,7 +179,8 @@ def test_an_interrupted_training_travels_on(travelled, tmp_path):
     slice_of = ("-m", "pipeline.cli", "run", "--budget-minutes", "0.4")
     for _ in range(10):  # on a busy machine a slice may pass before the first step
         done = subprocess.run([sys.executable, *slice_of], cwd=away,
-                              env=study.environment(away, cold=True), text=True, capture_output=True, timeout=300)  # fmt: skip
+                              env=study.environment(away, cold=True),
+                              text=True, capture_output=True, timeout=300)  # fmt: skip
         assert done.returncode == 75, done.stderr[-3000:]
         if (away / ".checkpoints/train/a/last.safetensors").exists():
             break
