@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests import warm
+from tests.studies import warm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEFT_OUT = re.compile(
@@ -55,7 +55,7 @@ def environment(folder: Path, cold: bool = False) -> dict[str, str]:
     """What a stage sees: this interpreter's programs first, the copied code, one thread.
 
     Args:
-        cold: let `python` and `dvc` be processes of their own, as in use; see tests/warm.py.
+        cold: let `python` and `dvc` be processes of their own (see tests/studies/warm.py).
     """
     home = next(p for p in (folder, *folder.parents) if (p / "pipeline").is_dir())
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}

@@ -34,7 +34,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = """
     torch torchvision pandas sklearn.datasets scipy.stats matplotlib.pyplot
     matplotlib.backends.backend_agg matplotlib.backends.backend_svg pydantic.dataclasses
@@ -65,7 +65,7 @@ server.sendmsg([len(request).to_bytes(4, "big")], rights)
 server.sendall(request)
 answer = server.recv(4)
 if not answer:
-    sys.exit("the server of tests/warm.py is gone")
+    sys.exit("the server of tests/studies/warm.py is gone")
 status = int.from_bytes(answer, "big")
 if os.WIFSIGNALED(status):
     os.kill(os.getpid(), os.WTERMSIG(status))
@@ -102,7 +102,7 @@ def start(place: Path, environment: dict[str, str]) -> None:
         program.chmod(0o755)
     with (place / "log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm", str(place)],
+            [sys.executable, "-m", "tests.studies.warm", str(place)],
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
@@ -116,7 +116,7 @@ def start(place: Path, environment: dict[str, str]) -> None:
             return
         assert server.poll() is None, (place / "log").read_text()
         time.sleep(0.02)
-    raise AssertionError("the server of tests/warm.py does not listen")
+    raise AssertionError("the server of tests/studies/warm.py does not listen")
 
 
 def main(place: Path) -> None:
