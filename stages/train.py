@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline import registry
 from pipeline.data.prepared import Prepared, load_prepared
-from pipeline.files import file_sha256, load_tree, tensors_sha256, write_json
+from pipeline.files import file_sha256, load_tree, read_json, tensors_sha256, write_json
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.inputs import Inputs
@@ -87,7 +87,7 @@ def run(
     spec = {"network": network.to_json(), "training": key, "method": training.method, "code": code}
     more = {"granularity": method.granularity.value, "seed": training.seed}
     write_json(artifact.folder / "spec.json", spec | more)
-    sha, states = tensors_sha256(model.state_dict()), kept_states(task, curve)
+    sha, states = tensors_sha256(model.state_dict()), kept_states(task, curve, folder)
     return replace(asked, curve=curve, weights_sha=sha, kept=states)
 
 
@@ -126,6 +126,8 @@ def _write_states(
             method.load_state_dict(tree["method"])
             scores = method.saliency(model, units)
         artifact.write_state(name, tree["model"], scores)
+    if folder.evaluations.exists():
+        write_json(artifact.folder / folder.evaluations.name, read_json(folder.evaluations))
     model.load_state_dict(weights)
     method.load_state_dict(kept)
     method.release(model)

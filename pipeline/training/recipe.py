@@ -97,29 +97,43 @@ class ScheduleConfig(Strict):
 class Recipe(Strict):
     """How a network is trained.
 
-    `mixup`: alpha of the Beta distribution that weighs the blends of two images (mixup.py), 0 = no
-    blends; for images only. `precision`: fp32, or bf16 autocast. `clip_norm`: largest gradient norm
-    over all parameters, None = no clipping. `accumulation`: a batch goes through the network in so
-    many parts, whose gradients add up: the same step in less memory. `rewind_epoch`: the weights
-    after this many epochs are kept as "rewind"; `rewind_step`: after this many optimizer steps,
-    instead. A phase that starts there goes on in the middle of an epoch: its first epoch is the
-    rest of that one, at that epoch's learning rate. `checkpoint_steps`: also checkpoint every so
-    many steps inside an epoch, 0 = at its end only. `sync_batchnorm`: in several processes
-    BatchNorm sees the whole batch, not this process's part of it (GPU only).
-    `data_seed`: order and augmentation of the batches, None = the seed of the training; two
-    trainings of one seed and two data seeds are children of the same initial weights.
-    `keep_epochs`: the states after so many epochs of the whole training are kept, as "epoch-<e>".
-    `keep_best`: so is the state with the best validation score, as "best", the best until each of
-    `keep_epochs`, as "best-<e>", and the best of every kept phase, as "best-<phase>".
-    `cuda_graph`: steps are noted once and replayed (replay.py): the same training, on a GPU that
-    Python would keep waiting.
-    `compact`: channels that a method has brought to zero for good are left out of the passes
-    (compact.py): the same training up to rounding, where there is no dropout behind them.
-    `ema_decay`: of an exponential moving average of the weights (ema.py), 0 = none. A training
-    keeps it as "ema" and goes on with the weights themselves; a retraining delivers it.
+    - `batch_size`: of the whole batch, over all processes.
+    - `mixup`: alpha of the Beta distribution that weighs two images of a blend
+      (options/mixup.py); 0 = off. Images only.
+    - `precision`: fp32, or bf16 autocast.
+    - `clip_norm`: largest gradient norm over all parameters; None = no clipping.
+    - `accumulation`: pieces in which a batch goes through the network; their gradients add up to
+      the same step in less memory.
+    - `rewind_epoch`, `rewind_step`: snapshot the weights after so many epochs, or optimizer steps,
+      as "rewind". A phase that starts from a step inside an epoch first finishes that epoch, at
+      that epoch's learning rate.
+    - `checkpoint_steps`: also checkpoint every so many steps inside an epoch; 0 = at its end only.
+    - `sync_batchnorm`: in several processes BatchNorm sees the whole batch, not this process's part
+      of it (GPU only).
+    - `data_seed`: order and augmentation of the batches; None = the seed of the training. Two
+      trainings of one seed and two data seeds share their initial weights.
+    - `keep_epochs`: snapshot the states after so many epochs of the whole training as "epoch-<e>".
+    - `keep_best`: snapshot the state of the best validation score as "best", the best until each of
+      `keep_epochs` as "best-<e>", and the best of every kept phase as "best-<phase>".
+    - `cuda_graph`: capture one step as a CUDA graph and replay it (options/cuda_graph.py): the same
+      training, on a GPU that would otherwise wait for Python.
+    - `compact`: compute the passes without channels that the method has made permanently zero
+      (options/compact.py): the same training up to rounding, unless dropout follows them.
+    - `ema_decay`: of an exponential moving average of the weights (options/ema.py); 0 = off. A
+      training snapshots it as "ema" and delivers the weights themselves; a retraining
+      delivers it.
+    - `steps`: length in optimizer steps: the last epoch of the schedule ends there. `epochs` must
+      be the number of epochs that this takes. Every phase that runs to the end of the
+      schedule, such as a round of imp, is cut alike. A retraining counts epochs only.
+    - `evaluate_steps`: also validate every so many optimizer steps of a phase; 0 = off. Snapshot
+      the state of the lowest validation loss as "early-stop", and that of every kept phase as
+      "early-stop-<phase>".
     """
 
-    added_later = ("keep_epochs", "keep_best", "mixup", "ema_decay", "cuda_graph", "compact")
+    added_later = (
+        *("keep_epochs", "keep_best", "mixup", "ema_decay", "cuda_graph", "compact"),
+        *("steps", "evaluate_steps"),
+    )
 
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)] = 128
@@ -142,6 +156,8 @@ class Recipe(Strict):
     ema_decay: Fraction = 0.0
     cuda_graph: bool = False
     compact: bool = False
+    steps: Annotated[int, Field(ge=1)] | None = None
+    evaluate_steps: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _one_rewind(self) -> Recipe:
@@ -187,6 +203,22 @@ class Recipe(Strict):
         )
         epochs = round(factor * self.epochs)
         return self.model_copy(update={"epochs": epochs, "schedule": schedule})
+
+    def last_epoch_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the last epoch of the schedule: all of them, or as far as `steps`.
+
+        Raises:
+            ValueError: `steps` does not end in the last epoch; says how many epochs it needs.
+        """
+        if self.steps is None:
+            return steps_per_epoch
+        epochs = -(-self.steps // steps_per_epoch)
+        if epochs != self.epochs:
+            raise ValueError(
+                f"train.steps: {self.steps} takes {epochs} epochs of {steps_per_epoch} steps, and "
+                f"train.epochs is {self.epochs}; set train.epochs: {epochs}"
+            )
+        return self.steps - (epochs - 1) * steps_per_epoch
 
     def placed(self, steps_per_epoch: int) -> Recipe:
         """With `rewind_epoch` = the whole epochs before `rewind_step`, for methods, which count

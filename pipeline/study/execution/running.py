@@ -12,11 +12,13 @@ from torch import nn
 from pipeline.data.batches import Placement
 from pipeline.data.loaders import make_eval_batches, make_train_batches
 from pipeline.data.prepared import Prepared
+from pipeline.files import load_tree
 from pipeline.study.execution.progress import Progress
 from pipeline.study.execution.runtime import Workplace
 from pipeline.study.records.artifacts import NetworkSpec
 from pipeline.study.records.record import CurvePoint, KeptState
 from pipeline.training.loop.checkpoint import CheckpointFolder, State, clone_state
+from pipeline.training.loop.early_stop import EARLY_STOP
 from pipeline.training.loop.fit import fit
 from pipeline.training.loop.job import Job, Observer
 from pipeline.training.loop.last_batch import require_normalisable
@@ -100,7 +102,9 @@ def train_network(
     return tuple(curve_point(row) for row in curve)
 
 
-def kept_states(assignment: Assignment, curve: Sequence[CurvePoint]) -> dict[str, KeptState] | None:
+def kept_states(
+    assignment: Assignment, curve: Sequence[CurvePoint], folder: CheckpointFolder
+) -> dict[str, KeptState] | None:
     """The states that the recipe asked to keep, in a finished training; None when it asked for
     none."""
     a, rows = assignment, [asdict(point) for point in curve]
@@ -110,6 +114,11 @@ def kept_states(assignment: Assignment, curve: Sequence[CurvePoint]) -> dict[str
     states = {name: KeptState(e, scores[e - 1]) for name, e in found.items()}
     if a.recipe.ema_decay and curve:
         states[EMA] = KeptState(len(curve), _scores(curve[-1], EMA))
+    for name, path in folder.snapshots().items():
+        if name.startswith(EARLY_STOP) and (row := load_tree(path).get("early_stop")):
+            states[name] = KeptState(
+                row["epochs"], row["validation"], row["step"], row["phase_step"]
+            )
     return states or None
 
 

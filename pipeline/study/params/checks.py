@@ -123,7 +123,7 @@ def _check_rewind(params: Params, key: str, training: TrainingParams, recipe: Re
 
 
 def _check_named_states(params: Params, key: str, training: TrainingParams, recipe: Recipe) -> None:
-    if not (recipe.keep_epochs or recipe.keep_best):
+    if not (recipe.keep_epochs or recipe.keep_best or recipe.evaluate_steps):
         return
     validates = params.file.data.val_size is not None
     try:

@@ -13,7 +13,8 @@ from pipeline.training.method import Method
 from pipeline.training.phases import Phase
 from pipeline.training.recipe import Recipe, Strict
 
-NAMES_STATES = ("keep_epochs", "keep_best")  # keys of a recipe that name states of a training
+# Keys of a recipe that name states of a training.
+NAMES_STATES = ("keep_epochs", "keep_best", "evaluate_steps")
 
 
 class Params:
@@ -96,6 +97,7 @@ class Params:
         """The recipe of the retraining of pruning `key`; its `epochs` are the training's. It
         snapshots its last state only."""
         base = self.recipe(self.pruning(key).training).model_dump()
+        base.pop("steps", None)
         where, overrides = f"prunings.{key}.finetune.train", self.retraining(key).train
         for name in NAMES_STATES:
             base.pop(name, None)

@@ -54,12 +54,14 @@ def _epochs_until(training: TrainRecord, state: str) -> int:
 
 
 def examples_until(training: TrainRecord, state: str) -> float:
-    """Examples seen until a named state. A rewind step inside an epoch comes before its last
-    batch, so all batches up to it are full."""
+    """Examples seen until a named state. A step inside an epoch comes before its last batch, so all
+    batches up to it are full; at the end of an epoch none is added."""
     reached, recipe = curve_until(training, state), training.recipe
     seen = examples_seen(reached, recipe)
-    step, batch = recipe.get("rewind_step"), recipe.get("batch_size")
-    if state != "rewind" or not isinstance(step, int) or not isinstance(batch, int):
+    kept = (training.kept or {}).get(state)
+    step = recipe.get("rewind_step") if state == "rewind" else kept and kept.step
+    batch = recipe.get("batch_size")
+    if not isinstance(step, int) or not isinstance(batch, int):
         return seen
     return seen + (step - (reached[-1].step if reached else 0)) * batch
 

@@ -95,11 +95,19 @@ class Reference:
 @dataclass(frozen=True)
 class KeptState:
     """A state of a training that was kept: after how many epochs, and what it scored on the
-    validation split (nothing, where there is none)."""
+    validation split (nothing, where there is none).
+
+    Attributes:
+        epochs: whole epochs before it.
+        step, phase_step: of an early-stop state: optimizer steps done in the whole training and in
+            its phase (the early-stop iteration); absent for states at the end of an epoch.
+    """
 
     __pydantic_config__: ClassVar = _STRICT
     epochs: int
     validation: Scores
+    step: int | None = None
+    phase_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +235,8 @@ def to_json(record: Record) -> str:
     try:
         checked = adapter.validate_json(json.dumps(asdict(record)))
         told = adapter.dump_python(checked, mode="json")
+        for name, state in (told.get("kept") or {}).items():
+            told["kept"][name] = {k: v for k, v in state.items() if v is not None}
         return canonical({k: v for k, v in told.items() if k not in _LATER or v is not None})
     except ValidationError as error:
         of = record.name if isinstance(record, DataRecord) else record.training

@@ -239,8 +239,11 @@ def _points(metrics: Mapping[str, float]) -> tuple[Point, ...]:
 def _kept(record: TrainRecord) -> Iterable[Point]:
     """kept/best-10/top1, kept/best-10/epochs: at the step where that epoch ended."""
     for name, state in (record.kept or {}).items():
-        step = record.curve[state.epochs - 1].step
-        for key, value in {"epochs": float(state.epochs), **state.validation}.items():
+        step = record.curve[state.epochs - 1].step if state.step is None else state.step
+        told = {"epochs": float(state.epochs), **state.validation}
+        if state.phase_step is not None:
+            told["iteration"] = float(state.phase_step)
+        for key, value in told.items():
             yield Point(f"kept/{name}/{key}", value, step)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,16 @@ class CheckpointFolder:
         """Give the states of epochs their names among the snapshots."""
         for name, epochs in names.items():
             self.snapshot(name, load_tree(self._epoch(epochs)) if self.writes else None)
+
+    def finish_evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the validation curve on its grid of steps, if there is one."""
+        if rows and self.writes:
+            write_json(self.evaluations, list(rows))
+
+    @property
+    def evaluations(self) -> Path:
+        """The file of the validation curve on its grid of steps."""
+        return self.folder / "evaluations.json"
 
     def _epoch(self, epochs: int) -> Path:
         return self.folder / "epochs" / f"{epochs}.safetensors"

@@ -11,12 +11,14 @@
                 loss = task.loss + method.penalty
                 backward, [mean over processes], method.after_backward, clip,
                 optimizer.step, method.after_step, enforce, [average]
+                [validate every recipe.evaluate_steps steps]
             validate, stop = method.end_epoch, enforce, schedule.step, [leave out zeros],
             checkpoint
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
         [the phase's state becomes a named artefact]
-    [so do the states of recipe.keep_epochs, the best ones (keep_best), the average (ema_decay)]
+    [so do the states of recipe.keep_epochs, the best ones (keep_best), the average (ema_decay),
+     those of lowest validation loss (evaluate_steps)]
 
 Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
 same bits, on one device, as one that was never stopped: order and augmentation of the data depend
@@ -27,6 +29,7 @@ this loop on its part of every batch; all hold the same weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -41,6 +44,7 @@ from pipeline.training.loop.checkpoint import (
 )
 from pipeline.training.loop.curve import Curve
 from pipeline.training.loop.distributed import MeanGradients
+from pipeline.training.loop.early_stop import Evaluations
 from pipeline.training.loop.finite import DivergedError, weights_are_finite
 from pipeline.training.loop.job import FirstEpoch, Job, Observer
 from pipeline.training.loop.masking import Masking
@@ -87,11 +91,13 @@ class _Loop:
         self.job, self.folder = job, folder
         self.model, self.method, self.team = job.model, job.method, job.team
         self.recipe = job.recipe.placed(len(job.train))
+        self.last_epoch_steps = self.recipe.last_epoch_steps(len(job.train))
         self.phases = list(self.method.phases(self.recipe))
         self.phase_index = self.phase_epoch = self.epoch = self.step_in_epoch = self.step = 0
         self.phase_step = self.examples = 0
         self.stop = False
         self.curve = Curve(observer)
+        self.evaluations = Evaluations(self.recipe.evaluate_steps)
         self.masking = Masking(job)
         self.average = Average(job.model, decay=0.0)  # until `prepare` has been there
         self.optimizer: Optimizer
@@ -131,6 +137,7 @@ class _Loop:
         self.folder.name_epochs(self._kept())
         if self.average.model is not None:
             self._snapshot(EMA, self.average.model)
+        self.folder.finish_evaluations(self.evaluations.rows)
         self.team.wait()
         return self.curve.rows
 
@@ -166,7 +173,7 @@ class _Loop:
     def _run_epoch(self, phase: Phase) -> None:
         began = perf_counter()
         self.model.train()
-        for batch in self._batches():
+        for batch in self._batches(phase):
             self._train_step(batch, phase)
             every = self.recipe.checkpoint_steps
             if every and self.step_in_epoch % every == 0:
@@ -204,9 +211,12 @@ class _Loop:
         if self.recipe.compact:
             self.compact.leave_out(self.method.settled(self.model))
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self, phase: Phase) -> Iterator[Any]:
         part = () if self.team.alone else (self.team.part,)
-        return self.job.train.epoch(self.epoch, self.step_in_epoch, *part)
+        batches = self.job.train.epoch(self.epoch, self.step_in_epoch, *part)
+        if phase.lr_epoch + self.phase_epoch + 1 != self.recipe.epochs:
+            return batches
+        return islice(batches, self.last_epoch_steps - self.step_in_epoch)
 
     def _train_step(self, batch: Any, phase: Phase) -> None:
         self.schedule.within(self.step_in_epoch / len(self.job.train))
@@ -222,6 +232,20 @@ class _Loop:
             self._snapshot("rewind")
         if self.step_in_epoch % CHECK_STEPS == 0:
             self._check_finite()
+        if self.evaluations.due(self.phase_step):
+            self._evaluate(phase)
+
+    def _evaluate(self, phase: Phase) -> None:
+        self._check_finite()
+        self._share_buffers()
+        scores = self.passes.validate()
+        whole = self.epoch + (self.step_in_epoch == len(self.job.train))
+        row = {"phase": phase.name, "phase_step": self.phase_step, "step": self.step}
+        row |= {"epochs": whole, "validation": scores}
+        told = {f"evaluation/{name}": value for name, value in scores.items()}
+        self.curve.observer.metrics(told, epoch=self.epoch, step=self.step)
+        for name in self.evaluations.add(row, phase):
+            self._snapshot(name, early_stop=row)
 
     def _agree(self, when: str) -> None:
         """TeamError where the processes have come to different plans or weights."""
@@ -242,9 +266,9 @@ class _Loop:
         for model in (self.model, *self.average.models):
             self.team.average_buffers(model)
 
-    def _snapshot(self, name: str, model: nn.Module | None = None) -> None:
+    def _snapshot(self, name: str, model: nn.Module | None = None, **more: Any) -> None:
         self._share_buffers()
-        self.folder.snapshot(name, self._state(model or self.model))
+        self.folder.snapshot(name, self._state(model or self.model) | more)
         self.team.wait()
 
     def _state(self, model: nn.Module) -> dict[str, Any]:
@@ -279,6 +303,7 @@ class _Loop:
                 "method": self.method.state_dict(),
                 "rng": rng_state(),
                 "curve": self.curve.rows,
+                "evaluations": self.evaluations.rows,
                 "totals": self.totals.state_dict(),
                 "observer": self.curve.observer.offset(),
                 **self.average.state_dict(),
@@ -292,6 +317,7 @@ class _Loop:
         self.compact.restore(saved)
         for key, value in saved["counters"].items():
             setattr(self, key, value)
+        self.evaluations.rows = saved["evaluations"]
         self.curve.resume(saved["curve"], saved["observer"], anew=self.folder.extended)
         self.folder.check_epochs(set(self._kept().values()))
         self.totals = Totals()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.training.loop import early_stop
 from pipeline.training.options.ema import EMA
 from pipeline.training.phases import Phase
 from pipeline.training.recipe import Recipe
@@ -23,6 +24,7 @@ def names(recipe: Recipe, phases: Sequence[Phase]) -> list[str]:
     if recipe.keep_best:
         found += [BEST, *(f"{BEST}-{e}" for e in recipe.keep_epochs)]
         found += [f"{BEST}-{p.name}" for p in phases if p.keep]
+    found += early_stop.names(recipe.evaluate_steps, phases)
     return found + [EMA] * bool(recipe.ema_decay)
 
 
@@ -39,9 +41,12 @@ def check(recipe: Recipe, phases: Sequence[Phase], validated: bool) -> None:
     beyond = [e for e in recipe.keep_epochs if e > epochs]
     if beyond:
         raise ValueError(f"keep_epochs: {beyond[0]} is beyond the end, epoch {epochs}")
-    if recipe.keep_best and not validated:
+    chooses = "keep_best: true" if recipe.keep_best else ""
+    if recipe.evaluate_steps:
+        chooses = f"evaluate_steps: {recipe.evaluate_steps}"
+    if chooses and not validated:
         raise ValueError(
-            "keep_best: true needs a validation split to choose by, never the test set; "
+            f"{chooses} needs a validation split to choose by, never the test set; "
             "set data.val_size"
         )
 
