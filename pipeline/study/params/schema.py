@@ -53,91 +53,96 @@ class Weights(Strict):
     prefix: str = ""
     """Stripped from every key, e.g. "module."."""
     into: str | None = None
-    """The module they belong to, where they are those of a part only, e.g. "bert"."""
+    """Module to load them into, where they are of a part of the network, e.g. "bert"."""
 
 
 class TrainingParams(Strict):
-    """One line of `trainings`: the expensive part. `train` overrides keys of the common recipe,
-    `settings` keys of the method's block: variants of one method are lines of one study."""
+    """One entry of `trainings`: a network, a method and a seed."""
 
     model: ModelChoice
     method: str
+    """A key of `methods`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the initial weights and, unless `train.data_seed` is set, of the order of the data."""
     weights: Weights | None = None
+    """Weights to start from instead of random ones."""
     train: Mapping[str, Any] = {}
+    """Overrides keys of the common `train` block."""
     settings: Mapping[str, Any] = {}
+    """Overrides keys of the method's block."""
 
 
 class MatchCost(Strict):
-    """Scratch-B: epochs, and the schedule with them, stretched until the retraining costs as many
-    MACs as the recipe's epochs cost dense; `cap`: at most so many times the recipe's epochs (2 on
-    ImageNet, Liu et al., ICLR 2019). `macs`: by the counted MACs; `target`: by the fraction asked
-    for, as the authors of gates do."""
+    """Scratch-B (Liu et al., "Rethinking the Value of Network Pruning", ICLR 2019): the epochs and
+    the schedule are stretched until retraining costs as many MACs as the recipe's epochs cost on
+    the dense network."""
 
     match: Literal["macs", "target"]
+    """macs: by the counted MACs; target: by the fraction that the target asks for, as the authors
+    of Pruning from Scratch do."""
     cap: Annotated[float, Field(ge=1.0)] | None = None
+    """At most this many times the recipe's epochs (Liu et al.: 2 on ImageNet)."""
 
 
 class FinetuneParams(Strict):
-    """Retraining after pruning; what is absent comes from the common `finetune` block.
-
-    `draw`: number of the random weights that `start_from: random` begins with.
-    """
+    """Retraining of one pruning. A key that is left out comes from the common `finetune` block."""
 
     added_later = ("draw",)
 
     epochs: Annotated[int, Field(ge=0)] | MatchCost | None = None
     start_from: StartFrom | None = None
     draw: Annotated[int, Field(ge=0, lt=2**20)] = 0
+    """Number of the random weights that `start_from: random` begins with."""
     train: Mapping[str, Any] = {}
+    """Overrides keys of the training's recipe."""
 
 
 class FinetuneDefaults(Strict):
-    """The common `finetune` block: keys of `train` override those of the training's recipe."""
+    """The common `finetune` block: how pruned networks are retrained."""
 
     epochs: Annotated[int, Field(ge=0)] | MatchCost = 0
+    """0: deliver the network as pruned."""
     start_from: StartFrom = "current"
+    """Weights that retraining starts from: the pruned ones, those of a named state, or new ones."""
     train: Mapping[str, Any] = {}
+    """Overrides keys of the training's recipe."""
 
 
 class PruningParams(Strict):
-    """One line of `prunings`: a row of a table.
-
-    `saliency_batches` training batches of `saliency_batch_size`, without augmentation, are what
-    the saliencies that look at data see.
-
-    `reference`: width arguments of the network whose cost a macs or params target is a fraction of,
-    where that is not the trained one (Pruning from Scratch trains a wider one).
-
-    `groups`, `skip`: only these channel groups lose channels, as methods have it: "inner" are those
-    that one layer makes and one reads, `skip` leaves out those that a layer of such a name makes.
-    Of the groups that the saliency ranks; None = all of them.
-
-    `layers`: "conv" ranks and removes weights of convolutions only, not those of linear layers.
-
-    `shuffle`: the control of a ticket: as many weights in every layer that lost some ("layerwise"),
-    or in all of these together ("global"), at random places drawn by `shuffle_seed`.
-    """
+    """One entry of `prunings`: a row of a table."""
 
     training: str
+    """An entry of `trainings`."""
     at: str = "final"
+    """The named state of the training that is pruned."""
     granularity: Granularity | None = None
+    """Default: that of the units which the method ranks."""
     saliency: Annotated[str, AfterValidator(_known_saliency)] = "method"
+    """What ranks the units: the method itself, or a criterion by name."""
     saliency_batches: Count = 8
+    """Training batches, not augmented, that a criterion computed from data sees."""
     saliency_batch_size: Count = 128
     target: Target
+    """How much is pruned."""
     reference: Mapping[str, Any] | None = None
+    """Width arguments of the network that a `macs` or `params` target is a fraction of, where it is
+    not the trained one (Pruning from Scratch trains a wider network)."""
     groups: GroupScope | None = None
+    """Prune only these channel groups. inner: groups that one layer writes and one layer reads."""
     skip: tuple[str, ...] = ()
+    """Patterns: keep every channel group that a layer with a matching name writes."""
     layers: Layers = "all"
+    """conv: rank and prune the weights of convolutions only, not those of linear layers."""
     shuffle: Shuffle = "none"
+    """Control of a ticket: prune as many weights per layer (layerwise), or over all pruned layers
+    together (global), at random positions."""
     shuffle_seed: int = 0
     finetune: FinetuneParams = FinetuneParams()
 
     @property
     def ranking(self) -> str:
-        """The saliency, the data it saw, the groups or layers it was confined to, and whether the
-        places it found were shuffled."""
+        """How units were ranked, in words: the saliency, its data, the groups or layers it was
+        limited to, and whether its mask was shuffled."""
         seen = f" on {self.saliency_batches} batches of {self.saliency_batch_size}"
         lost = f", shuffled {self.shuffle} ({self.shuffle_seed})"
         told = self.saliency + seen * (self.saliency in FROM_DATA)
@@ -149,22 +154,19 @@ class PruningParams(Strict):
 
 class SweepParams(Strict):
     """One-shot pruning of finished trainings to many sparsities, without retraining: one point for
-    each of `ranked`, `scopes` and `sparsities`.
-
-    Attributes:
-        ranked: whose magnitudes are ranked together: "weights" of convolution and linear layers;
-            "all" parameters, biases and BatchNorm's scales and shifts too, as Miao et al.;
-            "all_strict", the same with the count and tie rule of their program;
-            "channels", by the norm of their group, removed by surgery.
-        scopes: rank the whole network, or remove the same fraction in every layer.
-        recalibration_batches: training batches that the BatchNorm statistics are recomputed on.
-    """
+    each combination of `ranked`, `scopes` and `sparsities`."""
 
     trainings: tuple[str, ...] = ()
     sparsities: tuple[Sparsity, ...] = ()
+    """Fractions of the ranked units that are removed."""
     ranked: Annotated[tuple[Ranked, ...], Field(min_length=1)] = ("weights",)
+    """Magnitudes ranked together. weights: of convolution and linear layers; all: of every
+    parameter, as Miao et al.; all_strict: the same with the count and tie rule of their program;
+    channels: by the norm of their group, removed by surgery."""
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("global",)
+    """global: rank the whole network; layer: remove the same fraction in every layer."""
     recalibration_batches: Count = 50
+    """Training batches for new BatchNorm statistics."""
 
 
 class State(Strict):
@@ -182,47 +184,52 @@ class Pair(Strict):
 
 
 class ConnectParams(Strict):
-    """Linear mode connectivity: `points` scores on the line between the two states of each pair."""
+    """Linear mode connectivity: scores along the straight line between two states."""
 
     pairs: Mapping[str, Pair] = {}
     points: Annotated[int, Field(ge=3, le=4096)] = 11
+    """Networks scored on each line, both ends included."""
     recalibration_batches: Count = 50
+    """Training batches for new BatchNorm statistics."""
 
 
 class EvaluateParams(Strict):
-    """How the harness measures: batch size of the scores, and wall-clock latency."""
+    """How networks are scored and timed."""
 
     batch_size: Count = 256
     latency_batches: tuple[Count, ...] = (1, 128)
+    """Batch sizes that latency is measured at."""
     latency_threads: Few = 1
+    """CPU threads while latency is measured."""
     latency_repeats: Annotated[int, Field(ge=3, le=4096)] = 20
 
 
 class ComputeParams(Strict):
-    """How the machine is used; never a DVC parameter, as it decides no result.
-
-    `processes`: of one training on this machine; "auto" = one per GPU. `threads`: of one process on
-    the CPU; small networks are fastest with one, and many times slower with several on a busy
-    machine; None = one per core.
-    """
+    """How the machine is used. It decides no result, so it is no DVC parameter."""
 
     processes: Few | Literal["auto"] = 1
+    """Processes of one training; auto: one per GPU."""
     threads: Few | None = None
+    """CPU threads of one process. Small networks are fastest with 1; default: one per core."""
 
 
 class File(Strict):
     """The whole file."""
 
     study: str
+    """Name of the study and of its MLflow experiment."""
     root: str = "."
+    """Path from this file to the code."""
     data: DataConfig
     train: Recipe
+    """How every training is trained, unless it overrides a key."""
     finetune: FinetuneDefaults = FinetuneDefaults()
     evaluate: EvaluateParams = EvaluateParams()
     compute: ComputeParams = ComputeParams()
     sweep: SweepParams = SweepParams()
     connect: ConnectParams = ConnectParams()
     methods: Mapping[str, Mapping[str, Any]]
+    """Settings of each method in use, by its name."""
     trainings: Mapping[str, TrainingParams]
     prunings: Mapping[str, PruningParams]
     deliver: tuple[str, ...] = ()

@@ -112,7 +112,8 @@ def _of_training(params: Params, key: str, record: TrainRecord) -> tuple[Facts, 
 def _of_pruning(params: Params, key: str, record: EvalRecord) -> tuple[Facts, Facts]:
     pruning, retraining = params.pruning(key), params.retraining(key)
     target = {k: v for k, v in record.target.items() if k != "achieved"}
-    recipe = {k: v for k, v in record.finetune.items() if k not in ("start_from", "delivered")}
+    beside = ("start_from", "draw", "delivered")  # in a record beside the recipe
+    recipe = {k: v for k, v in record.finetune.items() if k not in beside}
     told = Recipe.model_validate(recipe).model_dump(mode="json")
     wanted = params.retraining_recipe(key).model_dump(mode="json")
     if isinstance(retraining.epochs, MatchCost):  # stretched by what pruning saved
@@ -126,6 +127,7 @@ def _of_pruning(params: Params, key: str, record: EvalRecord) -> tuple[Facts, Fa
         "saliency": record.saliency,
         "target": Target.model_validate(target).model_dump(mode="json"),
         "finetune": {**told, "start_from": record.finetune["start_from"]},
+        "finetune.draw": record.finetune.get("draw", 0),
     }
     asked = {
         "training": pruning.training,
@@ -133,6 +135,7 @@ def _of_pruning(params: Params, key: str, record: EvalRecord) -> tuple[Facts, Fa
         "saliency": pruning.ranking,
         "target": pruning.target.model_dump(mode="json"),
         "finetune": {**wanted, "start_from": retraining.start_from},
+        "finetune.draw": pruning.finetune.draw,
     }
     if pruning.granularity is not None:
         recorded["granularity"], asked["granularity"] = record.granularity, pruning.granularity

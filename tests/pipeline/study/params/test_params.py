@@ -75,7 +75,7 @@ BAD = [
     (
         "0.9]}",
         "0.9], ranked: [biases]}",
-        r"sweep\.ranked\.0: 'biases' is unknown; \(known: all, channels, weights\)",
+        r"sweep\.ranked\.0: 'biases' is unknown; \(known: all, all_strict, channels, weights\)",
     ),
     ("0.9]}", "0.9], ranked: []}", r"sweep\.ranked: .*at least 1"),
     ("0.9]}", "0.9], ranked: [all, all]}", r"sweep\.ranked: a value is there twice"),
