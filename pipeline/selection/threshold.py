@@ -1,72 +1,88 @@
-"""The exact k-th smallest of many numbers, by bracketing instead of sorting."""
+"""The exact k-th number of many, by bracketing instead of sorting."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-SMALL = 1 << 17
-SAMPLE = 1 << 14
+Floats = NDArray[np.floating[Any]]
+
+SAMPLE = 4096
+"""Entries sampled to bracket the k-th largest, plus one in `SHARE`; a few times that is not worth
+bracketing."""
+
+SHARE = 128
+
+DEVIATIONS = 4.0
+"""Half-width of the bracket, in standard deviations of a rank in the sample."""
+
 CHUNK = 1 << 18
-MARGINS = (4.0, 40.0)
-"""Half-widths of the bracket, in standard deviations of a sample quantile."""
+"""Entries compared at a time: temporaries that stay in the cache."""
 
 
 def kth_smallest(values: Sequence[Tensor], k: int) -> Tensor:
-    """The k-th smallest (1-based) of finite numbers or +inf in several tensors of one dtype.
-
-    A regular sample brackets it; one pass counts what lies below and collects what lies within;
-    only that is ranked. A bracket that misses is widened, so the result is exact on any data.
-    """
+    """The k-th smallest (1-based) of finite numbers or +inf in several tensors of one dtype."""
     flat = [v.detach().flatten() for v in values]
     if flat[0].dtype in (torch.float16, torch.bfloat16):
         return kth_smallest([v.float() for v in flat], k).to(flat[0].dtype)
-    total = sum(v.numel() for v in flat)
-    if total > SMALL:
-        sample = _sample(flat, total)
-        for margin in MARGINS:
-            low, high = _bracket(sample, k / total, margin)
-            below, inside = _split(flat, low, high)
-            if below < k <= below + inside.numel():
-                return inside.kthvalue(k - below).values
-    return torch.cat(flat).kthvalue(k).values
-
-
-def _sample(flat: Sequence[Tensor], total: int) -> Tensor:
-    step = max(1, total // SAMPLE)
-    return torch.cat([v[step // 2 :: step] for v in flat]).sort().values
-
-
-def _bracket(sample: Tensor, quantile: float, margin: float) -> tuple[float, float]:
-    n = sample.numel()
-    width = margin * math.sqrt(n * quantile * (1.0 - quantile)) + margin
-    low, high = math.floor(quantile * n - width), math.ceil(quantile * n + width)
-    return (
-        float(sample[low]) if low >= 0 else -math.inf,
-        float(sample[high]) if high < n else math.inf,
-    )
-
-
-def _split(flat: Sequence[Tensor], low: float, high: float) -> tuple[int, Tensor]:
-    """How many numbers lie below the bracket, and those within it."""
     if flat[0].device.type != "cpu":
-        below = sum(int((v < low).sum()) for v in flat)
-        return below, torch.cat([v[(v >= low) & (v <= high)] for v in flat])
-    below, inside = 0, []
-    for tensor in flat:
-        # numpy counts and compresses bools several times faster; a chunk stays in the cache.
-        array = tensor.numpy()
+        return torch.cat(flat).kthvalue(k).values
+    total = sum(v.numel() for v in flat)
+    found, _ = kth_largest([v.numpy() for v in flat], total - k + 1)
+    return torch.from_numpy(np.asarray(found))
+
+
+def kth_largest(arrays: Sequence[Floats], k: int) -> tuple[np.floating[Any], int]:
+    """The k-th largest (1-based) number of flat arrays, and how many numbers are at least as large
+    (k without ties).
+
+    A regular sample brackets it; one pass counts what lies above and collects what lies within;
+    only that is searched. A bracket that misses costs time, never exactness.
+    """
+    total = sum(a.size for a in arrays)
+    above, inside = 0, arrays[0] if len(arrays) == 1 else None
+    if total > 4 * SAMPLE:
+        above, inside = _split(arrays, *_bracket(arrays, total, k))
+        if not above < k <= above + inside.size:
+            above, inside = 0, None
+    if inside is None:
+        inside = np.concatenate(arrays)
+    rank = inside.size - (k - above)
+    bound = np.partition(inside, rank)[rank]
+    return bound, above + int(np.count_nonzero(inside >= bound))
+
+
+def _bracket(
+    arrays: Sequence[Floats], total: int, k: int
+) -> tuple[np.floating[Any], np.floating[Any]]:
+    """Two numbers that almost surely enclose the k-th largest."""
+    stride = (total // (SAMPLE + total // SHARE)) | 1  # odd: does not lock on to powers of two
+    sample = np.concatenate([a[::stride] for a in arrays])
+    kept = k / total
+    slack = DEVIATIONS * np.sqrt(sample.size * kept * (1.0 - kept)) + 2.0
+    middle = sample.size * (1.0 - kept)
+    low, high = max(int(middle - slack), 0), min(int(middle + slack), sample.size - 1)
+    ordered = np.partition(sample, (low, high))
+    return ordered[low], ordered[high]
+
+
+def _split(
+    arrays: Sequence[Floats], low: np.floating[Any], high: np.floating[Any]
+) -> tuple[int, Floats]:
+    """How many numbers are above `high`, and the numbers in [low, high]."""
+    above, inside = 0, []
+    for array in arrays:
         for start in range(0, array.size, CHUNK):
-            chunk = array[start : start + CHUNK]
-            outside = chunk < low
-            below += int(np.count_nonzero(outside))
-            outside |= chunk > high
-            inside.append(chunk[~outside])
-    return below, torch.from_numpy(np.concatenate(inside))
+            part = array[start : start + CHUNK]
+            over = part > high
+            above += int(np.count_nonzero(over))
+            inside.append(part[(part >= low) ^ over])
+    return above, np.concatenate(inside)
 
 
 def keep_all_but(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

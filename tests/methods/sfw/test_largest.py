@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods.sfw import largest
 from methods.sfw.largest import largest_signs
+from pipeline.selection.threshold import SAMPLE
 
 
 def _by_sorting(x: Tensor, k: int) -> Tensor:
@@ -52,7 +53,7 @@ def _large(kind: str, n: int) -> Tensor:
         return x.sort().values
     if kind == "hidden from the sample":
         x = torch.ones(n)
-        x[1 : n : largest._SAMPLE] = 2.0
+        x[1:n:SAMPLE] = 2.0
         return x
     if kind == "heavy":
         return x**7
