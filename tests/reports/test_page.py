@@ -124,7 +124,7 @@ def test_names_cover_neither_marks_nor_each_other() -> None:
     for mark, place in zip(marks, found, strict=True):
         if place is None:
             continue
-        wide = 6.6 * len(str(mark["text"]))
+        wide = 7.3 * len(str(mark["text"]))
         left = place["x"] - {"start": 0, "middle": wide / 2, "end": wide}[place["anchor"]]
         boxes.append((left, place["y"] - 10, left + wide, place["y"] + 3))
     assert 5 < len(boxes) < 20
@@ -144,12 +144,13 @@ def test_the_page_draws_as_many_markers_as_the_figures() -> None:
 
 def test_numbers_of_the_page() -> None:
     printed = node(
-        "console.log(pretty(8.87e14), pretty(93.216), spread([1, 2]), spread(undefined),"
+        "console.log(pretty(8.87e14), pretty(93.216), pretty(-0.001), spread([1, 2]),"
+        "spread(undefined),"
         "JSON.stringify(ticks(0, 100, 5)), JSON.stringify(ticks(0.9, 30, 5, true)),"
         """csv(["a"], [['x,"y']]).trim())"""
     )
     assert printed.strip() == (
-        '887 T 93.22 1.50 ± 0.71 – [0,20,40,60,80,100] [1,2,5,10,20] a\n"x,""y"'
+        '887 T 93.22 0.00 1.50 ± 0.71 – [0,20,40,60,80,100] [1,2,5,10,20] a\n"x,""y"'
     )
 
 

@@ -79,7 +79,7 @@ function placeNames(marks, { left, top, right, bottom }) {
   const order = marks.map((_, i) => i).sort((i, j) => (marks[j].first ? 1 : 0) - (marks[i].first ? 1 : 0) || i - j);
   for (const i of order) {
     const { x, y, text } = marks[i];
-    const wide = 6.6 * text.length;
+    const wide = 7.3 * text.length; // of 12 px text, a little more than needed
     for (const [dx, dy, anchor] of [
       [14, 4, "start"], [-14, 4, "end"], [9, -10, "start"], [-9, -10, "end"], [9, 19, "start"],
       [-9, 19, "end"], [0, -14, "middle"], [0, 24, "middle"], [9, -24, "start"], [-9, -24, "end"],
@@ -117,7 +117,8 @@ function pretty(value, digits = 2) {
   const names = [[1e18, " E"], [1e15, " P"], [1e12, " T"], [1e9, " G"], [1e6, " M"]];
   const found = names.find(([size]) => Math.abs(value) >= size);
   if (found) return Number((value / found[0]).toPrecision(3)) + found[1];
-  return value.toFixed(digits);
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text;
 }
 
 function spread(values, digits = 2) {
