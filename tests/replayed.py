@@ -59,7 +59,7 @@ def graphs_in(monkeypatch: pytest.MonkeyPatch) -> Graphs:
         return made.replays[-1]
 
     monkeypatch.setattr(loop, "check_replay", lambda _: None)
-    monkeypatch.setattr(loop, "noted_on_gpu", noted)
+    monkeypatch.setattr(loop, "captured_on_gpu", noted)
     monkeypatch.setattr(loop, "Replay", remembered)
     return made
 

@@ -120,7 +120,7 @@ def _again(func: Any, args: Any, kwargs: Any, out: Any) -> None:
 
 
 def noted(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """In place of `pipeline.training.options.cuda_graph.noted_on_gpu`."""
+    """In place of `pipeline.training.options.cuda_graph.captured_on_gpu`."""
     notes = Notes()
     with notes:
         found = work()

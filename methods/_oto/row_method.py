@@ -83,7 +83,7 @@ class RowMethod(MethodBase, Generic[Config, Stepped]):
         if self.stepped is not None:
             self.stepped.count()
 
-    def settled(self, model: nn.Module) -> PruningPlan | None:
+    def permanently_zero(self, model: nn.Module) -> PruningPlan | None:
         stays = None if self.stepped is None else self.stepped.stays_zero()
         if self.stepped is None or stays is None or not len(stays):
             return None

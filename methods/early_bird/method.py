@@ -216,7 +216,7 @@ class EarlyBird(MethodBase):
         """The ticket of `ratio`, once its training goes on."""
         return self._plan
 
-    def settled(self, model: nn.Module) -> PruningPlan | None:
+    def permanently_zero(self, model: nn.Module) -> PruningPlan | None:
         return self._plan if self.continuing else None
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:

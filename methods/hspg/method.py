@@ -268,9 +268,9 @@ class HSPGMethod(RowMethod[HSPGConfig, HSPG]):
             return super().rows(model)
         return Rows(named_parameters(model), without_norms(self._groups))
 
-    def settled(self, model: nn.Module) -> PruningPlan | None:
+    def permanently_zero(self, model: nn.Module) -> PruningPlan | None:
         """Of split channels none: half of one may be zero."""
-        return None if self.config.split_norms else super().settled(model)
+        return None if self.config.split_norms else super().permanently_zero(model)
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
         live = [p for p in model.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""The curve of a training, kept for the record and told to the observer."""
+"""The curve of a training, for the record and for the observer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Curve:
     def add(
         self, epoch: int, step: int, phase: str, values: Mapping[str, float], seconds: float
     ) -> None:
-        """The row of an epoch trained just now."""
+        """Add the row of the epoch that just ended."""
         row = {"epoch": epoch, "step": step, "phase": phase, "values": dict(values)}
         self.rows.append(row)
         self.observer.metrics({**values, SECONDS: seconds}, epoch=epoch, step=step)

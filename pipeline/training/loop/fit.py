@@ -12,7 +12,7 @@
                 backward, [mean over processes], method.after_backward, clip,
                 optimizer.step, method.after_step, enforce, [average]
                 [validate every recipe.evaluate_steps steps]
-            validate, stop = method.end_epoch, enforce, schedule.step, [leave out zeros],
+            validate, stop = method.end_epoch, enforce, schedule.step, [remove zero channels],
             checkpoint
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
@@ -20,10 +20,10 @@
     [so do the states of recipe.keep_epochs, the best ones (keep_best), the average (ema_decay),
      those of lowest validation loss (evaluate_steps)]
 
-Nothing else in the project steps an optimizer. A training resumed from any checkpoint ends with the
-same bits, on one device, as one that was never stopped: order and augmentation of the data depend
-on (seed, epoch, step) alone, everything else is in the checkpoint. Each process of a `Team` runs
-this loop on its part of every batch; all hold the same weights.
+Nothing else in the project steps an optimizer. On one device, a training resumed from any
+checkpoint ends with the same bits as one that was never interrupted: order and augmentation of the
+data depend on (seed, epoch, step) alone, and the checkpoint holds everything else. Each process of
+a `Team` runs this loop on its part of every batch; all hold the same weights.
 """
 
 from __future__ import annotations
@@ -54,29 +54,30 @@ from pipeline.training.loop.step import Step
 from pipeline.training.loop.totals import Totals
 from pipeline.training.options.compact import Compact
 from pipeline.training.options.compiled import check_compiler, compiled
-from pipeline.training.options.cuda_graph import Replay, check_replay, noted_on_gpu, own_stream
+from pipeline.training.options.cuda_graph import Replay, captured_on_gpu, check_replay, own_stream
 from pipeline.training.options.ema import EMA, Average
 from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.schedules import Schedule
 
-CHECK_STEPS = 50  # how often a non-finite loss is looked for: a look waits for the device
+CHECK_STEPS = 50  # how often to look for a non-finite loss; a check waits for the device
 
 
 def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str, Any]]:
     """Train `job.model` in place; resume from `folder` if it holds a checkpoint.
 
-    Leaves in `folder.snapshots()`: "init", "rewind", every phase with `keep`, what the recipe asks
-    to keep (`keep.names`) and what the method does (`Method.states`), each a tree with "model" and
-    "method" state.
+    Leaves in `folder.snapshots()`: "init", "rewind", every phase with `keep`, the states that the
+    recipe names (`named_states.names`) and those of the method (`Method.states`), each a tree with
+    "model" and "method" state.
 
     Returns:
         The rows of the curve (`Curve`), whose "values" are deterministic numbers by name.
 
     Raises:
         DivergedError: the loss is not finite; names the step and the last good checkpoint.
-        ValueError: the recipe asks to keep what this training cannot have.
-        CompileError: the recipe asks to compile and there is no compiler.
-        ReplayError: the recipe asks to replay steps where that cannot be done.
+        ValueError: the recipe names a state that this training cannot have, or its `steps` and
+            `epochs` do not agree.
+        CompileError: `compile: true` without a compiler.
+        ReplayError: `cuda_graph: true` where steps cannot be captured.
         DamagedFileError: the checkpoint is damaged.
     """
     check_replay(job)
@@ -99,7 +100,9 @@ class _Loop:
         self.curve = Curve(observer)
         self.evaluations = Evaluations(self.recipe.evaluate_steps)
         self.masking = Masking(job)
-        self.average = Average(job.model, decay=0.0)  # until `prepare` has been there
+        self.average = Average(
+            job.model, decay=0.0
+        )  # placeholder until prepare() has attached hooks
         self.optimizer: Optimizer
         self.schedule: Schedule
         self.gradients: MeanGradients
@@ -113,7 +116,7 @@ class _Loop:
         if self.recipe.compile:
             check_compiler(self.job.device)
         seed_everything(self.job.seed)
-        self.team.wait()  # the first process may have had to empty the folder
+        self.team.wait()  # the first process may have to set a checkpoint aside
         saved = self.folder.load()
         self.team.wait()
         if saved is None:
@@ -155,12 +158,12 @@ class _Loop:
         self.optimizer = self.method.optimizer(self.model, phase, self.recipe)
         self.schedule = self.method.schedule(self.optimizer, phase, self.recipe)
         self.gradients = MeanGradients(self.team, self.model, self.optimizer)
-        self._leave_out()
+        self._remove_zeros()
         if saved is not None:
             self._resume(saved)
         self.masking.apply()
         step = Step(self.job, self.passes, self.masking, self.optimizer, self.gradients)
-        self.take = Replay(step, noted_on_gpu) if self.recipe.cuda_graph else step
+        self.take = Replay(step, captured_on_gpu) if self.recipe.cuda_graph else step
         self._agree(f"at the start of phase {phase.name!r}")
 
     def _run_phase(self, phase: Phase) -> None:
@@ -203,13 +206,13 @@ class _Loop:
         wanted = set(self._kept().values())
         if self.epoch in wanted:
             self.folder.keep_epoch(self.epoch, self._state(self.model))
-        self._leave_out()
+        self._remove_zeros()
         self._checkpoint()
         self.folder.drop_epochs(wanted)
 
-    def _leave_out(self) -> None:
+    def _remove_zeros(self) -> None:
         if self.recipe.compact:
-            self.compact.leave_out(self.method.settled(self.model))
+            self.compact.remove(self.method.permanently_zero(self.model))
 
     def _batches(self, phase: Phase) -> Iterator[Any]:
         part = () if self.team.alone else (self.team.part,)
@@ -289,7 +292,7 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         self._share_buffers()
-        together = self.totals.over(self.team)  # goes on in the first process, here as on resume
+        together = self.totals.over(self.team)  # continue in the first process, as after a resume
         self.totals = together if self.team.first else Totals()
         if not weights_are_finite(self.model):
             raise self._diverged("largest weight", self.step_in_epoch)

@@ -1,4 +1,4 @@
-"""The plan in force, multiplied into the weights of a training and whatever goes beside them."""
+"""The plan in force, multiplied into the weights of a training and of their average."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipeline.units.plan import PruningPlan
 
 
 class Masking:
-    """The method's plan, or else the job's, for every network of `models`.
+    """Enforces the method's plan, or else the job's, on every network of `models`.
 
-    Compiled anew only when the method has another plan.
+    Compiled again only when the plan changes.
     """
 
     def __init__(self, job: Job) -> None:
@@ -28,12 +28,12 @@ class Masking:
 
     @property
     def digest(self) -> str:
-        """Of the plan in force now."""
+        """Digest of the plan in force, "none" without one."""
         plan = self.plan
         return "none" if plan is None else plan.digest()
 
     def apply(self) -> None:
-        """Zero what it removes."""
+        """Zero the weights that the plan removes."""
         plan = self.plan
         if plan is not self._compiled:
             self._enforcers = []

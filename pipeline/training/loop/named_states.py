@@ -1,7 +1,7 @@
-"""States worth keeping: after chosen epochs, the best so far by validation score, the average.
+"""Named states: after chosen epochs, the best by validation score, the average.
 
-Which state a name stands for follows from the curve and the recipe alone, so a training that was
-killed and resumed keeps the same ones. An epoch is kept once, whatever number of names it has.
+Which state a name refers to follows from the curve and the recipe alone, so a resumed training
+names the same states. An epoch is stored once, however many names it has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ Curve = Sequence[Mapping[str, Any]]
 
 
 def names(recipe: Recipe, phases: Sequence[Phase]) -> list[str]:
-    """Of the states that a training may keep beside its phases; one that stops early has fewer."""
+    """Names of the states that a training may snapshot besides its phases. One whose phases stop
+    early has fewer."""
     found = [f"epoch-{e}" for e in recipe.keep_epochs]
     if recipe.keep_best:
         found += [BEST, *(f"{BEST}-{e}" for e in recipe.keep_epochs)]
@@ -29,13 +30,13 @@ def names(recipe: Recipe, phases: Sequence[Phase]) -> list[str]:
 
 
 def check(recipe: Recipe, phases: Sequence[Phase], validated: bool) -> None:
-    """Before any work: can this training keep what its recipe asks for?
+    """Refuse, before any work, a recipe that names a state this training cannot have.
 
     Args:
         validated: there is a validation split.
 
     Raises:
-        ValueError: no; begins with the key of the recipe.
+        ValueError: begins with the key of the recipe.
     """
     epochs = sum(p.epochs for p in phases)
     beyond = [e for e in recipe.keep_epochs if e > epochs]
@@ -52,10 +53,10 @@ def check(recipe: Recipe, phases: Sequence[Phase], validated: bool) -> None:
 
 
 def kept(recipe: Recipe, phases: Sequence[Phase], curve: Curve, score: str) -> dict[str, int]:
-    """Which states to keep after the epochs of `curve`: by name, how many epochs were trained.
+    """Epochs trained before each named state, given the curve so far.
 
     Args:
-        score: what "best" goes by, a value of the curve, more is better; of equals the earliest.
+        score: the value of the curve that "best" maximises; ties go to the earliest epoch.
     """
     found = {f"epoch-{e}": e for e in recipe.keep_epochs if e <= len(curve)}
     if recipe.keep_best:
@@ -69,7 +70,7 @@ def kept(recipe: Recipe, phases: Sequence[Phase], curve: Curve, score: str) -> d
 def _candidates(
     recipe: Recipe, phases: Sequence[Phase], curve: Curve
 ) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """What a best state is the best of."""
+    """For each name of a best state, the rows among which it is chosen."""
     yield BEST, list(curve)
     for epochs in recipe.keep_epochs:
         yield f"{BEST}-{epochs}", list(curve[:epochs]) if epochs <= len(curve) else []

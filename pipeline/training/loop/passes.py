@@ -1,4 +1,4 @@
-"""The gradients of one batch: in one piece or several, in one process or as a part of a team."""
+"""The gradients of one batch, whole or in pieces, in one process or in several."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Backward:
         self.job, self.forward = job, forward
 
     def blended(self, batch: Any, step: int, at: int) -> Any:
-        """The batch as the recipe asks to show it: with mixup, blends of its images.
+        """The batch, blended if the recipe asks for mixup.
 
         Args:
-            step: optimizer steps done in the whole training; `at`: in this epoch.
+            step: optimizer steps done in the whole training.
+            at: optimizer steps done in this epoch.
         """
         job = self.job
         if not job.recipe.mixup:
@@ -36,11 +37,11 @@ class Backward:
     def batch(
         self, batch: Any, step: int, gradients: MeanGradients
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradients of the whole batch, of which this process sees a part, possibly none; the
-        part's mean loss and sums.
+        """Compute the gradients of the whole batch, of which this process sees a part, possibly
+        none. Returns the part's mean loss and sums.
 
         Raises:
-            TeamError: this process sees nothing, and the others would wait for its statistics.
+            TeamError: this process's part is empty, and the others would wait for its statistics.
         """
         job = self.job
         size = job.task.size(batch)
@@ -58,8 +59,8 @@ class Backward:
         return found
 
     def _count(self, own: int, at: int) -> int:
-        """Examples of the whole batch at step `at` of the epoch. Only the last may be small, so
-        only there do the processes ask each other, and wait."""
+        """Examples of the whole batch at step `at` of the epoch. Only the last batch may be small,
+        so the processes exchange sizes only there."""
         if self.job.team.alone:
             return own
         last = at + 1 == len(self.job.train)
@@ -86,15 +87,15 @@ class Backward:
         return total, sums
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision that the recipe asks for."""
+        """The precision of the recipe."""
         if self.job.recipe.precision == "bf16":
-            # a cached cast would be one of weights before the step that a graph replays
+            # A replayed graph would reuse the cached cast of weights from before the step.
             cache = not self.job.recipe.cuda_graph
             return torch.autocast(self.job.device.type, dtype=torch.bfloat16, cache_enabled=cache)
         return nullcontext()
 
     def validate(self) -> dict[str, float]:
-        """Scores on the validation split, if there is one; the first process measures, the others
+        """Scores on the validation split, {} without one. The first process measures, the others
         wait."""
         job = self.job
         if job.validation is None:

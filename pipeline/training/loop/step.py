@@ -1,4 +1,4 @@
-"""One optimizer step: gradients, hooks, optimizer, masks. All that a step does on the device."""
+"""One optimizer step: gradients, hooks, optimizer, masks; everything a step does on the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Found = tuple[Tensor, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Step:
-    """The steps of one phase. A call takes one; the loop counts it and adds up what it found."""
+    """The steps of one phase. A call takes one step; the loop counts it and sums its results."""
 
     job: Job
     passes: Backward

@@ -1,13 +1,13 @@
-"""`train.compact`: passes without the channels that are zero and stay zero.
+"""`train.compact`: compute the passes without channels that are permanently zero.
 
-A channel of HSPG, DHSPG or HESSO dies long before the training ends, and the passes would compute
-it to the last step. Here they go through a smaller network, whose weights are picked from the full
-ones in every pass; gradients land where they were picked from, and are zero elsewhere. Optimizer,
-hooks, masks, checkpoints and plans see the full network as ever. ADR 0010 says what it brings.
+HSPG, DHSPG and HESSO zero a channel long before the training ends. With this option the passes run
+through a smaller network whose weights are selected from the full ones in every pass; gradients are
+scattered back and zero elsewhere. Optimizer, hooks, masks, checkpoints and plans see the full
+network. ADR 0010 has the measured gain.
 
-A dead channel's own gradients are left out, and its running statistics stand still. That changes no
-output. But where nothing flat like ReLU follows, the bias of such a channel would have a gradient,
-and `clip_norm` would count it.
+A removed channel gets no gradient and its running statistics are not updated. No output changes.
+But unless an activation that is flat at zero, like ReLU, follows, the bias of such a channel would
+have a gradient, and `clip_norm` would count it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
 
-WORTH = 0.05  # fraction of the channels from which on a smaller network is made
+WORTH = 0.05  # smallest fraction of removed channels that is worth a smaller network
 
 Places = Mapping[int, Tensor]
-"""dimension -> positions that are left of it."""
+"""dimension -> its remaining positions."""
 
 
 class Compact(nn.Module):
-    """The passes of `model`, whole until `leave_out` says what need not be computed.
+    """The passes of `model`, without the channels that `remove` names.
 
     Attributes:
-        plan: what is left out now; None = nothing.
+        plan: the channels removed now; None = none.
     """
 
     def __init__(self, model: nn.Module, units: Units) -> None:
@@ -46,9 +46,9 @@ class Compact(nn.Module):
         self.small: nn.Module | None = None
         self._places: dict[int, Places] = {}  # by identity of the full network's tensors
 
-    def leave_out(self, plan: PruningPlan | None) -> None:
-        """From now on compute what `plan` keeps: all that it removes is zero and stays zero. A
-        group of which nothing is left keeps a channel."""
+    def remove(self, plan: PruningPlan | None) -> None:
+        """Compute only what `plan` keeps from now on; what it removes must be permanently zero. A
+        group that would lose all its channels retains one."""
         if plan is None or plan.sparsity < WORTH:
             self.plan = self.small = None
             return
@@ -68,13 +68,13 @@ class Compact(nn.Module):
         self.plan = plan
 
     def held(self) -> dict[str, Any]:
-        """What a checkpoint needs: inside an epoch more is zero than is left out."""
+        """State for a checkpoint: inside an epoch more channels may be zero than are removed."""
         return {} if self.plan is None else {"compact": dict(self.plan.keep)}
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """From the checkpoint that `held` is a part of."""
+        """Inverse of `held`."""
         keep = checkpoint.get("compact")
-        self.leave_out(None if keep is None else PruningPlan(Granularity.STRUCTURED, keep))
+        self.remove(None if keep is None else PruningPlan(Granularity.STRUCTURED, keep))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.small is None:
@@ -85,7 +85,7 @@ class Compact(nn.Module):
         picked = {name: self._pick(x) for name, x in full.items()}
         result = functional_call(self.small, picked, args, kwargs)
         for name, buffer in buffers.items():
-            if self.model.training and id(buffer) in self._places:  # running statistics have moved
+            if self.model.training and id(buffer) in self._places:  # updated running statistics
                 _put(buffer, self._places[id(buffer)], picked[name])
         return result
 
@@ -109,7 +109,7 @@ def _cut(tensor: Tensor, places: Places) -> Tensor:
 
 @torch.no_grad()
 def _put(tensor: Tensor, places: Places, values: Tensor) -> None:
-    """Into the places they were picked from; what is between them stays."""
+    """Write `values` to the positions they were selected from; other positions are unchanged."""
     (dim, positions), *others = places.items()
     if others:
         rows = tensor.index_select(dim, positions)
@@ -119,7 +119,7 @@ def _put(tensor: Tensor, places: Places, values: Tensor) -> None:
 
 
 class _Picked(torch.autograd.Function):
-    """What is left of a tensor; its gradient is zero elsewhere, in the tensor's own layout."""
+    """Select the remaining positions; the gradient is zero elsewhere, in the tensor's layout."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, places: Places) -> Tensor:

@@ -27,7 +27,7 @@ class CompileError(RuntimeError):
 
 
 def check_compiler(device: torch.device) -> None:
-    """Before hours of work, not after.
+    """Refuse `compile: true` before any work where there is no compiler.
 
     Raises:
         CompileError: says what is missing for `device`, and the two ways out.
@@ -41,7 +41,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _missing_for_cpu() -> str | None:
-    """What inductor's own search (CXX, else g++, on a Mac clang++) would not find."""
+    """The missing part that inductor's search (CXX, else g++, clang++ on a Mac) would need."""
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler.split()[0]) is None:
         return f"a C++ compiler and there is no {compiler!r} on the PATH (CXX names another)"
@@ -56,11 +56,11 @@ def _missing_for_gpu() -> str | None:
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """`model`, its forward pass and the backward pass of that compiled when they are first met.
+    """`model` with forward and backward passes that are compiled at first use.
 
-    One graph per mode (training, evaluation) and shape of a batch: the last batch of a split has
-    its own, and no further ones follow. Graphs of earlier trainings of this process are dropped:
-    torch keeps eight per forward method and would run later ones uncompiled.
+    One graph per mode (training, evaluation) and batch shape; the last batch of a split has its
+    own. Graphs of earlier trainings in this process are dropped, because torch stores eight per
+    forward method and would run later ones uncompiled.
     """
     torch.compiler.reset()
     return torch.compile(model, dynamic=False, **HOW)  # type: ignore[no-any-return]

@@ -1,17 +1,16 @@
-"""`train.cuda_graph`: steps that are noted once and replayed, so that a GPU waits for no Python.
+"""`train.cuda_graph`: capture one step as a CUDA graph and replay it.
 
-A CUDA graph is what one step did on the device: kernels, addresses and the numbers that Python
-handed over. Replayed, it takes the next step from whatever its tensors hold by then. That is the
-same step while Python would do the same, and it is noted anew when any of these changes:
+A CUDA graph holds what one step did on the device: kernels, addresses and the numbers that Python
+passed. A replay takes the next step from the present contents of its tensors. That is the right
+step as long as Python would do the same, so the graph is captured again when any of these changes:
 
     the epoch             hooks between epochs may change any number
-    learning rates, the form of the batch, the plan in force
-    `Method.replay_key`   whatever else the method decides; None = not to be replayed
+    learning rates, shapes and dtypes of the batch, the plan in force
+    `Method.replay_key`   whatever else the method decides; None = do not replay this step
 
-The first two steps of a kind are ordinary ones: they make what later ones use, moments and buffers.
-So is a short last batch. Batches are copied into tensors that stay; random numbers are drawn as
-ever. What happens with the loss, the average of the weights and all counting in the loop stay
-outside.
+The first two steps of each kind run eagerly: they allocate moments and buffers. So does a short
+last batch. Batches are copied into fixed tensors; random numbers are drawn as usual. The sums of
+the loss, the average of the weights and the loop's counters stay outside the graph.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from pipeline.training.loop.job import Job
 from pipeline.training.loop.step import Found, Step
 from pipeline.training.phases import StepContext
 
-WARM = 2  # ordinary steps of a kind before one is noted
+WARM = 2  # eager steps of a kind before one is captured
 
-Noted = tuple[Callable[[], None], Found]
-"""Takes the step again; and what it finds, in tensors that every replay fills."""
+Captured = tuple[Callable[[], None], Found]
+"""Replays the step; its results, in tensors that every replay overwrites."""
 
 
 class ReplayError(RuntimeError):
@@ -40,7 +39,7 @@ class ReplayError(RuntimeError):
 
 
 def check_replay(job: Job) -> None:
-    """Before hours of work, not after, where the recipe asks for it.
+    """Refuse `cuda_graph: true` before any work where it cannot be done.
 
     Raises:
         ReplayError: no GPU, or several processes; says the way out.
@@ -58,11 +57,11 @@ def check_replay(job: Job) -> None:
         )
 
 
-def noted_on_gpu(work: Callable[[], Found]) -> Noted:
-    """`work`, noted and not done. The current stream must not be the default one.
+def captured_on_gpu(work: Callable[[], Found]) -> Captured:
+    """Capture `work` without executing it. The current stream must not be the default one.
 
     Raises:
-        ReplayError: it does what a graph cannot hold.
+        ReplayError: it does something that a graph cannot capture.
     """
     graph = torch.cuda.CUDAGraph()
     try:
@@ -70,14 +69,14 @@ def noted_on_gpu(work: Callable[[], Found]) -> Noted:
             found = work()
     except RuntimeError as error:
         raise ReplayError(
-            f"train.cuda_graph: true, but CUDA cannot hold a step of this training ({error}); set "
-            "train.cuda_graph: false in params.yaml"
+            f"train.cuda_graph: true, but CUDA cannot capture a step of this training ({error}); "
+            "set train.cuda_graph: false in params.yaml"
         ) from error
     return graph.replay, found
 
 
 def own_stream(job: Job) -> AbstractContextManager[None]:
-    """Where steps are noted, all of a training happens on one stream that is not the default."""
+    """Capturing needs a stream that is not the default, so the whole training runs on one."""
     on_gpu = job.recipe.cuda_graph and job.device.type == "cuda"
     return _beside_default() if on_gpu else nullcontext()
 
@@ -87,7 +86,7 @@ def _beside_default() -> Iterator[None]:
     before, own = torch.cuda.current_stream(), torch.cuda.Stream()
     own.wait_stream(before)
     with torch.cuda.stream(own), warnings.catch_warnings():
-        # of the ordinary steps between: they are meant
+        # The eager steps in between are intended.
         warnings.filterwarnings("ignore", message="This instance was constructed with capturable")
         yield
     before.wait_stream(own)
@@ -102,19 +101,19 @@ class _Graph:
 
 
 class Replay:
-    """The steps of one phase, like `Step`, ordinary ones or replayed.
+    """The steps of one phase, like `Step`, eager or replayed.
 
     Attributes:
-        replayed: how many were taken from a graph.
+        replayed: how many steps were replayed.
     """
 
-    def __init__(self, step: Step, note: Callable[[Callable[[], Found]], Noted]) -> None:
-        self.step, self.note, self.replayed = step, note, 0
+    def __init__(self, step: Step, capture: Callable[[Callable[[], Found]], Captured]) -> None:
+        self.step, self.capture, self.replayed = step, capture, 0
         self._kind: Hashable = None
         self._in_a_row = 0  # steps of this kind
         self._graph: _Graph | None = None
         for group in step.optimizer.param_groups:
-            if "capturable" in group:  # torch's Adam and kin then count their steps on the device
+            if "capturable" in group:  # Adam and its variants then count their steps on the device
                 group["capturable"] = True
 
     def __call__(self, batch: Any, at: StepContext) -> Found:
@@ -128,7 +127,7 @@ class Replay:
         if own is None or self._in_a_row <= WARM:
             return self.step(batch, at)
         if self._graph is None or self._graph.kind != kind:
-            self._graph = None  # its memory, before the next one asks for some
+            self._graph = None  # free its memory before the next capture
             self._graph = self._new(kind, batch, at)
         else:
             method.replayed()
@@ -140,8 +139,8 @@ class Replay:
         return loss.clone(), {name: value.clone() for name, value in sums.items()}
 
     def _new(self, kind: Hashable, batch: Any, at: StepContext) -> _Graph:
-        """Python runs once while a step is noted, and so counts the replay that does it."""
-        self.step.optimizer.zero_grad(set_to_none=True)  # or they die while memory is being noted
+        """The hooks run once during the capture, which counts for the replay that follows it."""
+        self.step.optimizer.zero_grad(set_to_none=True)  # must not be freed during the capture
         kept = tuple(tensor.clone() for tensor in batch)
-        replay, found = self.note(lambda: self.step(kept, at))
+        replay, found = self.capture(lambda: self.step(kept, at))
         return _Graph(kind, kept, replay, found)

@@ -32,13 +32,13 @@ def warmed_up(decay: float, updates: int) -> float:
 
 
 class Average:
-    """The average of one network's weights, itself a network, or nothing at all for a decay of 0.
+    """The average of one network's weights, itself a network; empty for a decay of 0.
 
-    Make it of the network as it is trained, hooks included. An update costs two multi-tensor
+    Create it from the network as it is trained, hooks included. An update costs two multi-tensor
     kernels and never waits for the device.
 
     Attributes:
-        model: what carries the average; None where nobody asked for one.
+        model: the network that holds the average; None for a decay of 0.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -64,7 +64,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are."""
+        """Add the current weights to the average."""
         if self.model is None:
             return
         share = 1.0 - warmed_up(self.decay, self.updates)
@@ -76,7 +76,7 @@ class Average:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Forget the past: the weights have been replaced, not trained."""
+        """Start again from the current weights, which were replaced, not trained."""
         for own, live in (self._floats, self._others):
             if own:
                 torch._foreach_copy_(own, live)
@@ -88,19 +88,19 @@ class Average:
         return {f"{EMA}/{name}": value for name, value in found.items()}
 
     def digest(self) -> dict[str, str]:
-        """Of the average, by its name."""
+        """Digest of the average by its name; {} without one."""
         if self.model is None:
             return {}
         return {EMA: tensors_sha256(self.model.state_dict())}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs; empty without an average."""
+        """State for a checkpoint; {} without an average."""
         if self.model is None:
             return {}
         return {EMA: {"model": self.model.state_dict(), "updates": self.updates}}
 
     def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """From the checkpoint that `state_dict` is a part of."""
+        """Inverse of `state_dict`."""
         if self.model is None:
             return
         self.model.load_state_dict(checkpoint[EMA]["model"])

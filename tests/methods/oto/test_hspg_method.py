@@ -87,7 +87,7 @@ def test_a_split_channel_goes_only_if_both_halves_are_zero() -> None:
     assert net[1].weight.tolist() == [0.0, 0.0]
     (scores,) = method.saliency(net, units).values()
     assert (scores == 0).tolist() == [True, False]
-    assert method.settled(net) is None
+    assert method.permanently_zero(net) is None
 
 
 def test_every_preset_is_a_valid_configuration() -> None:

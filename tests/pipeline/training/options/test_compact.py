@@ -73,7 +73,7 @@ def test_a_pass_is_that_of_the_masked_network(name: str, training: bool) -> None
     moved = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(state)
     small = Compact(model, units)
-    small.leave_out(plan)
+    small.remove(plan)
     again, picked = passes(model, small)
     torch.testing.assert_close(again, loss, rtol=1e-10, atol=0)
     assert picked.keys() == gradients.keys()
@@ -124,10 +124,10 @@ def test_it_computes_what_the_plan_keeps(name: str) -> None:
     kept = dict(plan.keep)
     if name in DEAD:  # the branch keeps a channel, so that every layer stays
         kept[DEAD[name]] = torch.arange(len(kept[DEAD[name]])) == 0
-    small.leave_out(plan)
+    small.remove(plan)
     cost = structured_cost(model, example, units, "macs")
     assert macs() == cost(PruningPlan(plan.granularity, kept))
-    small.leave_out(None)
+    small.remove(None)
     assert macs() == whole
 
 
@@ -136,7 +136,7 @@ def test_little_is_not_worth_it() -> None:
     few = {name: torch.ones_like(mask) for name, mask in plan.keep.items()}
     next(iter(few.values()))[0] = False
     small = Compact(model, units)
-    small.leave_out(PruningPlan(plan.granularity, few))
+    small.remove(PruningPlan(plan.granularity, few))
     assert small.small is None
 
 
@@ -176,8 +176,8 @@ def left_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
 
     class Watched(Compact):
-        def leave_out(self, plan: PruningPlan | None) -> None:
-            super().leave_out(plan)
+        def remove(self, plan: PruningPlan | None) -> None:
+            super().remove(plan)
             found.append(self.plan.total - self.plan.kept if self.plan else 0)
 
     monkeypatch.setattr(loop, "Compact", Watched)
