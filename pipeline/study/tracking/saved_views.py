@@ -43,6 +43,8 @@ def _line(metric: str, title: str) -> _Chart:
         "xAxisKey": "step",
         "yAxisKey": "metric",
         "scaleType": "linear",
+        "lineSmoothness": 0,  # MLflow smooths by default: a curve would not show its numbers
+        "useGlobalLineSmoothing": False,
     }
 
 

@@ -90,6 +90,12 @@ def test_the_same_tags_every_time_and_short_enough_for_mlflow() -> None:
     assert max(map(len, view_tags(rows).values())) < 5000  # MLflow's limit
 
 
+def test_no_curve_is_smoothed() -> None:
+    lines = [c for view in VIEWS for s in view.sections for c in s.charts if c["type"] == "LINE"]
+    assert lines
+    assert all(c["lineSmoothness"] == 0 and not c["useGlobalLineSmoothing"] for c in lines)
+
+
 def test_a_sweep_is_a_curve() -> None:
     training = train_record("hspg")
     view = sweep_view(sweep_record(training), training)
