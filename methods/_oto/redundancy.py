@@ -56,7 +56,7 @@ class Quota:
     """Chooses the redundant channels so that every group keeps `divisor` of them, and a multiple.
 
     Attributes:
-        free: shape (count,): channels of groups larger than `divisor`; the others stay whole.
+        free: shape (count,): channels of groups larger than `divisor`; smaller groups stay whole.
         goal: how many channels of the free groups make the fraction `target`.
     """
 
@@ -66,14 +66,16 @@ class Quota:
         self.goal = int(sum(s for s in rows.sizes if s > divisor) * min(target, 0.999))
 
     def lowest(self, scores: Tensor, number: int, gone: Tensor) -> Tensor:
-        """The lowest scores until so many channels are gone, the best of every group spared."""
+        """The channels with the lowest scores, up to `number` including those already removed.
+        The best `divisor` channels of each group are spared."""
         best = self._rows.rank_in_groups(-scores.masked_fill(gone, -torch.inf))
         open_ = self.free & ~gone & (best >= self._divisor)
         rank = self._rows.rank(scores.masked_fill(~open_, torch.inf))
         return open_ & (rank < number - gone.sum())
 
     def multiples(self, chosen: Tensor, scores: Tensor, gone: Tensor) -> Tensor:
-        """Spare the highest of the chosen until every group keeps a multiple of the divisor."""
+        """Spare the chosen channels with the highest scores until each group keeps a multiple of
+        `divisor` channels."""
         rows, divisor = self._rows, self._divisor
         left = rows.group_size - rows.sum_groups(chosen | gone)
         kept = (left / divisor).ceil().clamp(min=1) * divisor

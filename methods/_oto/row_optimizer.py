@@ -75,11 +75,11 @@ class RowOptimizer(Optimizer, ABC):
         return None
 
     def count(self) -> None:
-        """Count a step that was taken without `step`."""
+        """Count a replayed step, which does not call `step`."""
         self.units["step"] += 1
 
     def stays_zero(self) -> Tensor | None:
-        """bool per channel: if it is zero, no step will change that. None: nothing is known."""
+        """bool per channel: once zero, no later step changes it. None: unknown."""
         return None
 
     @abstractmethod
@@ -135,7 +135,10 @@ class RowOptimizer(Optimizer, ABC):
         state = dict(state_dict)
         saved = state.pop("units")
         super().load_state_dict(state)
-        for p, own in self.state.items():  # a file forgets the layout, on which the last bits hang
+        for (
+            p,
+            own,
+        ) in self.state.items():  # files store no memory layout; the last bits depend on it
             for key, value in own.items():
                 if isinstance(value, Tensor) and value.shape == p.shape:
                     own[key] = torch.empty_like(p).copy_(value)

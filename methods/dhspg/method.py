@@ -118,7 +118,7 @@ class DHSPG(DirectedRowOptimizer):
         return torch.ones_like(self.rows.entries).bool() if self._zeros_are_fixed else None
 
     def step_rows(self, moves: list[Tensor]) -> None:
-        """The step, the penalty of the redundant channels, their projection (Algorithm 2)."""
+        """The step, the penalty of the redundant channels, their projection."""
         rows, lr, step = self.rows, self.row_setting("lr"), self.units["step"]
         start = self.units["start_step"]
         projected = torch.zeros_like(self.units["penalized"])

@@ -157,7 +157,7 @@ class EarlyBird(MethodBase):
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         if not self.config.continue_training:
             return (Phase("search", recipe.epochs, keep=True),)
-        # one epoch is left to continue however late the ticket; `end_epoch` ends it on time
+        # leaves at least one epoch for "continue"; `end_epoch` ends that phase on time
         search = Phase("search", max(recipe.epochs - 1, 0), keep=True)
         return (search, Phase("continue", recipe.epochs))
 
@@ -195,7 +195,8 @@ class EarlyBird(MethodBase):
         return self.config.stop and str(self.config.ratio) in self.tickets
 
     def _watch(self, scores: Mapping[str, Tensor], ratio: float, stats: EpochStats) -> None:
-        """Draw this epoch's mask at `ratio`, log its distances, note the ticket once."""
+        """Draw this epoch's mask at `ratio`, log its distances, and store the ticket when it first
+        emerges."""
         mask = flat_mask(scores, ratio)
         if mask is None:
             return

@@ -154,7 +154,7 @@ def regulariser(gates: Sequence[Tensor], balance: float, target_gate_mean: float
 
 @register_method("gates", GatesConfig)
 class Gates(MethodBase):
-    """Learns a gate per channel; everything else in the network stands still."""
+    """Learns a gate per channel; all other parameters are frozen."""
 
     granularity = Granularity.STRUCTURED
 

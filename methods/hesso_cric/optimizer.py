@@ -116,7 +116,7 @@ class HESSOCRIC(DirectedRowOptimizer):
         return self._quota.multiples(lowest, scores, none)
 
     def _advance(self) -> None:
-        """To the next stage, once all parameters have been moved."""
+        """Enter the next stage, after all parameters have moved."""
         units = self.units
         if units["stage"] in ("before", "after"):
             return
@@ -151,7 +151,8 @@ class HESSOCRIC(DirectedRowOptimizer):
             self._enter("cycles")
 
     def _end_cycle(self) -> None:
-        """Go back; what looked low on the way and was not tested yet is tested next."""
+        """Restore the weights. Channels that scored low in this cycle and were never tested are
+        tested in the next."""
         units = self.units
         units["tested"] = units["tested"] | units["redundant"]
         suspects = units["low"] & ~units["tested"]
@@ -168,16 +169,16 @@ class HESSOCRIC(DirectedRowOptimizer):
         self._enter("shrink")
 
     def final_scores(self) -> Tensor:
-        """Mean of all samples, and what the trials said about the loss: a doubled loss weighs what
-        a typical score does, and all of them together no more than a criterion."""
+        """Mean of all samples plus the weighted loss term, scaled so that a doubled loss counts as
+        much as a typical score, and the whole term at most as much as one criterion."""
         collected = self.units["collected"] / max(self.units["samples"], 1)
         excess = self.loss_term()
         length = excess.square().sum().sqrt().clamp(min=math.sqrt(self.rows.count))
         return collected + self.config.criteria.get("loss", 0.0) * excess / length
 
     def loss_term(self) -> Tensor:
-        """Relative loss in excess, mean over the trials that a channel was in; one that was in none
-        stands with the largest trial of its group."""
+        """Mean relative excess loss over the trials that included a channel. A channel that was in
+        no trial gets the value of the largest trial of its group."""
         rows, made = self.rows, TRIALS[: self.units["trials"]]
         terms, numbers, largest = (torch.zeros_like(rows.entries) for _ in range(3))
         for level, fraction in sorted(enumerate(made), key=lambda pair: pair[1]):

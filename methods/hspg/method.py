@@ -139,7 +139,7 @@ class HSPG(RowOptimizer):
         return grads
 
     def step_rows(self, moves: list[Tensor]) -> None:
-        """x^ = x - lr * (d + penalty * x / ||x||), then the projection (Algorithm 2)."""
+        """x^ = x - lr * (d + penalty * x / ||x||), then the half-space projection."""
         rows, lr = self.rows, self.row_setting("lr")
         square = rows.square_norms()
         shrink = self.row_setting("penalty") / (square.sqrt() + SMALL)

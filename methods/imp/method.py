@@ -47,7 +47,7 @@ Rule = Literal["exact", "quantile", "openlth"]
 
 
 class IMPConfig(Strict):
-    """How much goes per round, from which layers, and how the rest is retrained.
+    """How many weights a round removes, from which layers, and how the rest is retrained.
 
     `prune_per_round` is a fraction of the weights still alive; `target`, when given, replaces it:
     the weight sparsity after the last round. `scope`: the smallest weights over all chosen layers,
@@ -150,7 +150,7 @@ class IMP(MethodBase):
         self._gradient_mask: GradientMask | None = None
 
     def extendable(self) -> tuple[str, ...]:
-        """With `target` the rate depends on the number of rounds; a shuffled control comes last."""
+        """`rounds`, unless `target` makes the rate depend on it or a shuffled phase comes last."""
         fixed = self.config.target is None and self.config.shuffle == "none"
         return ("rounds",) if fixed else ()
 
@@ -219,7 +219,7 @@ class IMP(MethodBase):
         return self.config.rounds + 1 if shuffled_phase else int(phase.name.removeprefix("round-"))
 
     def _refresh(self) -> None:
-        """Settle which mask the next phase starts with, if this one has ended, and the plan."""
+        """Derive the plan, and after the end of a phase the mask that the next one starts with."""
         self._upcoming = {}
         if self.tightened and self.round < self.config.rounds:
             self._upcoming = self.tightened

@@ -40,7 +40,7 @@ class LossTrendSchedule:
             self._divide(epoch)
 
     def within(self, progress: float) -> None:
-        """Nothing: it changes between epochs."""
+        """Does nothing: the rate changes between epochs only."""
 
     def step(self, stats: EpochStats) -> None:
         self.losses.append(float(stats.train[self.loss]))

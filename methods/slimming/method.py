@@ -1,4 +1,4 @@
-"""Network slimming: L1 on the scales of BatchNorm, then the smallest scales go.
+"""Network slimming: L1 on the scales of BatchNorm; the channels with the smallest are removed.
 
 Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017
 (arXiv:1708.06519). The sub-gradient `penalty * sign(gamma)` joins every gradient; channels are
