@@ -66,7 +66,7 @@ def counts(network: NetworkSpec, dense: nn.Module, final: nn.Module) -> Counts:
 
 
 def weight_sparsity(dense: nn.Module, final: nn.Module, names: tuple[str, ...]) -> float:
-    """Fraction of the convolution and linear weights that is gone or zero."""
+    """Fraction of the convolution and linear weights that were removed or are zero."""
     before, after = dense.state_dict(), final.state_dict()
     total = sum(before[n].numel() for n in names)
     left = sum(int(after[n].count_nonzero()) for n in names if n in after)
@@ -74,8 +74,8 @@ def weight_sparsity(dense: nn.Module, final: nn.Module, names: tuple[str, ...]) 
 
 
 def achieved(pruned: PrunedArtifact) -> dict[str, float]:
-    """What the search for a latency achieved. It was measured once and stored with the plan, so the
-    record is the same on every run all the same."""
+    """The latency that the search for a `latency` target reached. Measured once and stored
+    with the plan, so that records stay deterministic."""
     found = pruned.spec.get("latency")
     return {"achieved": found["achieved"]} if found else {}
 

@@ -35,7 +35,7 @@ CPU = Device("cpu")
 
 
 def batches(pruning: PruningParams, prepared: Prepared, seed: int) -> list[Batch]:
-    """Training batches for a saliency that looks at data; none for the others."""
+    """Training batches for a saliency computed from data; an empty list for the others."""
     if pruning.saliency not in FROM_DATA:
         return []
     size = pruning.saliency_batch_size
@@ -68,8 +68,8 @@ def narrowed(
 
 
 def moved(plan: PruningPlan, pruning: PruningParams) -> PruningPlan:
-    """The plan as it is, or a control of it: as many weights at random places of the tensors that
-    lost some."""
+    """The plan or, with `shuffle`, its control: as many weights pruned at random positions of the
+    tensors that the plan prunes."""
     if pruning.shuffle == "none":
         return plan
     cut = {name: mask for name, mask in plan.keep.items() if not mask.all()}
@@ -80,8 +80,8 @@ def moved(plan: PruningPlan, pruning: PruningParams) -> PruningPlan:
 def costs(
     pruning: PruningParams, network: NetworkSpec, model: nn.Module, units: Units, place: Device
 ) -> tuple[Cost | None, float | None]:
-    """What a plan costs by the target's rule, and the cost that its value is a fraction of where
-    that is not the dense network's."""
+    """The cost function of the target's rule, and the cost that the target is a fraction of; None
+    stands for that of the dense network."""
     rule, reference = pruning.target.rule, None
     if rule == "latency":
         probe = pruning.target.probe

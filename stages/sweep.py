@@ -67,8 +67,8 @@ def not_below(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
 def plan_of(
     ranked: Ranked, scope: Scope, sparsity: float, scores: dict[str, Tensor]
 ) -> PruningPlan:
-    """Without floor(sparsity * units) of them, or of those of each layer. A channel group keeps
-    one channel for as long as the sparsity can be had so."""
+    """A plan that removes floor(sparsity * units) of all units, or of those of each layer. Every
+    channel group keeps one channel as long as the sparsity can be reached that way."""
     if ranked == "all_strict":
         parts = [scores] if scope == "global" else [{name: s} for name, s in scores.items()]
         masks = {n: mask for part in parts for n, mask in not_below(part, sparsity).items()}
@@ -96,7 +96,7 @@ def plans(
 
 
 def cost(found: Counts) -> dict[str, int]:
-    """Of a pruned network: what is left, and what of that is not zero."""
+    """Parameters and MACs of a pruned network: present, and nonzero."""
     return {
         "params_kept": found.params,
         "params_nonzero": found.params_nonzero,

@@ -66,7 +66,7 @@ class NetworkSpec:
         return torch.randn(batch, *self.info.input_shape, generator=generator)
 
     def units(self, model: nn.Module) -> Units:
-        """What of `model`, as built (not shrunk), may be pruned."""
+        """The prunable units of `model`, which must be as built, not shrunk."""
         spec = self.registered
         if spec.units is not None:
             return spec.units(model)
@@ -104,7 +104,7 @@ class TrainArtifact:
         return load_tree(path)
 
     def saliency(self, state: str) -> dict[str, Tensor]:
-        """What the method said of its units in that state.
+        """The scores that the method gave its units in that state.
 
         Raises:
             FileNotFoundError: it was not asked ("init", "rewind"); the message says the way out.
