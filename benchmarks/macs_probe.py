@@ -1,10 +1,10 @@
-"""Price of the MACs of pruned ResNet-50 widths: arithmetic on the groups against a rebuilt network.
+"""Time of computing the MACs of pruned ResNet-50s: by arithmetic, and by rebuilding the network.
 
     python -m benchmarks.macs_probe [--probes 100] [--rebuilds 3]
 
-One thread, CPU time. Every probe is another plan (uniformly random gates, 0 to 90 % of the channels
-gone); where a network is rebuilt (copy, surgery, count) the two answers must be equal. Reach: 100
-probes of ResNet-50 in under a second.
+One thread, CPU time. Every probe is a different plan (uniformly random gates, 0 to 90% of the
+channels removed). Where a network is rebuilt (copy, surgery, count), both answers must be equal.
+Goal: 100 probes of ResNet-50 in under a second.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def plans(model: nn.Module, units: Units, number: int) -> list[PruningPlan]:
 
 
 def rebuilt_macs(plan: PruningPlan, model: nn.Module, image: Tensor, units: Units) -> int:
-    """MACs of a really smaller network."""
+    """MACs of the rebuilt network."""
     smaller = copy.deepcopy(model)
     shrink(plan, smaller, units)
     return count(smaller, image).macs

@@ -1,9 +1,9 @@
 """The global threshold of many weights: `python -m benchmarks.threshold [--millions 25]`.
 
-One pruning step of 80 % over normally distributed magnitudes in tensors of unequal size, one
-thread, contenders interleaved; medians of thread time, and by how many weights the mask misses the
-count (ours must not; a quantile's position is a float). Where torch.quantile refuses more than 2^24
-numbers, its message stands instead of a time.
+One pruning step at 80% over normally distributed magnitudes in tensors of unequal size. One thread,
+contenders interleaved. Printed are medians of thread time, and by how many weights each mask misses
+the requested count (ours is exact; the position of a quantile is a float). Where torch.quantile
+refuses more than 2^24 numbers, its message is printed instead of a time.
 """
 
 from __future__ import annotations

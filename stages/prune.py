@@ -120,7 +120,7 @@ def run(
     plan = moved(plan, pruning)
     spec = source.spec | {"at": pruning.at, "granularity": granularity.value}
     if isinstance(cost, LatencyCost):
-        spec["latency"] = cost.told(plan, pruning.target.value)
+        spec["latency"] = cost.summary(plan, pruning.target.value)
     apply_plan(plan, model, units)
     out.write(spec, plan, model)
     return plan

@@ -1,4 +1,4 @@
-"""What can go, in words and numbers: each channel group with its layers, parameters and MACs."""
+"""Describe every channel group: its layers, parameters and MACs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class GroupRow:
         reason: why it is not prunable; empty when it is.
         producers, norms, consumers: the layers that compute, scale and read its channels.
         feeds: names of the groups that its consumers produce.
-        channel_params, channel_macs: what goes with its first channel alone.
-        group_params, group_macs: what goes with all its channels, no other group touched. Groups
-            share layers (one makes what the next reads), so these do not add up to the network.
+        channel_params, channel_macs: saved by removing its first channel alone.
+        group_params, group_macs: saved by removing all its channels and no others. Groups share
+            layers (one produces what the next reads), so these do not add up to the network.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Description:
 
 
 def describe(model: nn.Module, example: Any, units: Units) -> Description:
-    """Every group of `units`, the unprunable ones priced as if they could go.
+    """Every group of `units`; unprunable ones get the cost they would have if they were prunable.
 
     Args:
         example: what `units` was traced with; MACs are those of one forward of it.

@@ -1,4 +1,4 @@
-"""How large the weights of a network are: counts by order of magnitude, for tables and figures."""
+"""Distribution of weight magnitudes, for tables and figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 OVERALL = "all"
-"""The key of `layer_histograms` that sums all layers."""
+"""Key in `layer_histograms` for all layers together."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def weight_distribution(model: nn.Module) -> MagnitudeHistogram:
 def layer_histograms(
     model: nn.Module, smallest: float = 1e-10, largest: float = 10.0, per_decade: int = 4
 ) -> dict[str, MagnitudeHistogram]:
-    """Histogram on a logarithmic axis of every parameter, by name, and of all under `OVERALL`."""
+    """Logarithmic histogram of every parameter by name, and of all together under `OVERALL`."""
     steps = round(per_decade * math.log10(largest / smallest))
     edges = [smallest * 10 ** (i / per_decade) for i in range(steps + 1)]
     named = {name: magnitude_histogram([p], edges) for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""The harness: what a network can do and what it costs, measured from the network itself."""
+"""Measurements on a network: output differences, recalibrated BatchNorm, latency."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def latency(model: nn.Module, inputs: Tensor, repeats: int) -> Latency:
-    """Time `model(inputs)` in evaluation mode, after a warm-up, the device idle around it."""
+    """Time `model(inputs)` in evaluation mode after a warm-up, with device synchronisation."""
     model.eval()
     return Latency.of([forward_ms(model, inputs) for _ in range(WARM_UP + repeats)])
 
 
 @torch.inference_mode()
 def forward_ms(model: nn.Module, inputs: Tensor) -> float:
-    """Wall-clock milliseconds of one `model(inputs)`, the device idle around it."""
+    """Wall-clock milliseconds of one `model(inputs)`, with device synchronisation."""
     _wait(inputs.device)
     began = perf_counter()
     model(inputs)

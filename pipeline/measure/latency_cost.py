@@ -1,4 +1,4 @@
-"""What a plan costs in measured time: the clock behind a `latency` target."""
+"""Measured time of a plan, for `latency` targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Timer = Callable[[nn.Module, Tensor], float]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of the dense and of the pruned network, in turns."""
+    """Times of the dense and the pruned network, measured alternately."""
 
     units_removed: int
     dense: Latency
@@ -33,11 +33,10 @@ class Measurement:
 
 
 class LatencyCost:
-    """Time of the network that a plan leaves, by the time of the dense one.
+    """Time of the pruned network as a fraction of the dense network's.
 
-    Both are measured anew for every plan and in turns, so a machine that gets slower, warmer or
-    busier meanwhile slows both. The first `WARM_UP` turns do not count; the medians of the others
-    do.
+    Both are measured again for every plan, alternately, so that a machine that becomes slower or
+    busier affects both. The first `WARM_UP` turns are discarded; medians are taken of the others.
 
     Attributes:
         probes: all measurements, in order.
@@ -73,9 +72,9 @@ class LatencyCost:
         dense, left = (Latency.of(times) for times in zip(*turns, strict=True))
         return Measurement(plan.total - plan.kept, dense, left)
 
-    def told(self, plan: PruningPlan, asked: float) -> dict[str, Any]:
-        """What was asked, and what a last measurement of `plan` says was achieved. The search took
-        the plan for a measurement that was low enough, so its own number flatters the plan."""
+    def summary(self, plan: PruningPlan, asked: float) -> dict[str, Any]:
+        """The requested value and what a final measurement of `plan` achieves. The search chose the
+        plan because one measurement was low, so that number is biased."""
         last = self.measure(plan)
         return {
             "asked": asked,

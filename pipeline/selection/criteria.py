@@ -1,8 +1,8 @@
-"""How salient a unit is: criteria from data, gradients and geometry, as pure functions.
+"""Pruning criteria from data, gradients and geometry, as pure functions.
 
-Higher = keep. A criterion that needs gradients works on a copy of the model: weights, gradients and
-running statistics of the model it is given stay as they are; a weight that the loss does not see
-scores 0. Weights are named by `Units.weights`, channels by group.
+A higher score means that the unit is kept longer. Criteria that need gradients work on a copy, so
+weights, gradients and running statistics of the given model do not change. A weight that the loss
+does not depend on scores 0. Weights are named as in `Units.weights`, channels by group.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def snip(
 def grasp(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], loss: Loss
 ) -> dict[str, Tensor]:
-    """w * (H g): what removing w takes from the gradient's squared norm, to first order, halved
-    (Wang et al., ICLR 2020, arXiv:2002.07376, eq. 8, whose score to be removed is its negative).
+    """w * (H g): half of what removing w takes from the squared gradient norm, to first order (Wang
+    et al., ICLR 2020, arXiv:2002.07376, eq. 8, with the opposite sign, so that higher is kept).
 
-    g and H are gradient and Hessian of the mean loss of `batches` in the named weights. Signed:
-    only the order counts.
+    g and H are gradient and Hessian of the mean loss of `batches` in the named weights. Scores are
+    signed; only their order matters.
     """
     probe = _probe(model).train()
     weights = [probe.get_parameter(name) for name in names]
@@ -71,8 +71,8 @@ def synflow(model: nn.Module, names: Sequence[str], example: Tensor) -> dict[str
     """Synaptic flow w * dR/dw, R the summed output of the network of absolute weights for an input
     of ones (Tanaka et al., NeurIPS 2020, arXiv:2006.05467, eq. 4).
 
-    BatchNorm passes its scale and shift on with neutral statistics. In double precision: R grows
-    with the product of the layers.
+    BatchNorm runs with neutral statistics, so only its scale and shift act. Computed in double
+    precision, because R grows with the product of the layers.
 
     Args:
         example: one input batch; only its shape is read.
@@ -94,7 +94,7 @@ def taylor(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], loss: Loss
 ) -> dict[str, Tensor]:
     """(w * dL/dw)^2, averaged over batches (Molchanov et al., CVPR 2019, arXiv:1906.10771, eq. 8).
-    BatchNorm on running statistics: the network as it is."""
+    BatchNorm uses its running statistics."""
     probe = _probe(model).eval()
     scores = {name: torch.zeros_like(probe.get_parameter(name)) for name in names}
     for products in _first_order(probe, names, batches, loss):
@@ -106,9 +106,9 @@ def taylor(
 def taylor_groups(
     model: nn.Module, groups: Sequence[ChannelGroup], batches: Sequence[Batch], loss: Loss
 ) -> dict[str, Tensor]:
-    """Per channel the square of the sum of w * dL/dw, averaged over batches (Molchanov et al.,
-    eq. 9), over the scales and shifts of the norms a channel passes, the paper's gate behind
-    BatchNorm; over its producing weights where there is no norm."""
+    """Square of the sum of w * dL/dw per channel, averaged over batches (Molchanov et al., eq. 9).
+    The sum runs over scales and shifts of the channel's norms (the paper's gate behind BatchNorm),
+    or over its producing weights if it has no norm."""
     probe = _probe(model).eval()
     known = dict(probe.named_parameters())
     gates = {g.name: _gates(g, known) for g in groups}
@@ -137,16 +137,16 @@ def _first_order(
 
 @torch.no_grad()
 def fpgm(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """Sum of the Euclidean distances of a channel's filters to those of all other channels of its
-    group (He et al., "Filter Pruning via Geometric Median", CVPR 2019, arXiv:1811.00250, eq. 4):
-    the one nearest to the geometric median is the most replaceable."""
+    """Sum of the Euclidean distances between a channel's filters and those of the other channels of
+    its group: the filter nearest to the geometric median is the most replaceable (He et al.,
+    "Filter Pruning via Geometric Median", CVPR 2019, arXiv:1811.00250, eq. 4)."""
     filters = {g.name: _filters(model, g) for g in groups}
     exact = "donot_use_mm_for_euclid_dist"
     return {n: torch.cdist(x, x, compute_mode=exact).sum(1) for n, x in filters.items()}
 
 
 def _filters(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """The producing weights of a group, biases excepted, one row per channel."""
+    """The producing weights of a group without biases, one row per channel."""
     known = dict(model.named_parameters(remove_duplicate=False))
     rows = [
         channel_rows(known[s.tensor].detach(), s)
@@ -163,21 +163,36 @@ def channel_rows(tensor: Tensor, piece: Slice) -> Tensor:
 
 
 def scale_slices(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, tuple[Slice, ...]]:
-    """The BatchNorm scales of every group; a group without any is left out.
+    """The BatchNorm scales of every group that has one.
 
     Raises:
         ValueError: no group has one.
     """
-    scales = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, BATCH_NORMS)}
-    scales &= dict(model.named_parameters(remove_duplicate=False)).keys()
-    found = {g.name: tuple(s for s in g.slices if s.tensor in scales) for g in groups}
-    found = {name: slices for name, slices in found.items() if slices}
+    found = _scale_slices(model, groups)
     if not found:
         raise ValueError(
             "no prunable channel group passes a BatchNorm with a scale, which this method needs: "
             "choose a network with BatchNorm (vgg16_bn instead of vgg16) or another method"
         )
     return found
+
+
+def _scale_slices(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, tuple[Slice, ...]]:
+    norms = (path for path, layer in model.named_modules() if isinstance(layer, BATCH_NORMS))
+    scales = {f"{path}.weight" if path else "weight" for path in norms}
+    scales &= dict(model.named_parameters(remove_duplicate=False)).keys()
+    found = {g.name: tuple(s for s in g.slices if s.tensor in scales) for g in groups}
+    return {name: slices for name, slices in found.items() if slices}
+
+
+@torch.no_grad()
+def scales_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+    """|gamma| of every BatchNorm that a channel passes, shape (size, norms), of groups with one."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        name: torch.cat([channel_rows(known[s.tensor].detach(), s) for s in slices], dim=1).abs()
+        for name, slices in _scale_slices(model, groups).items()
+    }
 
 
 def trained_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[nn.Parameter]:
@@ -201,18 +216,20 @@ def trained_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[nn.
 def scale_saliency(
     model: nn.Module, groups: Sequence[ChannelGroup], across: str = "mean"
 ) -> dict[str, Tensor]:
-    """|gamma| of every channel (Liu et al., ICCV 2017, arXiv:1708.06519); the "mean" or "max" over
-    the BatchNorms a channel passes. Groups without BatchNorm are left out.
+    """|gamma| of every channel (Liu et al., ICCV 2017, arXiv:1708.06519): the "mean" or "max" over
+    the BatchNorms that it passes. Groups without BatchNorm are omitted.
 
-    0 only where the whole channel is 0, so that it can go with no change of the output: a channel
-    of scale 0 still passes its shift on.
+    A score is 0 only if the whole channel is 0, so that removing it does not change the output. A
+    channel of scale 0 still adds its shift.
+
+    Raises:
+        ValueError: no group has a BatchNorm scale.
     """
-    known = dict(model.named_parameters(remove_duplicate=False))
+    scale_slices(model, groups)
     silent = {name: norm == 0 for name, norm in zig_norms(model, groups).items()}
     scores = {}
-    for name, pieces in scale_slices(model, groups).items():
-        gammas = torch.cat([channel_rows(known[s.tensor].detach(), s) for s in pieces], dim=1)
-        score = gammas.abs().mean(1) if across == "mean" else gammas.abs().amax(1)
+    for name, gammas in scales_of(model, groups).items():
+        score = gammas.mean(1) if across == "mean" else gammas.amax(1)
         score = score.clamp(min=torch.finfo(score.dtype).tiny)
         scores[name] = score.masked_fill(silent[name], 0.0)
     return scores
@@ -232,9 +249,9 @@ def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, fl
 
 
 def erdos_renyi(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """Erdos-Renyi-kernel densities: each layer's in proportion to the sum of its dimensions over
-    their product, at most 1, together exactly `density` (Evci et al., ICML 2020, arXiv:1911.11134,
-    section 3)."""
+    """Erdos-Renyi-kernel densities (Evci et al., ICML 2020, arXiv:1911.11134, section 3): each
+    proportional to the sum of the layer's dimensions divided by their product, at most 1, and
+    `density` overall."""
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
     dense: set[str] = set()
@@ -251,7 +268,7 @@ def erdos_renyi(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str
 def keep_density(
     scores: Mapping[str, Tensor], keep: Masks, density: float, allocation: Allocation
 ) -> dict[str, Tensor]:
-    """The largest scores alive, so many that `density` of all entries is left."""
+    """Keep the largest scores among those alive until `density` of all entries is left."""
     if allocation == "global":
         kept = sum(int(keep[name].sum()) for name in scores)
         goal = count_of(density, sum(score.numel() for score in scores.values()))

@@ -1,12 +1,12 @@
-"""Random widths: the control of every method that learns how wide each layer should be.
+"""Random widths: a control for methods that learn how wide each layer should be.
 
-Each layer draws a number u in (narrowest, 1] and keeps about t u of its units, one t for all:
-rounded to whole units, never more than there are. Growing t from 0 brings the units back one by
-one, so random widths are a ranking as any other and meet a budget as closely as any other:
+Each layer draws u in (narrowest, 1] and keeps about t u of its units, with one t for all layers,
+rounded to whole units. As t grows from 0, units return one by one, so random widths are an ordinary
+ranking and meet a budget as closely as any other:
 
-    unit j of n comes back at  t u n > j + 1/2,  its score is  u n / (j + 1/2),  j = 0, 1, ...
+    unit j of n returns at  t u n > j + 1/2,  so its score is  u n / (j + 1/2),  j = 0, 1, ...
 
-Which units a layer keeps is up to the saliency it came with. `narrowest: 1` are uniform widths.
+The given saliency decides which units a layer keeps. `narrowest: 1` gives uniform widths.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 def random_widths(
     saliency: Mapping[str, Tensor], seed: int, narrowest: float = 0.0
 ) -> dict[str, Tensor]:
-    """Scores in double precision, by which to rank all units together.
+    """Scores in double precision that rank all units together.
 
-    A function of the seed and the names: what one layer draws does not depend on the others.
+    They depend on the seed and the layer's name only, so a layer's draw is independent of others.
     """
     scores = {}
     for name, s in saliency.items():

@@ -17,7 +17,7 @@ from pipeline.units.plan import PruningPlan
 
 
 class Ranking:
-    """Plans by the number of units removed; each is contained in the next."""
+    """Plans by the number of units removed; a plan removes all that the one before it removes."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class Ranking:
         self.last = self.total if target.scope == "layer" else self.most
 
     def _spared(self, s: Tensor) -> int:
-        """How many units of a tensor never go."""
+        """Number of units of a tensor that are never removed."""
         return min(self.target.min_units, s.numel()) if self.structured else 0
 
     def _protected(self, name: str) -> Tensor:
-        """Saliency with the most salient `min_units` of a group out of reach."""
+        """Saliency with the `min_units` most salient units of a group set to infinity."""
         s, spared = self.saliency[name], self.spared[name]
         if not spared:
             return s
@@ -57,7 +57,7 @@ class Ranking:
         return s.index_fill(0, last, torch.inf)
 
     def fraction(self, fraction: float) -> PruningPlan:
-        """Without that fraction of all units, or of the units of each layer.
+        """Remove that fraction of all units, or of the units of each layer.
 
         Raises:
             ValueError: `min_units` leaves too few to remove.
@@ -84,7 +84,7 @@ class Ranking:
         return self._layers(shares)
 
     def _erk_shares(self, fraction: float) -> dict[str, int]:
-        """Weights to remove per layer; what rounding leaves over goes with the largest layer."""
+        """Weights to remove per layer; the largest layer absorbs the rounding."""
         shapes = {name: tuple(s.shape) for name, s in self.scores.items()}
         densities = erdos_renyi(shapes, 1.0 - fraction)
         shares = {n: count_of(1.0 - densities[n], s.numel()) for n, s in self.scores.items()}

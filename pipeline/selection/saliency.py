@@ -1,4 +1,4 @@
-"""Saliency of units: pure functions, higher = keep, 0 = already removed."""
+"""Saliency of units as pure functions: higher is kept longer, 0 is already removed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.selection.criteria import (
     Batch,
     Loss,
     classification_loss,
     fpgm,
+    scales_of,
     snip,
     taylor,
     taylor_groups,
 )
-from pipeline.units.groups import ChannelGroup, Granularity, Units
+from pipeline.units.groups import Granularity, Units
 
 Parts = Literal["zig", "producer"]
 KNOWN: Mapping[Granularity, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ KNOWN: Mapping[Granularity, tuple[str, ...]] = {
 }
 NAMES = tuple(dict.fromkeys(name for names in KNOWN.values() for name in names))
 FROM_DATA = ("taylor", "snip")
-"""These look at training batches."""
+"""These need training batches."""
 
 
 def compute(
@@ -117,27 +117,18 @@ def group_norm(
 
 @torch.no_grad()
 def bn_scale(model: nn.Module, units: Units) -> dict[str, Tensor]:
-    """|gamma| of each channel, the mean over the group's batch norms where it has several.
+    """|gamma| of each channel, averaged over its batch norms if it passes several.
 
     Raises:
         ValueError: a prunable group has no batch norm with a scale.
     """
-    scales = {
-        f"{path}.weight" if path else "weight": layer.weight
-        for path, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm) and layer.weight is not None
-    }
-    return {g.name: _mean_scale(g, scales) for g in units.prunable}
-
-
-def _mean_scale(group: ChannelGroup, scales: dict[str, nn.Parameter]) -> Tensor:
-    own = [s for s in group.slices if s.tensor in scales]
-    if not own:
-        raise ValueError(
-            f"group {group.name!r} has no batch norm scale; use another saliency (l2_norm)"
-        )
-    parts = [scales[s.tensor].detach().abs()[s.index.to(scales[s.tensor].device)] for s in own]
-    return torch.cat([x.float() for x in parts], dim=1).mean(dim=1)
+    scales = scales_of(model, units.prunable)
+    for group in units.prunable:
+        if group.name not in scales:
+            raise ValueError(
+                f"group {group.name!r} has no batch norm scale; use another saliency (l2_norm)"
+            )
+    return {group.name: scales[group.name].float().mean(1) for group in units.prunable}
 
 
 def random(

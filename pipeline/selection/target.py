@@ -31,27 +31,26 @@ class LatencyProbe(BaseModel):
 
 
 class Target(BaseModel):
-    """How much goes.
+    """How much is removed.
 
     Attributes:
-        rule: none; zeros: what training brought to zero, no more and no less; fraction: `value` is
-            the fraction of units removed; macs, params: the fraction of the dense cost removed;
-            latency: the fraction of the dense network's measured time that goes. No two
-            measurements agree, so neither do two searches: the plan that was found is what is
-            stored, and what everything after it uses.
+        rule: none; zeros: exactly the units that training brought to zero; fraction: `value` is the
+            fraction of units removed; macs, params: the fraction of the dense cost removed;
+            latency: the fraction of the dense network's measured time removed. Two searches by
+            measurement find different plans, so the plan is stored and everything after uses it.
         value: in [0, 1).
-        scope: rank all units together, remove the same fraction in every layer, leave layers their
-            Erdos-Renyi-kernel densities (weights only), or leave each a random fraction of its own
-            (widths.py), drawn by the seed of the training.
-        layer_values: of scope layer and rule fraction: layers with a `value` of their own, by name.
-        narrowest: of scope random: the least that a layer may draw, where the widest draws 1.
+        scope: global ranks all units together; layer removes the same fraction in every layer; erk
+            keeps Erdos-Renyi-kernel densities (weights only); random keeps a random fraction per
+            layer, drawn from the seed of the training (random_widths.py).
+        layer_values: for scope layer and rule fraction: layers with their own `value`, by name.
+        narrowest: for scope random: lower bound of a layer's draw; the upper bound is 1.
         round_to: structured: the channels kept per group are rounded up to a multiple. A unit may
             be several channels (a head, a group of a GroupNorm).
         min_units: structured: units kept per group at least.
-        closest: macs, params: the plan closest to the budget, even if it costs a little more;
-            without it the budget is never exceeded.
-        fill: macs, params: what the cut leaves of the budget is spent on the most salient of the
-            removed units that still fit. With `closest` one unit more of any group may exceed it.
+        closest: macs, params: the plan closest to the budget, even if it costs slightly more;
+            otherwise the budget is never exceeded.
+        fill: macs, params: spend the rest of the budget on the most salient removed units that
+            still fit. With `closest`, one more unit of any group may exceed it.
         latency: how to measure, for the rule of that name.
 
     `zeros` ignores `round_to` and `min_units`.
@@ -72,11 +71,11 @@ class Target(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unasked(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is younger than the first records is absent while nobody asks."""
-        told = standard(self) | {"latency": self.probe.model_dump()}
+        """Omit fields added later at their default, so that published record hashes stay valid."""
+        fields = standard(self) | {"latency": self.probe.model_dump()}
         asked = {"fill": self.fill, "latency": self.rule == "latency"}
         asked |= {"narrowest": self.scope == "random", "layer_values": bool(self.layer_values)}
-        return {key: value for key, value in told.items() if asked.get(key, True)}
+        return {key: value for key, value in fields.items() if asked.get(key, True)}
 
     @model_validator(mode="after")
     def _fits_the_rule(self) -> Target:

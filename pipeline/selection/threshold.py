@@ -86,9 +86,9 @@ def _split(
 
 
 def keep_all_but(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Masks without the `count` smallest scores over all tensors together.
+    """Masks that remove the `count` smallest scores over all tensors together.
 
-    Of equal scores the earlier goes first (order of `scores`, then position in the tensor).
+    Of equal scores the earlier is removed first (order of `scores`, then position).
     """
     if count == 0:
         return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}

@@ -1,4 +1,4 @@
-"""A budget of measured time: a search that asks the clock a bounded number of times."""
+"""A budget of measured time: a search with a bounded number of measurements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from pipeline.units.plan import PruningPlan
 
 Ratio = Callable[[PruningPlan], float]
-"""Measured time of what a plan leaves, by that of the whole network; never the same twice."""
+"""Measured time of the pruned network as a fraction of the dense one's; it varies per call."""
 
 
 class Plans(Protocol):
@@ -18,11 +18,11 @@ class Plans(Protocol):
 
 
 def cut_to_time(plans: Plans, most: int, value: float, probes: int, ratio: Ratio) -> PruningPlan:
-    """The fewest units removed that leave at most 1 - `value` of the time, as far as one can tell.
+    """The plan with the fewest units removed whose measured time is at most 1 - `value`.
 
-    Bisection on the number of units removed, between nothing and `most`. When it has come to two
-    neighbours each is measured once more: a verdict that does not hold is taken back, and the
-    search goes on from the one before. It ends when both hold, or after `probes` measurements.
+    Bisection over the number of units removed, from 0 to `most`. The two neighbours at which it
+    ends are measured once more. If a second measurement contradicts the first, the search continues
+    from the bound before. It ends when both are confirmed, or after `probes` measurements.
 
     Raises:
         ValueError: the smallest plan takes longer than that.

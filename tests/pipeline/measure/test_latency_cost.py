@@ -73,7 +73,7 @@ def test_with_a_clock_that_counts_it_is_the_search_for_macs(value: float) -> Non
         SCORES, S, Target(rule="macs", value=value), MacsModel(network(), INPUTS, UNITS).macs
     )
     assert plan.digest() == exact.digest()
-    assert cost.told(plan, value)["achieved"] >= value - 1e-12
+    assert cost.summary(plan, value)["achieved"] >= value - 1e-12
 
 
 @settings(max_examples=10, deadline=None)
@@ -150,7 +150,7 @@ def test_what_is_told_was_measured_after_the_search() -> None:
 
     plan, cost = searched(latency(0.3), flattering)
     lucky[0] = False
-    told = cost.told(plan, 0.3)
+    told = cost.summary(plan, 0.3)
     assert told["asked"] == 0.3
     assert told["achieved"] == pytest.approx(1 - told["pruned_ms"] / told["dense_ms"])
     assert told["achieved"] < min(1 - m.ratio for m in cost.probes if 1 - m.ratio >= 0.3)
@@ -161,7 +161,7 @@ def test_layers_alike_and_multiples() -> None:
     target = latency(0.3).model_copy(update={"scope": "layer", "round_to": 4})
     plan, cost = searched(target)
     assert all(int(mask.sum()) % 4 == 0 for mask in plan.keep.values())
-    assert 0.3 <= cost.told(plan, 0.3)["achieved"] < 0.6
+    assert 0.3 <= cost.summary(plan, 0.3)["achieved"] < 0.6
 
 
 def test_nothing_to_remove_needs_no_clock() -> None:
