@@ -32,7 +32,9 @@ class AllDouble(TorchDispatchMode):
     ) -> Any:
         del types
         kwargs = dict(kwargs or {})
-        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+        wanted = kwargs.get("dtype")
+        casts = func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64
+        if casts and wanted is not None and wanted.is_floating_point:
             kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -29,6 +30,7 @@ from pipeline.units.trace.tracer import INPUT, Attention, Tracer
 
 __all__ = ["trace_units"]
 
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 MAX_PROBES = 200
 MAX_CANDIDATES = 16
 
@@ -131,8 +133,20 @@ def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention)
     with _watched(forward, never_prune, tracer), module_stack(forward.layers) as tracer.stack:
         outputs = forward.run(tensors, tracer, seen)
     _pin(tracer, outputs, "it reaches the network's output")
+    _lock_beside_unused(tracer)
     tracer.book.settle()
     return tracer
+
+
+def _lock_beside_unused(tracer: Tracer) -> None:
+    """Where values decide what runs, an expert that did not run reads what its siblings read."""
+    if not any(step.decided for step in tracer.steps):
+        return
+    used = {view.name for step in tracer.steps for view in step.entered.views}
+    beside = {NUMBER.sub("*", name): name for name in tracer.book.shapes if name not in used}
+    for name in used:
+        if (other := beside.get(NUMBER.sub("*", name))) is not None:
+            tracer.book.lock(name, f"{other} beside it did not run on the example")
 
 
 def _norm_kinds(forward: Forward) -> dict[str, NormKind]:

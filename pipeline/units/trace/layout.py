@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.units.trace.calls import Call
@@ -139,6 +140,56 @@ def repeat(t: Tracer, call: Call) -> Outcome:
     shadow = shadow.shaped((1,) * (len(times) - x.ndim) + shadow.ids.shape)
     tiles = [k if n > 1 else 1 for k, n in zip(times, shadow.ids.shape, strict=True)]
     return Shadow(np.tile(shadow.ids, tiles), np.tile(shadow.nonzero, tiles))
+
+
+def index(t: Tracer, call: Call) -> Outcome:
+    """x[i, j, ...] by tensors of positions: a lookup, whose other dimensions pass.
+
+    A table of parameters gives its columns, as an embedding does.
+    """
+    x, places = first(call), call["indices"]
+    chosen = [d for d, place in enumerate(places) if place is not None]
+    sizes = [place for place in places if place is not None]
+    if not chosen or any(t.param(p) is None and t.shadow(p).varying for p in sizes):
+        return None
+    taken = {d for d, p in zip(chosen, sizes, strict=True) if p.dtype != torch.bool or p.ndim == 1}
+    if len(taken) < len(chosen) or chosen != list(range(chosen[0], chosen[-1] + 1)):
+        return None
+    shadow = _columns(t, x, taken)
+    if shadow is None or taken & set(shadow.varying):
+        return None
+    new = [1] * (call.outs[0].ndim - x.ndim + len(chosen))
+    ids = shadow.ids.shape
+    return shadow.shaped((*ids[: chosen[0]], *new, *ids[chosen[-1] + 1 :]))
+
+
+def index_add(t: Tracer, call: Call) -> Outcome:
+    """Rows added to rows: channels of both are joined."""
+    x, source = t.shadow(call["self"]), t.shadow(call["source"])
+    if {call["dim"] % x.ndim} & {*x.varying, *source.varying}:
+        return None
+    ids = t.book.union(x.ids, source.ids, "index_add joins it with channels that must stay")
+    return Shadow(ids, np.broadcast_to(np.maximum(x.nonzero, source.nonzero), ids.shape))
+
+
+def roi_align(t: Tracer, call: Call) -> Outcome:
+    """Regions of an image, channel by channel."""
+    x, regions = t.shadow(call["input"]), t.shadow(call["rois"])
+    t.book.pin(regions.ids, "regions of roi_align")
+    return x if set(x.varying) <= {1} else None
+
+
+def _columns(t: Tracer, x: Tensor, taken: set[int]) -> Shadow | None:
+    """Shadow of what is looked up; of a parameter, along its one wide dimension that is not."""
+    view = t.param(x)
+    if view is None:
+        return t.shadow(x)
+    wide = [d for d in view.wide if d not in taken]
+    axis = view.axes[wide[0]] if len(wide) == 1 else None
+    if axis is None:
+        return None if wide else t.shadow(x, ())
+    ids = t.book.axis_ids(view.name, axis, "producer")
+    return along(ids, np.full_like(ids, t.residue(view)), x.ndim, wide[0])
 
 
 def channel_shuffle(t: Tracer, call: Call) -> Outcome:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.units.trace.calls import Call
-from pipeline.units.trace.shadow import FIXED, Ids, Shadow
+from pipeline.units.trace.shadow import FIXED, Ids, Shadow, uniform
 from pipeline.units.trace.tracer import Outcome, Tracer
 
 SAMPLES = 24
@@ -62,6 +62,9 @@ def _operands(t: Tracer, tensors: list[Tensor], shape: tuple[int, ...]) -> list[
         if t.attention == "heads" and own is not None and _spread(x, varying, offset):
             dims = []  # one parameter for all heads keeps its shape
         shadow = t.shadow(x, dims)
+        if t.attention == "heads" and t.makers(x) and _spread(x, varying, offset):
+            t.book.pin(shadow.ids, "one vector serves all heads")
+            shadow = uniform(x.ndim, t.book.code("it meets one vector of all heads"))
         shadows.append(shadow.shaped((1,) * offset + shadow.ids.shape))
     return shadows
 

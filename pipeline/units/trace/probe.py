@@ -36,7 +36,7 @@ from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
 from pipeline.units.trace.shapes import run
-from pipeline.units.trace.steps import Step
+from pipeline.units.trace.steps import Step, replayed
 
 Keep = NDArray[np.bool_]
 Chosen = frozenset[str] | None
@@ -81,6 +81,7 @@ class _Checker(TorchDispatchMode):
         step = self.steps[self.at]
         if operator_name(func) != step.name:
             raise Mismatch(f"the smaller network runs {operator_name(func)}, not {step.name}")
+        out = replayed(step, out)
         for tensor, shape, shadow in zip(tensors_in(out), step.shapes, step.shadows, strict=False):
             if shadow is not None and tuple(tensor.shape) != self._foreseen(shape, shadow):
                 raise Mismatch(f"{step.name} has a size written in the code")

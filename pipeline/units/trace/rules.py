@@ -26,7 +26,7 @@ def _families() -> dict[str, Rule]:
     smooth |= {"upsample_trilinear3d": 3, "_upsample_bilinear2d_aa": 2}
     table |= {name: summaries.spatial(n) for name, n in smooth.items()}
     table |= dict.fromkeys(("permute", "transpose", "t"), layout.permute)
-    sums = "mean sum amax amin prod var std max min"
+    sums = "mean sum amax amin prod var std max min linalg_vector_norm"
     table |= dict.fromkeys(sums.split(), summaries.reduce)
     table |= dict.fromkeys(("split", "split_with_sizes"), joining.split)
     made = "ones_like full_like empty_like rand_like randn_like"
@@ -46,6 +46,9 @@ RULES: dict[str, Rule] = _families() | {
     "zeros_like": layout.zeros_like,
     "new_zeros": layout.fixed_zeros,
     "expand": layout.expand,
+    "index": layout.index,
+    "index_add": layout.index_add,
+    "roi_align": layout.roi_align,
     "repeat": layout.repeat,
     "flip": summaries.moved,
     "roll": summaries.moved,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.units.trace.calls import Call, content, numbers_of
 from pipeline.units.trace.shadow import ParamView, Shadow, Value
 
@@ -38,6 +40,9 @@ class Step:
 
     Attributes:
         scalars: numbers that enter the values; None where they follow a width.
+        decided: what values decided (integers, booleans, numbers read out of a tensor), output by
+            output; None for the others. The smaller forward computes other values and is given
+            these, so that it selects the same boxes and experts.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Step:
     shadows: list[Shadow | None]
     entered: Entered
     scalars: tuple[Any, ...] | None
+    decided: list[Any]
 
 
 def entered_by(call: Call, values: Mapping[int, Value]) -> Entered:
@@ -72,7 +78,31 @@ def step_of(call: Call, entered: Entered, values: Mapping[int, Value], main: lis
     found = [values.get(id(t)) if m else None for t, m in zip(call.outs, main, strict=False)]
     shadows = [v if isinstance(v, Shadow) else None for v in found]
     numbers = None if _cuts_channels(call, values) else numbers_of(call.func, call.args)
-    return Step(call.name, [tuple(t.shape) for t in call.outs], shadows, entered, numbers)
+    shapes = [tuple(t.shape) for t in call.outs]
+    return Step(call.name, shapes, shadows, entered, numbers, _decided(call, entered, shadows))
+
+
+def _decided(call: Call, entered: Entered, shadows: list[Shadow | None]) -> list[Any]:
+    aliased = any(r.alias_info is not None for r in call.func._schema.returns)
+    if aliased or not entered.shadows or any(t.is_meta for t in call.tensors):
+        return []
+    if not isinstance(call.out, Tensor) and not call.outs:
+        return [call.out]
+    found = [
+        None if out.is_floating_point() or (s is not None and s.varying) else out.clone()
+        for out, s in zip(call.outs, shadows, strict=True)
+    ]
+    return found if any(x is not None for x in found) else []
+
+
+def replayed(step: Step, out: Any) -> Any:
+    """`out` with what values decided in the recorded forward."""
+    if not step.decided:
+        return out
+    known = [x.clone() if isinstance(x, Tensor) else x for x in step.decided]
+    if not isinstance(out, (list, tuple)):
+        return known[0]
+    return type(out)(b if a is None else a for a, b in zip(known, out, strict=True))
 
 
 def _cuts_channels(call: Call, values: Mapping[int, Value]) -> bool:

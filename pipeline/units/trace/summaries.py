@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,18 +27,24 @@ def spatial(dims: int) -> Rule:
     return rule
 
 
+SUMS = ("sum", "linalg_vector_norm")
+"""Reductions over which channels that are zero change nothing."""
+
+
 def reduce(t: Tracer, call: Call) -> Outcome:
     """mean, sum, amax, ... over some dimensions; a sum over channels reads them."""
     if len(call.tensors) > 1:
         return None
     x = first(call)
+    if call.name == "linalg_vector_norm" and not 0 < call["ord"] < math.inf:
+        return None
     chosen = call.get("dim")
     dims = _dims(chosen, x.ndim)
     shadow = t.shadow(x)
     if len(shadow.varying) > 1 and not set(shadow.varying) <= set(dims):
         shadow = t.tied(shadow, dims, call.name)
     if crossed := [d for d in dims if d in shadow.varying]:
-        if call.name == "sum" and shadow.varying == tuple(crossed):
+        if call.name in SUMS and shadow.varying == tuple(crossed):
             t.consume(shadow.shaped((-1,)))
         elif call.name == "mean" and dims == [x.ndim - 1] == list(shadow.varying) and _normed(t):
             _mean_of_squares(t, shadow)

@@ -67,8 +67,9 @@ def _tensors(out: Any) -> Iterator[Tensor]:
 def relative(one: list[Tensor], other: list[Tensor]) -> float:
     """Largest absolute difference over the largest absolute value."""
     assert [a.shape for a in one] == [b.shape for b in other]
-    scale = max(float(a.abs().max()) for a in one)
-    difference = max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+    pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True) if a.numel()]
+    scale = max(float(a.abs().max()) for a, _ in pairs)
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
     return difference / scale if scale else difference
 
 

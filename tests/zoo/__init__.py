@@ -1,0 +1,1 @@
+"""Networks that people prune, from torchvision, timm and transformers: traced, cut, compared."""

@@ -1,0 +1,88 @@
+"""Trace a network, cut half of every group, compare with the masked network in float64."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pipeline.units.enforce import enforce
+from pipeline.units.groups import Units
+from pipeline.units.rms_norms import AllDouble
+from pipeline.units.surgery import shrink
+from pipeline.units.trace import trace_units
+from tests.pipeline.units.laws import _cast, outputs, random_plan, randomise_bn, relative
+from tests.zoo.networks import Network
+
+TOLERANCE = 1e-7
+"""Relative, in float64: of deep random networks outputs may cancel."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table says of one network.
+
+    Attributes:
+        difference: between masked and shrunk outputs, relative; None if one did not run.
+        share: part of the parameters that stands in prunable groups.
+        reason: of the largest group that stays, or what failed.
+    """
+
+    name: str
+    traced: bool
+    difference: float | None
+    share: float
+    reason: str
+
+    @property
+    def exact(self) -> bool:
+        return self.difference is not None and self.difference <= TOLERANCE
+
+
+def measure(network: Network) -> Row:
+    """Never raises: a failure is a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            model = network.build().eval()
+            units = trace_units(model, network.example())
+        except Exception as error:
+            return Row(network.id, False, None, 0.0, _words(error))
+        share, reason = _share(model, units)
+        try:
+            return Row(network.id, True, _difference(model, network, units), share, reason)
+        except Exception as error:
+            return Row(network.id, True, None, share, _words(error))
+
+
+def _difference(model: nn.Module, network: Network, units: Units) -> float:
+    masked = randomise_bn(model, torch.Generator().manual_seed(1)).double()
+    plan = random_plan(units, 0.5, torch.Generator().manual_seed(0))
+    shrunk = copy.deepcopy(masked)
+    enforce(plan, masked, units)
+    shrink(plan, shrunk, units)
+    example = _cast(network.example(), torch.float64)
+    with AllDouble():
+        return relative(outputs(masked, example), outputs(shrunk, example))
+
+
+def _share(model: nn.Module, units: Units) -> tuple[float, str]:
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    held = {s.tensor for g in units.prunable for s in g.slices}
+    kept: Counter[str] = Counter()
+    for group in units.groups:
+        if not group.prunable and "network's output" not in group.reason:
+            kept[group.reason] += sum(sizes.get(s.tensor, 0) for s in group.slices)
+    inside = sum(n for name, n in sizes.items() if name in held)
+    reason = max(kept, key=lambda r: kept[r]) if kept else ""
+    return inside / max(1, sum(sizes.values())), reason
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:160]
