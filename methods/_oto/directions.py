@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.training.recipe import OptimizerConfig
-from pipeline.units.scratch import PIECE, Kept, Scratch
+from pipeline.units.scratch import PIECE, KeyedScratch, Scratch
 
 State = MutableMapping[Any, dict[str, Any]]
 EPS = 1e-8  # in Adam's denominator
@@ -49,7 +49,9 @@ def heavy_ball(
     return buffers
 
 
-def decayed(params: list[Tensor], grads: list[Tensor], decay: float, kept: Kept) -> list[Tensor]:
+def decayed(
+    params: list[Tensor], grads: list[Tensor], decay: float, kept: KeyedScratch
+) -> list[Tensor]:
     """gradient + decay * x; on a CPU in the memory of `kept`."""
     if not all(p.device.type == "cpu" for p in params):
         return list(torch._foreach_add(grads, params, alpha=decay))
@@ -71,7 +73,7 @@ class Adam:
 
     def __init__(self, betas: tuple[float, float], faithful_moments: bool = False) -> None:
         self.betas, self.faithful_moments = betas, faithful_moments
-        self._scratch, self._out, self._grads = Scratch(), Kept(), Kept()
+        self._scratch, self._out, self._grads = Scratch(), KeyedScratch(), KeyedScratch()
         self._can_fuse = has_fused_adam()
 
     def __call__(

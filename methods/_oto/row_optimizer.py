@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from methods._oto.directions import Adam, check_row_wise, decayed, heavy_ball
 from pipeline.training.recipe import OptimizerConfig
 from pipeline.units.rows import Rows
-from pipeline.units.scratch import Kept
+from pipeline.units.scratch import KeyedScratch
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -168,7 +168,7 @@ class DirectedRowOptimizer(RowOptimizer):
         defaults = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
         super().__init__(params, rows, defaults)
         self.direction = optimizer
-        self._adam, self._kept = Adam(optimizer.betas, faithful_moments), Kept()
+        self._adam, self._kept = Adam(optimizer.betas, faithful_moments), KeyedScratch()
 
     @property
     def decoupled(self) -> bool:

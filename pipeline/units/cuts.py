@@ -1,4 +1,4 @@
-"""Which positions of which tensors a structured plan leaves."""
+"""Positions of each tensor that survive a structured plan."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.units.groups import ChannelGroup, Granularity, Units
 from pipeline.units.plan import PruningPlan
 
 BLOCK = 1 << 20
-"""Bytes that a core's cache holds."""
+"""Bytes that fit in a core's cache."""
 
 Alive = dict[str, dict[int, Tensor]]
-"""tensor -> dimension -> bool per position; what is not named is whole."""
+"""tensor -> dimension -> bool per position; what is absent is kept whole."""
 
 
 def removals(plan: PruningPlan, units: Units) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ def removals(plan: PruningPlan, units: Units) -> dict[str, Tensor]:
 def alive_positions(
     units: Units, masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> Alive:
-    """Positions that survive when every group in `masks` keeps what its mask says."""
+    """Positions that survive when every group is pruned by its mask."""
     alive: Alive = {}
     for group in units.groups:
         if group.name not in masks:
@@ -82,7 +82,7 @@ def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 
 def _cut_by_blocks(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """Rows pass through a buffer that stays in the cache: no second large tensor is ever made."""
+    """Cut block by block through a buffer that stays in cache: no second large tensor."""
     *between, last = [dim for dim in kept if dim != 0]
     shape = [kept[d].numel() if d in kept else n for d, n in enumerate(tensor.shape)]
     result = tensor.new_empty(shape)

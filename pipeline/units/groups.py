@@ -1,6 +1,6 @@
-"""What can go: the names of prunable weights and the groups of channels that live or die together.
+"""What can be pruned: names of prunable weights, and groups of channels that are coupled.
 
-Plain data. Tensors are named by their `state_dict` key, so a group survives deepcopy and printing.
+Plain data. Tensors are named by their `state_dict` key, so groups stay valid for copies of a model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ Role = Literal["producer", "norm", "consumer"]
 
 
 def layer_of(tensor: str) -> str:
-    """Path of the layer that a tensor is of, parametrized or not; a parameter of the network itself
-    keeps its name."""
+    """Path of the layer that owns a tensor, parametrized or not.
+
+    A parameter of the root module keeps its own name.
+    """
     owner = tensor.rpartition(".")[0]
     return owner.partition(".parametrizations.")[0] or tensor
 
@@ -78,7 +80,7 @@ class ChannelGroup:
 
     @property
     def zig(self) -> tuple[Slice, ...]:
-        """Zero-invariant part: producers and norms. All zero here = removable with no change."""
+        """Zero-invariant part: producers and norms. Removing it changes nothing when it is zero."""
         return tuple(s for s in self.slices if s.role != "consumer")
 
     def __str__(self) -> str:
@@ -89,7 +91,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Share:
-    """How many positions of one dimension belong to every unit of some groups.
+    """How many positions of one dimension each unit of the given groups owns.
 
     Attributes:
         size: positions of the dimension in the dense model.
@@ -100,13 +102,13 @@ class Share:
     per_unit: Mapping[str, int]
 
     def left(self, removed: Mapping[str, int]) -> int:
-        """Positions that stay when that many units of every group go."""
+        """Positions left after removing that many units of every group."""
         return self.size - sum(removed.get(group, 0) * k for group, k in self.per_unit.items())
 
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """A number in a module's own code that follows the units (number of heads, split size)."""
+    """A size attribute of a module that shrinks with the tensors (heads, split sizes)."""
 
     module: str
     name: str

@@ -1,4 +1,4 @@
-"""Which layers make and read the channels of a group; which groups are no residual stream."""
+"""Which layers produce and consume the channels of a group; which groups have one of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.units.groups import ChannelGroup, Slice
 
 GroupScope = Literal["inner", "all"]
-"""Which prunable groups a method treats: those that one layer makes and one layer reads, or all."""
+"""Which prunable groups a method treats: "inner" (one producer, one consumer) or all."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -43,8 +43,7 @@ def is_inner(group: ChannelGroup, model: nn.Module) -> bool:
 def in_scope(
     groups: Sequence[ChannelGroup], model: nn.Module, scope: GroupScope, skip: Sequence[str] = ()
 ) -> tuple[ChannelGroup, ...]:
-    """Those of `groups` that `scope` names, but for those that a layer whose name fits one of the
-    patterns `skip` makes."""
+    """Groups selected by `scope`, minus those produced by a layer matching a `skip` pattern."""
 
     def skipped(group: ChannelGroup) -> bool:
         names = layers_of(group, model, "producer")

@@ -1,4 +1,4 @@
-"""The sizes that torch's own layers keep as attributes, from the shapes of their tensors."""
+"""Size attributes of torch's layers, computed from the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _conv_sizes(layer: _ConvNd, weight: tuple[int, ...]) -> dict[str, Any]:
 def layers_of(model: nn.Module, path: str = "") -> Layers:
     """All modules, parents first; a shared one appears under each of its names.
 
-    Those of `named_modules(remove_duplicate=False)`, in its order, in a tenth of its time.
+    The same modules and order as `named_modules(remove_duplicate=False)`, about ten times faster.
     """
     found = [(path, model)]
     for key, child in model._modules.items():

@@ -1,7 +1,7 @@
-"""Memory that is kept between steps: on a CPU fresh memory costs more than the arithmetic.
+"""Scratch memory that is reused between steps.
 
-A step that makes a temporary the size of a large weight gets its pages from the system and hands
-them back, every time; the page faults take longer than the sums.
+On a CPU, a temporary as large as a big weight is allocated and freed in every step, and its page
+faults cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 PIECE = 2**19
-"""Numbers per piece where several passes go over the same memory: a few such pieces stay in the
-caches of a CPU, and work on each outweighs the calls."""
+"""Elements per piece where several passes read the same memory: small enough that a few pieces stay
+in the CPU's caches, large enough that call overhead does not matter."""
 
 
 class Scratch:
-    """One buffer per dtype and device, as large as the largest tensor asked for."""
+    """One shared buffer per dtype and device, grown to the largest request."""
 
     def __init__(self) -> None:
         self._flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def like(self, x: Tensor) -> Tensor:
-        """Uninitialised, with shape, dtype and layout of `x`; the loan ends with the next call."""
+        """Uninitialised, with shape, dtype and layout of `x`; valid until the next call."""
         key, count = (x.dtype, x.device), x.numel()
         flat = self._flat.get(key)
         if flat is None or flat.numel() < count:
@@ -31,15 +31,15 @@ class Scratch:
         return flat.as_strided(x.shape, torch.empty_like(x, device="meta").stride())
 
 
-class Kept:
-    """One tensor per key, on a CPU; on other devices torch's own allocator keeps memory."""
+class KeyedScratch:
+    """One buffer per key on the CPU. Elsewhere torch's caching allocator already reuses memory."""
 
     def __init__(self) -> None:
         self._held: dict[int, Tensor] = {}
 
     def like(self, key: int, x: Tensor) -> Tensor:
-        """With shape, dtype and layout of `x`; holds 0 or what it held last. The loan ends with the
-        next of this key."""
+        """A tensor with the shape, dtype and layout of `x`: zeros at first, later its last content.
+        Valid until the next call with this key."""
         if x.device.type != "cpu":
             return torch.empty_like(x)
         held = self._held.get(key)

@@ -1,4 +1,4 @@
-"""Surgery: the removed channels of a plan go, an ordinary smaller network remains."""
+"""Surgery: remove the channels that a plan prunes and leave an ordinary, smaller network."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _check_fit(units: Units, masks: dict[str, Tensor], shapes: dict[str, tuple[i
 
 
 def _replace_tensors(model: nn.Module, alive: Alive) -> None:
-    """Cut every tensor once; a shared one stays shared; layers learn their new sizes."""
+    """Cut every tensor once, keep shared ones shared, update the layers' size attributes."""
     named = tensors_of(model)
     new = {id(named[name]): _like(named[name], cut(named[name], d)) for name, d in alive.items()}
     for layer in model.modules():
@@ -88,7 +88,7 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _fold(model: nn.Module, alive: Alive, read_elsewhere: frozenset[str]) -> None:
-    """Replace the layers around dead groups, under every name they have."""
+    """Replace layers around wholly removed groups, under every name they have."""
     dead = {
         name: {dim for dim, kept in dims.items() if not kept.any()} for name, dims in alive.items()
     }

@@ -133,7 +133,7 @@ def test_a_torch_without_the_kernel_is_noticed(
 
 
 def test_memory_is_lent_with_the_layout_asked_for() -> None:
-    lender, kept = scratch.Scratch(), scratch.Kept()
+    lender, kept = scratch.Scratch(), scratch.KeyedScratch()
     for x in _tensors(0, torch.channels_last):
         room = lender.like(x)
         assert (room.shape, room.stride(), room.dtype) == (x.shape, x.stride(), x.dtype)
