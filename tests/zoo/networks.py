@@ -66,7 +66,7 @@ TEXT = (
     *("glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "llama"),
     *("mamba", "mbart", "mistral", "mixtral", "modernbert", "mpnet", "mpt", "nemotron", "olmo"),
     *("olmo2", "opt", "pegasus", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3"),
-    *("qwen3_moe", "roberta", "roformer", "smollm3", "stablelm", "starcoder2", "t5", "xglm"),
+    *("qwen3_moe", "roberta", "roformer", "smollm3", "stablelm", "starcoder2", "t5"),
 )
 ENCODERS = (
     *("albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "modernbert"),
@@ -111,7 +111,7 @@ OWN: dict[str, dict[str, Any]] = {
         "depths": [1] * 4,
         "num_attention_heads": [1, 2, 4, 8],
     },
-    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4},
+    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "patch_size": 2},
     "pvt": {
         "hidden_sizes": [8, 16, 24, 32],
         "depths": [1] * 4,
