@@ -72,17 +72,7 @@ ENCODERS = (
     *("albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "modernbert"),
     *("mpnet", "roberta", "roformer"),
 )
-IMAGES = (
-    "vit",
-    "deit",
-    "beit",
-    "swin",
-    "segformer",
-    "convnext",
-    "dinov2",
-    "pvt",
-    "siglip_vision_model",
-)
+IMAGES = ("vit", "beit", "swin", "segformer", "convnext", "dinov2", "pvt")
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embedding_size"), 32),
     **dict.fromkeys(
