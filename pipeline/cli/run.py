@@ -64,7 +64,7 @@ def run(study: Path, workers: int | None, only: str | None, single: bool, **limi
     project = open_project(params)
     tasks = chosen(project.tasks(), only, single)
     outcomes = execute(params, project, tasks, workers, **limits)
-    if Outcome.FAILED not in outcomes.values() and MAIN_TABLE.is_file():
+    if outcomes.get("report") in (Outcome.DONE, Outcome.RESTORED, Outcome.UNCHANGED):
         click.echo(ending(Path()))
     sys.exit(exit_code(outcomes, timed=limits["budget_minutes"] is not None))
 
