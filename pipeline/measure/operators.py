@@ -59,7 +59,7 @@ MATRICES: Mapping[str, tuple[str, str]] = {
     "mv": ("self", "vec"),
     "addmv": ("mat", "vec"),
     "dot": ("self", "tensor"),
-    "vdot": ("self", "tensor"),
+    "vdot": ("self", "other"),
 }
 """Products (..., m, k) @ (..., k, n) and their two factors."""
 
