@@ -1,1 +1,1 @@
-"""How it learns: the loop, the method interface, schedules, checkpoints."""
+"""Training: the loop, the method interface, schedules, checkpoints."""

@@ -1,8 +1,8 @@
 """The `Method` interface: how a pruning method takes part in training.
 
 The loop (`pipeline/training/loop/fit.py`) owns weights, snapshots, masks, schedules and
-checkpoints. A method says in which phases to train, which optimizer steps, what to add to the loss,
-and how salient each unit is. It never prunes: the pipeline does.
+checkpoints. A method defines the phases, the optimizer, a penalty on the loss and the saliency of
+each unit. It never prunes; the pipeline does.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.units.plan import PruningPlan
 
 
 class Batches(Protocol):
-    """Training batches of epoch 0, as often as somebody asks, and the task's mean loss of one."""
+    """Training batches of epoch 0, repeatable, and the task's mean loss on one."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor: ...
 
 
 class Method(Protocol):
-    """What the loop and the prune stage ask of a pruning method."""
+    """What the loop and the prune stage call on a pruning method."""
 
     granularity: Granularity
     needs_loss: bool
@@ -58,21 +58,20 @@ class Method(Protocol):
 class MethodBase:
     """Defaults: train densely with the recipe's optimizer and schedule, prune nothing.
 
-    Subclasses override the two to six hooks their paper speaks of. Shared science is functions,
-    not a deeper class tree.
+    Subclasses override the hooks that their paper needs. Shared algorithms are functions, not base
+    classes.
     """
 
     granularity = Granularity.UNSTRUCTURED
     needs_loss = False
 
     def extendable(self) -> tuple[str, ...]:
-        """Settings that add phases at the end when they are raised, and change nothing else: the
-        longer training then goes on where the shorter one ended."""
+        """Settings that only add phases at the end when raised. A longer training then resumes
+        where the shorter one ended."""
         return ()
 
     def states(self) -> tuple[str, ...]:
-        """Names of states that `end_epoch` may ask to keep, beside phases and those of the
-        recipe."""
+        """Names of states that `end_epoch` may snapshot, besides phases and those of the recipe."""
         return ()
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
@@ -80,14 +79,14 @@ class MethodBase:
         return (Phase("train", recipe.epochs),)
 
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        """Called once, on the training device, before the first step and again on resume (before
-        the state is loaded): attach gates, move weights into the feasible set, remember `units`.
-        `batches` are training batches of epoch 0 and their loss, for methods that look at data
-        first."""
+        """Called on the training device before the first step, and again on resume before the
+        state is loaded. Attach gates, move weights into the feasible set, store `units`.
+        `batches` are training batches of epoch 0 and their loss, for data-dependent
+        initialisation."""
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
-        """A fresh optimizer for `phase`; anything a step needs besides gradients travels in its
-        param groups, everything it remembers in its `state`."""
+        """A new optimizer for `phase`. Its param groups hold what a step needs besides gradients;
+        its `state` holds what it remembers."""
         return make_optimizer(model, recipe)
 
     def schedule(self, optimizer: Optimizer, phase: Phase, recipe: Recipe) -> Schedule:
@@ -99,34 +98,35 @@ class MethodBase:
         return None
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
-        """May edit gradients; gradient clipping comes after."""
+        """May edit gradients. Gradient clipping follows."""
 
     def after_step(self, model: nn.Module, at: StepContext) -> None:
-        """May edit weights: clamp, project. The loop enforces `plan()` afterwards."""
+        """May edit weights (clamp, project). The loop then enforces `plan()`."""
 
     def replay_key(self, at: StepContext) -> Hashable | None:
-        """What Python decides in the coming step, for `train.cuda_graph`: within an epoch, steps of
-        one key call the same operators with the same numbers on the same tensors, so that one may
-        be replayed for another, without the hooks. None: this step must not be replayed."""
+        """What Python decides in the next step, for `train.cuda_graph`. Within an epoch, steps with
+        equal keys call the same operators with the same numbers on the same tensors, so one may be
+        replayed for another, without the hooks. None: this step must not be replayed."""
         return ()
 
     def replayed(self) -> None:
-        """A step was taken without the hooks: count it, where Python counts steps."""
+        """Called after a replayed step, which skipped the hooks. Update step counts kept in
+        Python."""
 
     def end_epoch(self, model: nn.Module, stats: EpochStats) -> bool:
-        """True ends the phase here. May tighten `plan()`: the loop enforces it at once."""
+        """Return True to end the phase. May tighten `plan()`; the loop enforces it at once."""
         return False
 
     def end_phase(self, model: nn.Module, phase: Phase) -> None:
-        """E.g. tighten a mask: the weights are the trained ones of this phase."""
+        """Called with the trained weights of the phase, e.g. to tighten a mask."""
 
     def plan(self) -> PruningPlan | None:
-        """The masks in force now; the loop multiplies them in."""
+        """The current masks, which the loop applies to the weights."""
         return None
 
     def permanently_zero(self, model: nn.Module) -> PruningPlan | None:
-        """For `train.compact`: a structured plan of the channels that stay zero to the end of the
-        phase, whatever their gradient. Called between epochs."""
+        """For `train.compact`: a structured plan that removes the channels that stay zero until the
+        end of the phase, whatever their gradient. Called between epochs."""
         return None
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ class MethodBase:
         return magnitude(model, units)
 
     def release(self, model: nn.Module) -> None:
-        """Leave a plain model: no hooks, no gates, `requires_grad` as it was."""
+        """Restore a plain model: remove hooks and gates, reset `requires_grad`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume and to compute `saliency` later: a tree of dicts, lists,
@@ -143,5 +143,5 @@ class MethodBase:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`. Always called after `prepare`: parameters, units and devices
-        are known. Tensors of `state` come from a file and may be on another device."""
+        """Inverse of `state_dict`. Always called after `prepare`, when parameters, units and
+        devices are known. Tensors of `state` come from a file and may be on another device."""

@@ -1,4 +1,4 @@
-"""Where a training is: its phases, its epochs, its steps."""
+"""Position within a training: phase, epoch, step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Phase:
         name: "warmup", "half-space", "round-3"; names the artefact of this phase.
         epochs: how many epochs it lasts.
         start_from: which weights it begins with.
-        lr_epoch: epoch of the recipe's learning-rate schedule at which the phase begins; a phase
-            that continues a schedule starts where the one before stopped, a rewound one at k.
-        keep: True = the state at the end of this phase is a named artefact (an IMP level).
+        lr_epoch: epoch of the recipe's learning-rate schedule at which the phase begins. A phase
+            that continues the schedule begins where the previous one stopped; a phase that rewinds
+            to epoch k begins at k.
+        keep: snapshot the state at the end of this phase under its name (an IMP level).
     """
 
     name: str
@@ -38,10 +39,11 @@ class EpochStats:
     Attributes:
         epoch: 0-based epoch within the whole training, over all phases.
         phase_epoch: 0-based epoch within the phase.
-        train: mean training loss and scores of the epoch; `last_loss` is the last batch's.
-        validation: scores on the validation split, empty when there is none.
-        logged: a hook may add its own numbers here; they are tracked as `<method>/<key>`.
-        keep: a hook may ask to keep the state after this epoch, under a name of `Method.states`.
+        train: mean training loss and scores of the epoch; `last_loss` is that of the last batch.
+        validation: scores on the validation split; empty if there is none.
+        logged: numbers that hooks add; they are tracked as `<method>/<key>`.
+        keep: names (of `Method.states`) under which hooks ask to snapshot the state after this
+            epoch.
     """
 
     epoch: int
@@ -52,7 +54,7 @@ class EpochStats:
     keep: list[str] = field(default_factory=list)
 
     def values(self) -> dict[str, float]:
-        """All of it by the names it is tracked under."""
+        """All numbers, by the names they are tracked under."""
         row = {f"train/{k}": v for k, v in self.train.items() if k != "last_loss"}
         row |= {f"validation/{k}": v for k, v in self.validation.items()}
         return row | {k if "/" in k else f"method/{k}": float(v) for k, v in self.logged.items()}
@@ -60,9 +62,9 @@ class EpochStats:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where the loop is; given to the per-step hooks. `step` counts optimizer steps of the whole
-    training, `phase_step` those of the phase, `epoch` epochs of the whole training, all 0-based;
-    `steps_per_epoch` is constant. `loss`: mean task loss of the batch, for methods that say
+    """The loop's position, given to the per-step hooks. `step` counts optimizer steps of the whole
+    training, `phase_step` those of the phase, and `epoch` epochs of the whole training, all from 0.
+    `steps_per_epoch` is constant. `loss` is the mean task loss of the batch, for methods with
     `needs_loss`."""
 
     phase: Phase

@@ -36,10 +36,10 @@ class Strict(BaseModel):
 
 
 class OptimizerConfig(Strict):
-    """Which torch optimizer, and its numbers. `lr` and `weight_decay` hold for all of them.
+    """A torch optimizer and its settings. `lr` and `weight_decay` apply to all of them.
 
-    `fused`: torch's fused kernels: a third of the time where the network is small. Adam and AdamW
-    then round differently, so a training has other bits than without.
+    `fused`: use torch's fused kernels, which take a third of the time on small networks. Adam and
+    AdamW then round differently, so the resulting bits differ.
     """
 
     added_later = ("fused",)
@@ -68,8 +68,8 @@ class ScheduleConfig(Strict):
     `min_lr` at the last epoch); warm_restarts (period `period`, times `period_factor`); cyclic
     (triangular between `min_lr` and lr: `step_up`, `step_down` epochs); plateau (x gamma after
     `patience` epochs without a better validation loss, not below `min_lr`).
-    `lr_warmup` epochs of linear warm-up come first. linear changes at every step: up to lr during
-    `warmup_fraction` of all steps, then down to `min_lr` at the last.
+    The first `lr_warmup` epochs are a linear warm-up. linear changes at every step: up to lr during
+    `warmup_fraction` of all steps, then down to `min_lr` at the last step.
     """
 
     name: Literal[
@@ -97,37 +97,41 @@ class ScheduleConfig(Strict):
 class Recipe(Strict):
     """How a network is trained.
 
-    - `batch_size`: of the whole batch, over all processes.
+    - `batch_size`: examples in the whole batch, over all processes.
     - `mixup`: alpha of the Beta distribution that weighs two images of a blend
       (options/mixup.py); 0 = off. Images only.
     - `precision`: fp32, or bf16 autocast.
     - `clip_norm`: largest gradient norm over all parameters; None = no clipping.
-    - `accumulation`: pieces in which a batch goes through the network; their gradients add up to
-      the same step in less memory.
-    - `rewind_epoch`, `rewind_step`: snapshot the weights after so many epochs, or optimizer steps,
+    - `accumulation`: number of pieces a batch is split into. Their gradients add up to the same
+      step, with less memory.
+    - `rewind_epoch`, `rewind_step`: snapshot the weights after this many epochs or optimizer steps
       as "rewind". A phase that starts from a step inside an epoch first finishes that epoch, at
       that epoch's learning rate.
-    - `checkpoint_steps`: also checkpoint every so many steps inside an epoch; 0 = at its end only.
-    - `sync_batchnorm`: in several processes BatchNorm sees the whole batch, not this process's part
-      of it (GPU only).
+    - `checkpoint_steps`: also checkpoint after every this many steps inside an epoch; 0 = only at
+      the end of an epoch.
+    - `sync_batchnorm`: with several processes, BatchNorm uses the whole batch instead of the
+      process's part (GPU only).
     - `data_seed`: order and augmentation of the batches; None = the seed of the training. Two
       trainings of one seed and two data seeds share their initial weights.
-    - `keep_epochs`: snapshot the states after so many epochs of the whole training as "epoch-<e>".
-    - `keep_best`: snapshot the state of the best validation score as "best", the best until each of
-      `keep_epochs` as "best-<e>", and the best of every kept phase as "best-<phase>".
-    - `cuda_graph`: capture one step as a CUDA graph and replay it (options/cuda_graph.py): the same
-      training, on a GPU that would otherwise wait for Python.
-    - `compact`: compute the passes without channels that the method has made permanently zero
-      (options/compact.py): the same training up to rounding, unless dropout follows them.
-    - `ema_decay`: of an exponential moving average of the weights (options/ema.py); 0 = off. A
-      training snapshots it as "ema" and delivers the weights themselves; a retraining
-      delivers it.
-    - `steps`: length in optimizer steps: the last epoch of the schedule ends there. `epochs` must
-      be the number of epochs that this takes. Every phase that runs to the end of the
-      schedule, such as a round of imp, is cut alike. A retraining counts epochs only.
-    - `evaluate_steps`: also validate every so many optimizer steps of a phase; 0 = off. Snapshot
-      the state of the lowest validation loss as "early-stop", and that of every kept phase as
-      "early-stop-<phase>".
+    - `keep_epochs`: snapshot the states after these numbers of epochs of the whole training as
+      "epoch-<e>".
+    - `keep_best`: snapshot the state with the best validation score as "best", the best of the
+      first e epochs, for each e in `keep_epochs`, as "best-<e>", and the best of every phase that
+      is snapshotted as "best-<phase>".
+    - `cuda_graph`: capture one step as a CUDA graph and replay it (options/cuda_graph.py). The
+      training is the same, and the GPU does not wait for Python.
+    - `compact`: skip permanently zero channels in forward and backward passes
+      (options/compact.py). The training is the same up to rounding, unless dropout follows such
+      channels.
+    - `ema_decay`: decay of an exponential moving average of the weights (options/ema.py); 0 = off.
+      A training snapshots the average as "ema" and delivers the weights themselves; a retraining
+      delivers the average.
+    - `steps`: length in optimizer steps; the last epoch of the schedule ends there. `epochs` must
+      be the number of epochs that this takes. Every phase that runs to the end of the schedule,
+      such as a round of imp, is shortened in the same way. A retraining counts epochs only.
+    - `evaluate_steps`: also validate after every this many optimizer steps of a phase; 0 = off.
+      Snapshot the state with the lowest validation loss as "early-stop", and that of every phase
+      that is snapshotted as "early-stop-<phase>".
     """
 
     added_later = (
@@ -193,8 +197,8 @@ class Recipe(Strict):
         return self
 
     def stretched(self, factor: float) -> Recipe:
-        """`factor` times the epochs, the schedule extended with them: milestones and steps move in
-        proportion, so does the horizon of a cosine; the warm-up stays as long as it is."""
+        """The recipe with `factor` times the epochs. Milestones, step sizes and the horizon of a
+        cosine scale in proportion; the warm-up keeps its length."""
         schedule = self.schedule.model_copy(
             update={
                 "milestones": tuple(round(factor * m) for m in self.schedule.milestones),
@@ -205,10 +209,10 @@ class Recipe(Strict):
         return self.model_copy(update={"epochs": epochs, "schedule": schedule})
 
     def last_epoch_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the last epoch of the schedule: all of them, or as far as `steps`.
+        """Number of optimizer steps in the last epoch of the schedule, which `steps` may shorten.
 
         Raises:
-            ValueError: `steps` does not end in the last epoch; says how many epochs it needs.
+            ValueError: `steps` does not end in the last epoch; says how many epochs are needed.
         """
         if self.steps is None:
             return steps_per_epoch
@@ -221,8 +225,8 @@ class Recipe(Strict):
         return self.steps - (epochs - 1) * steps_per_epoch
 
     def placed(self, steps_per_epoch: int) -> Recipe:
-        """With `rewind_epoch` = the whole epochs before `rewind_step`, for methods, which count
-        epochs: the first epoch after a rewind is then the rest of that one."""
+        """The recipe with `rewind_epoch` = the number of whole epochs before `rewind_step`, since
+        methods count in epochs. The first epoch after a rewind is then the rest of that epoch."""
         if self.rewind_step is None:
             return self
         return self.model_copy(update={"rewind_epoch": self.rewind_step // steps_per_epoch})

@@ -16,8 +16,8 @@ from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
 
 
 class Schedule(Protocol):
-    """A learning-rate schedule: stepped once at the end of every epoch, told before every step how
-    much of the epoch is done."""
+    """A learning-rate schedule. `step` is called at the end of every epoch, `within` before every
+    step with the fraction of the epoch that is done."""
 
     def step(self, stats: EpochStats) -> None: ...
     def within(self, progress: float) -> None: ...
@@ -29,7 +29,7 @@ class EpochSchedule:
     """Learning rate as a pure function of the epoch: `lr = base * factor(epoch)`.
 
     Args:
-        optimizer: its param groups' `lr` at construction are the base rates.
+        optimizer: the `lr` of its param groups at construction are the base rates.
         config: the schedule; any name but "plateau".
         epochs: length of the whole schedule, the horizon of "cosine".
         start_epoch: epoch of the schedule that the first training epoch uses.
@@ -98,7 +98,7 @@ def learning_rate(config: ScheduleConfig, base: float, epoch: int, epochs: int) 
 
 
 def linear_rate(config: ScheduleConfig, base: float, done: float) -> float:
-    """Learning rate when the fraction `done` of all steps is behind."""
+    """Learning rate after the fraction `done` of all steps."""
     warmup = config.warmup_fraction
     if done < warmup:
         return base * done / warmup
@@ -111,7 +111,8 @@ def _cosine(base: float, floor: float, progress: float) -> float:
 
 
 class PlateauSchedule:
-    """Torch's ReduceLROnPlateau on the validation loss (the training loss without a split)."""
+    """Torch's ReduceLROnPlateau on the validation loss, or the training loss if there is no
+    validation split."""
 
     def __init__(self, optimizer: Optimizer, config: ScheduleConfig) -> None:
         self._inner = torch_schedules.ReduceLROnPlateau(
@@ -125,7 +126,7 @@ class PlateauSchedule:
             self._inner.step(loss)
 
     def within(self, progress: float) -> None:
-        """Nothing: it changes between epochs."""
+        """Does nothing: the rate changes between epochs only."""
 
     def state_dict(self) -> dict[str, Any]:
         keys = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
@@ -137,7 +138,7 @@ class PlateauSchedule:
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, start_epoch: int = 0) -> Schedule:
-    """The recipe's schedule over the recipe's epochs, entered at `start_epoch`."""
+    """The recipe's schedule over the recipe's epochs, starting at `start_epoch`."""
     if recipe.schedule.name == "plateau":
         return PlateauSchedule(optimizer, recipe.schedule)
     return EpochSchedule(optimizer, recipe.schedule, recipe.epochs, start_epoch)
@@ -149,7 +150,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def optimizer_over(params: Any, config: OptimizerConfig) -> Optimizer:
-    """A torch optimizer of `config` over parameters or parameter groups."""
+    """The torch optimizer of `config` over parameters or parameter groups."""
     lr, decay = config.lr, config.weight_decay
     how = {"fused": True} if config.fused else {"foreach": True}
     if config.name == "sgd":
@@ -163,7 +164,7 @@ def optimizer_over(params: Any, config: OptimizerConfig) -> Optimizer:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """One group, or two when normalisation, bias and depthwise weights are spared the decay."""
+    """One group, or two if norm, bias and depthwise parameters have no weight decay."""
     live = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if config.decay_norm_and_bias:
         return [{"params": [p for _, p in live]}]

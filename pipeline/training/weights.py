@@ -1,4 +1,4 @@
-"""Weights of a network somebody already has."""
+"""Load weights that were trained elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNor
 
 
 def located(path: str) -> Path:
-    """The file itself; `hf://<owner>/<repository>/<file>` is fetched from the Hugging Face hub."""
+    """The local file. `hf://<owner>/<repository>/<file>` is downloaded from Hugging Face."""
     if not path.startswith(HUB):
         return Path(path)
     from huggingface_hub import hf_hub_download
@@ -31,15 +31,15 @@ def load_weights(
     Args:
         path: safetensors, or a torch checkpoint of tensors (bare, or under "state_dict"/"model").
         sha256: of the file, from params.yaml.
-        prefix: stripped from every key that has it, e.g. "module.".
-        into: a module of `model` that the weights belong to; the rest of the model stays as it is,
-            and what the file has beyond that module (deeper layers, another task's head) is left.
+        prefix: removed from every key that has it, e.g. "module.".
+        into: a module of `model` to load into. The rest of the model is unchanged, and what the
+            file has beyond that module (deeper layers, another task's head) is ignored.
 
     Raises:
-        FileNotFoundError: no such file.
-        DamagedFileError: another checksum, or not a plain checkpoint.
-        ValueError: keys or shapes do not fit the network (lists them), or a tensor is not finite,
-            or complex.
+        FileNotFoundError: the file does not exist.
+        DamagedFileError: wrong checksum, or not a plain checkpoint.
+        ValueError: keys or shapes do not fit the network (lists them), or a tensor is complex or
+            not finite.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file (trainings.<name>.weights.path)")
@@ -68,7 +68,7 @@ def _part(model: nn.Module, name: str) -> nn.Module:
 
 
 def _renamed(key: str) -> str:
-    """Checkpoints of the first BERTs name scale and shift of a LayerNorm otherwise."""
+    """Checkpoints of the first BERTs have other names for scale and shift of a LayerNorm."""
     for old, new in _OLD_NAMES.items():
         if key.endswith(old):
             return key.removesuffix(old) + new
@@ -100,7 +100,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             ) from error
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler fed with other bytes raises whatever it stumbles over
+    except Exception as error:  # unpickling arbitrary bytes can raise any exception
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise DamagedFileError(
             f"{path}: not a checkpoint of plain tensors ({reason[:200]}); expected a state dict "

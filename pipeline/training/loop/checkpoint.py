@@ -1,4 +1,4 @@
-"""Checkpoints, snapshots, seeds: what makes a killed training go on as if nothing had happened."""
+"""Checkpoints, snapshots and seeds, so that a killed training resumes with the same bits."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def seed_everything(seed: int) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 of the canonical JSON of `parts`: equal = a checkpoint may be resumed."""
+    """SHA-256 of the canonical JSON of `parts`. A checkpoint resumes only if it is unchanged."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of torch's generators (CPU and, where there is one, the current GPU)."""
+    """The state of torch's generators: CPU and, if available, the current GPU."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -57,13 +57,13 @@ def restore_rng(state: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Trainings that share `mark` share their first phases: the longer goes on with the shorter."""
+    """Trainings with the same `mark` share their first phases; a longer one extends a shorter."""
 
     mark: str
     phases: int
 
     def extends(self, path: Path) -> bool:
-        """Whether the finished training whose lineage is in that file is a part of this one."""
+        """Whether this training extends the finished one whose lineage is in `path`."""
         if not path.is_file():
             return False
         shorter = Lineage(**read_json(path))
@@ -71,18 +71,18 @@ class Lineage:
 
 
 class CheckpointFolder:
-    """`.checkpoints/<stage>/<key>/`: the last good state of one training, and its snapshots.
+    """`.checkpoints/<stage>/<key>/`: the last good checkpoint of one training, and its snapshots.
 
-    Outside every DVC output, because DVC deletes the outputs of a stage before it runs. A
-    checkpoint with other inputs is set aside (resume.py), never resumed and never deleted. Of a
-    training that ended well (`retire`) only one thing remains: where a longer one of the same
-    `lineage` begins.
+    The folder is outside every DVC output, because DVC deletes the outputs of a stage before it
+    runs. A checkpoint with other inputs is set aside (resume.py), never resumed and never deleted.
+    `retire` removes the checkpoint of a finished training, unless a longer training of the same
+    `lineage` may start from it.
 
     Args:
-        folder: of this training alone.
-        inputs: everything that decides the result: a tree of plain values, by name.
-        writes: False in all processes of a training but the first: they read only.
-        lineage: of a training that further phases may extend.
+        folder: used by this training only.
+        inputs: everything that determines the result, as a tree of plain values by name.
+        writes: True in the first process of a training only; the others read.
+        lineage: set for a training that further phases may extend.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CheckpointFolder:
 
     @property
     def extended(self) -> bool:
-        """The checkpoint is the end of a shorter training, which this one has not left behind."""
+        """Whether the checkpoint is still the end of the shorter training that this one extends."""
         return (self.folder / FINISHED).exists()
 
     @property
@@ -112,10 +112,10 @@ class CheckpointFolder:
         return self.folder / resume.LAST
 
     def save(self, tree: Mapping[str, Any]) -> None:
-        """Write the checkpoint; the one before stands until this one is whole.
+        """Replace the checkpoint atomically.
 
         Raises:
-            OSError: it could not be written; names the file and that the last one is intact.
+            OSError: it could not be written; names the file. The previous checkpoint is intact.
         """
         if not self.writes:
             return
@@ -126,7 +126,7 @@ class CheckpointFolder:
         """The last checkpoint, or None.
 
         Raises:
-            DamagedFileError: it is damaged, or one of its snapshots is gone; names the file and
+            DamagedFileError: it is damaged, or a snapshot is missing; names the file and
                 the way out.
         """
         if not self.last.exists():
@@ -140,7 +140,7 @@ class CheckpointFolder:
         return tree
 
     def snapshot(self, name: str, tree: Any) -> None:
-        """Keep a named state ("init", "rewind", a phase) beside the checkpoint."""
+        """Write a named state ("init", "rewind", a phase) beside the checkpoint."""
         if self.writes:
             self._write(self._snapshot(name), tree)
 
@@ -148,7 +148,7 @@ class CheckpointFolder:
         """The weights of a named state, for `phase` to start from.
 
         Raises:
-            ValueError: it was not kept (yet); says which setting keeps it.
+            ValueError: there is no snapshot of it (yet); says which setting makes one.
         """
         path = self.snapshots().get(name)
         if path is None:
@@ -159,38 +159,38 @@ class CheckpointFolder:
         return dict(load_tree(path)["model"])
 
     def keep_epoch(self, epochs: int, tree: Any) -> None:
-        """Keep the state after so many epochs until `name_epochs` or `drop_epochs`."""
+        """Store the state after `epochs` epochs until `name_epochs` or `drop_epochs`."""
         if self.writes:
             self._write(self._epoch(epochs), tree)
 
     def check_epochs(self, wanted: Collection[int]) -> None:
         """
         Raises:
-            DamagedFileError: the state after one of these epochs is gone.
+            DamagedFileError: the state after one of these epochs is missing.
         """
         for epochs in wanted:
             self._check(self._epoch(epochs))
 
     def drop_epochs(self, wanted: Collection[int]) -> None:
-        """Remove the states of epochs that no name stands for any more. Call it after `save`: the
-        last checkpoint may stand before the epoch that made another one superfluous."""
+        """Remove the states of epochs that no name refers to any more. Call it after `save`: the
+        previous checkpoint may still refer to them."""
         for path in (self.folder / "epochs").glob("*.safetensors") if self.writes else ():
             if int(path.stem) not in wanted:
                 path.unlink()
 
     def name_epochs(self, names: Mapping[str, int]) -> None:
-        """Give the states of epochs their names among the snapshots."""
+        """Add the states of epochs to the snapshots under their names."""
         for name, epochs in names.items():
             self.snapshot(name, load_tree(self._epoch(epochs)) if self.writes else None)
 
     def finish_evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the validation curve on its grid of steps, if there is one."""
+        """Write the scores of `train.evaluate_steps`, if there are any."""
         if rows and self.writes:
             write_json(self.evaluations, list(rows))
 
     @property
     def evaluations(self) -> Path:
-        """The file of the validation curve on its grid of steps."""
+        """The file of the scores of `train.evaluate_steps`."""
         return self.folder / "evaluations.json"
 
     def _epoch(self, epochs: int) -> Path:
@@ -219,13 +219,12 @@ class CheckpointFolder:
             raise OSError(f"{error}; {stands}: free some space and run again") from error
 
     def snapshots(self) -> dict[str, Path]:
-        """All named states kept so far."""
+        """Files of all snapshots so far, by name."""
         return {p.stem: p for p in sorted((self.folder / "snapshots").glob("*.safetensors"))}
 
 
 def retire(folder: Path) -> None:
-    """After a training has ended well: remove its checkpoints, unless further phases may extend
-    it."""
+    """Remove the checkpoints of a finished training, unless further phases may extend it."""
     resume.remind(folder)
     lineage = folder / LINEAGE
     if lineage.is_file():

@@ -1,4 +1,4 @@
-"""The curve of a training, for the record and for the observer."""
+"""The curve of a training: one row per epoch, for the record and the observer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Curve:
         self.observer.metrics({**values, SECONDS: seconds}, epoch=epoch, step=step)
 
     def resume(self, rows: Sequence[Mapping[str, Any]], offset: int, anew: bool) -> None:
-        """Go on behind `rows`, where the observer stood at `offset`.
+        """Continue after `rows`; the observer's events ended at `offset`.
 
         Args:
-            anew: they are of a shorter training, which has a run of its own; this one's observer
-                hears of its epochs for the first time.
+            anew: the rows are those of a shorter training that this one extends. It has a run of
+                its own, so this observer is told all rows again.
         """
         self.rows = [dict(row) for row in rows]
         if anew:

@@ -1,10 +1,9 @@
-"""Several processes on one training: who is who, what they exchange, how they are held together.
+"""Data-parallel training in several processes: roles, collectives, consistency checks.
 
-Every process holds the whole network and steps the same optimizer; each sees its part of every
-global batch. What crosses between them: gradients, once per step; the images of a batch, where it
-is blended; running statistics and the sums of the epoch, once per epoch and checkpoint; what the
-first process alone measures (validation).
-Why not DistributedDataParallel: docs/adr/0009.
+Every process holds the whole network, steps the same optimizer and sees its part of every global
+batch. The processes exchange gradients once per step, the images of a batch for mixup, running
+statistics and the sums of an epoch once per epoch and checkpoint, and the validation scores, which
+the first process measures. docs/adr/0009 says why this is not DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ T = TypeVar("T")
 
 
 class TeamError(RuntimeError):
-    """The processes of a training do not agree, or one of them is gone."""
+    """The processes of a training disagree, or one of them has died."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of one training. Alone (one process) every exchange is the identity.
+    """The processes of one training. With one process every method is the identity.
 
-    With more, a torch.distributed process group must stand, and every method is a collective: all
-    processes call it, in the same order. Properties are not.
+    With several, a torch.distributed process group must exist. Every method is a collective: all
+    processes call it, in the same order. Properties are not collectives.
     """
 
     rank: int = 0
@@ -48,7 +47,7 @@ class Team:
 
     @property
     def alone(self) -> bool:
-        """Whether there is one process only."""
+        """Whether there is only one process."""
         return self.size == 1
 
     @property
@@ -57,12 +56,12 @@ class Team:
         return Part(self.rank, self.size)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Barrier: return once all processes have called this."""
         if not self.alone:
             dist.barrier()
 
     def tell(self, value: T) -> T:
-        """The first process's `value`, everywhere."""
+        """Broadcast: the first process's `value`, in every process."""
         if self.alone:
             return value
         box = [value]
@@ -70,7 +69,7 @@ class Team:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's `value`, by rank."""
+        """The `value` of every process, by rank."""
         if self.alone:
             return [value]
         values: list[Any] = [None] * self.size
@@ -79,7 +78,7 @@ class Team:
 
     @torch.no_grad()
     def mean(self, value: Tensor, weight: int) -> Tensor:
-        """Of everybody's scalar by weight, the same bits everywhere."""
+        """Weighted mean of the scalar `value` over processes, with the same bits in each."""
         if self.alone:
             return value
         pair = torch.stack([value * weight, torch.full_like(value, weight)])
@@ -88,8 +87,7 @@ class Team:
 
     @torch.no_grad()
     def whole(self, own: Tensor, count: int) -> Tensor:
-        """What all processes hold of a batch of `count` examples, in its order; `own` is this
-        process's part of it."""
+        """The whole batch of `count` examples, in order; `own` is this process's part of it."""
         if self.alone:
             return own
         first, end = self.part.of(count)
@@ -101,7 +99,7 @@ class Team:
     def check_same(self, what: Mapping[str, str], when: str) -> None:
         """
         Raises:
-            TeamError: a value of `what` is not the same in all processes; names it.
+            TeamError: a value of `what` differs between processes; names it.
         """
         everybody = self.gather(dict(what))
         for name in what:
@@ -114,8 +112,8 @@ class Team:
 
     @contextmanager
     def own_randomness(self, device: torch.device, *key: int) -> Iterator[None]:
-        """Random numbers of this process alone, a function of (key, rank): dropout differs between
-        the parts of a batch. The global generators, equal everywhere, stay as they are."""
+        """Inside, random numbers depend on (key, rank), so dropout differs between the parts of a
+        batch. Afterwards the global generators, equal in all processes, are restored."""
         if self.alone:
             yield
             return
@@ -129,7 +127,7 @@ class Team:
 
     @torch.no_grad()
     def average_buffers(self, model: nn.Module) -> None:
-        """Make BatchNorm's running statistics, each process's own, their mean."""
+        """Replace BatchNorm's running statistics, which differ by process, by their mean."""
         buffers = [b for b in model.buffers() if b.is_floating_point()]
         if self.alone or not buffers:
             return
@@ -143,12 +141,12 @@ ALONE = Team()
 
 
 class MeanGradients:
-    """Gradients become their mean over the examples of all processes, the same bits everywhere.
+    """Replaces gradients by their mean over the examples of all processes, bit-equal in each.
 
-    They are those of the optimizer's parameters (a gate is no parameter of the model) and of the
-    model's. `weight` makes them sums over the examples of the part; one tensor travels per step:
-    these sums and the number of examples. So parts of unequal size, even empty ones, count as they
-    should, also where backward itself mixes the parts (SyncBatchNorm).
+    Covers the parameters of the optimizer (a gate is not a parameter of the model) and of the
+    model. `weight` turns means into sums over the part's examples. One tensor is all-reduced per
+    step: these sums and the number of examples. So parts of unequal size, even empty ones, are
+    weighted correctly, also where backward itself mixes the parts (SyncBatchNorm).
     """
 
     def __init__(self, team: Team, model: nn.Module, optimizer: Optimizer) -> None:
@@ -159,15 +157,15 @@ class MeanGradients:
         self._live: list[Tensor] | None = None
 
     def weight(self, loss: Tensor, examples: int) -> Tensor | None:
-        """What `loss.backward` is to start from, `loss` being a mean over so many examples."""
+        """The gradient to pass to `loss.backward`, where `loss` is a mean over `examples`."""
         return None if self._team.alone else torch.full_like(loss, examples)
 
     @torch.no_grad()
     def apply(self, examples: int) -> None:
-        """From sums over this part's examples to means over all.
+        """Replace sums over this part's examples by means over all examples.
 
         Raises:
-            TeamError: a parameter has a gradient that had none in the first step.
+            TeamError: a parameter has a gradient now and had none in the first step.
         """
         if self._team.alone:
             return
@@ -189,7 +187,7 @@ class MeanGradients:
         _copy_back(flat[:-1], gradients)
 
     def _with_gradients(self) -> list[Tensor]:
-        """Parameters that have a gradient in any process; this one's part may be empty."""
+        """Parameters that have a gradient in any process; this process's part may be empty."""
         everybody = self._team.gather([p.grad is not None for p in self._every])
         anywhere = [any(column) for column in zip(*everybody, strict=True)]
         return [p for p, live in zip(self._every, anywhere, strict=True) if live]

@@ -1,4 +1,4 @@
-"""The validation curve on a grid of steps, and the state where its loss is lowest.
+"""Validation every `evaluate_steps` optimizer steps, and the state with the lowest loss.
 
 Nothing stops early: the training runs to its end, and the early-stop iteration is found afterwards
 (Frankle & Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 2). The state at that
@@ -16,14 +16,14 @@ EARLY_STOP = "early-stop"
 
 
 def names(evaluate_steps: int, phases: Sequence[Phase]) -> list[str]:
-    """Of the states that a training snapshots: the lowest loss of all, and of every kept phase."""
+    """Names of the early-stop states: the lowest loss of all, and of every phase with `keep`."""
     if not evaluate_steps:
         return []
     return [EARLY_STOP, *(f"{EARLY_STOP}-{p.name}" for p in phases if p.keep)]
 
 
 class Evaluations:
-    """The validation scores every `every` optimizer steps of a phase; none for 0.
+    """Validation scores every `every` optimizer steps of a phase; 0 = never.
 
     Attributes:
         rows: in order; each holds "phase", "phase_step" and "step" (optimizer steps done in the
@@ -35,12 +35,12 @@ class Evaluations:
         self.rows: list[dict[str, Any]] = []
 
     def due(self, phase_step: int) -> bool:
-        """Whether the network is to be evaluated after so many steps of the phase."""
+        """Whether to evaluate the network after `phase_step` steps of the phase."""
         return self.every > 0 and phase_step % self.every == 0
 
     def add(self, row: Mapping[str, Any], phase: Phase) -> list[str]:
-        """Returns the names of the states that this evaluation is the lowest loss of. Of equal
-        losses the first counts."""
+        """Add an evaluation; returns the names of the states for which its loss is the lowest so
+        far. Ties go to the earlier one."""
         before, self.rows = self.rows, [*self.rows, dict(row)]
         loss = row["validation"]["loss"]
         found = [(EARLY_STOP, before)]

@@ -1,4 +1,4 @@
-"""A training whose numbers are no longer finite ends, with a way on."""
+"""Detect a training that diverged, and end it with an error that says how to continue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class DivergedError(RuntimeError):
     def __init__(self, what: str, where: str, last: Path) -> None:
         """
         Args:
-            last: the file of the last good checkpoint, which may not be there yet.
+            last: the file of the last good checkpoint, which may not exist yet.
         """
         good = last if last.exists() else "none (the training began)"
         super().__init__(
@@ -24,6 +24,7 @@ class DivergedError(RuntimeError):
 
 
 def weights_are_finite(model: nn.Module) -> bool:
-    """A finite loss may precede poisoned weights. Waits for the device."""
+    """Check weights as well as losses: a step with a finite loss can produce non-finite weights.
+    Waits for the device."""
     largest = torch.stack([p.detach().abs().max() for p in model.parameters()])
     return bool(torch.isfinite(largest).all())

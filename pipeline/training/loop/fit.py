@@ -17,13 +17,12 @@
             if stop: break
         method.end_phase(phase)                        e.g. tighten the mask
         [the phase's state becomes a named artefact]
-    [so do the states of recipe.keep_epochs, the best ones (keep_best), the average (ema_decay),
-     those of lowest validation loss (evaluate_steps)]
+    [so do the states of recipe.keep_epochs, keep_best, ema_decay and evaluate_steps]
 
 Nothing else in the project steps an optimizer. On one device, a training resumed from any
-checkpoint ends with the same bits as one that was never interrupted: order and augmentation of the
-data depend on (seed, epoch, step) alone, and the checkpoint holds everything else. Each process of
-a `Team` runs this loop on its part of every batch; all hold the same weights.
+checkpoint ends with the same bits as an uninterrupted one: order and augmentation of the data
+depend only on (seed, epoch, step), and the checkpoint holds everything else. Each process of a
+`Team` runs this loop on its part of every batch; all hold the same weights.
 """
 
 from __future__ import annotations
@@ -59,15 +58,15 @@ from pipeline.training.options.ema import EMA, Average
 from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.schedules import Schedule
 
-CHECK_STEPS = 50  # how often to look for a non-finite loss; a check waits for the device
+CHECK_STEPS = 50  # steps between checks for a non-finite loss; a check waits for the device
 
 
 def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str, Any]]:
     """Train `job.model` in place; resume from `folder` if it holds a checkpoint.
 
-    Leaves in `folder.snapshots()`: "init", "rewind", every phase with `keep`, the states that the
-    recipe names (`named_states.names`) and those of the method (`Method.states`), each a tree with
-    "model" and "method" state.
+    Afterwards `folder.snapshots()` has "init", "rewind", every phase with `keep`, the states that
+    the recipe names (`named_states.names`) and those of the method (`Method.states`). Each is a
+    tree with the state of "model" and "method".
 
     Returns:
         The rows of the curve (`Curve`), whose "values" are deterministic numbers by name.
@@ -86,7 +85,7 @@ def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str
 
 
 class _Loop:
-    """The state of a running training; its methods are the lines of the module docstring."""
+    """The state of a running training. Its methods implement the lines of the module docstring."""
 
     def __init__(self, job: Job, folder: CheckpointFolder, observer: Observer) -> None:
         self.job, self.folder = job, folder
@@ -251,7 +250,7 @@ class _Loop:
             self._snapshot(name, early_stop=row)
 
     def _agree(self, when: str) -> None:
-        """TeamError where the processes have come to different plans or weights."""
+        """Raise TeamError if plans or weights differ between processes."""
         if self.team.alone:
             return
         same = {"plan": self.masking.digest, "weights": self.gradients.digest()}

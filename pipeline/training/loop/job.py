@@ -1,4 +1,4 @@
-"""One training, described: what the loop needs and whom it tells."""
+"""The description of one training: the loop's inputs and its observer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pipeline.units.plan import PruningPlan
 
 
 class TrainBatches(Protocol):
-    """Training batches whose order and augmentation depend on (seed, epoch, step) only; `part`
-    says which share of each, for one of several processes."""
+    """Training batches whose order and augmentation depend only on (seed, epoch, step). `part`
+    selects this process's share of each batch."""
 
     def __len__(self) -> int: ...
     def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Any]: ...
 
 
 class FirstEpoch:
-    """The batches of epoch 0, whole, as often as somebody asks, and the task's loss of one."""
+    """Whole batches of epoch 0, repeatable, and the task's loss on one."""
 
     def __init__(self, train: TrainBatches, task: Task) -> None:
         self._train, self._task = train, task
@@ -40,14 +40,14 @@ class FirstEpoch:
         return self._task.loss(model, batch)[0]
 
 
-SECONDS = "system/epoch_seconds"  # among the metrics of an epoch that was trained just now
+SECONDS = "system/epoch_seconds"  # metric of epochs trained by this process, not of resumed ones
 
 
 class Observer(Protocol):
-    """Who is told what happens. Never slows or stops the training.
+    """Receives the events of a training. Never slows or stops it.
 
-    `begin`: start, or resume behind what was told before `offset`; True: that is lost, so it begins
-    anew and must be told again.
+    `begin`: start, or resume after the events before `offset`. Returns True if those are lost; all
+    events must then be sent again.
     """
 
     def metrics(self, values: Mapping[str, float], *, epoch: int, step: int) -> None: ...
@@ -56,7 +56,7 @@ class Observer(Protocol):
 
 
 class Silent:
-    """The observer of a process that is not the first: says nothing."""
+    """The observer of every process except the first: ignores all events."""
 
     def metrics(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
         pass
@@ -71,13 +71,13 @@ class Silent:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what, on what, how.
+    """One training: network, data, method, recipe.
 
     Attributes:
-        fresh: freshly initialised weights for a phase (its number) that starts at "random"; other
-            ones for every phase, or the second would be rewound to where its mask was found.
+        fresh: freshly initialised weights for a phase (by number) that starts at "random". They
+            differ by phase; otherwise a phase would restart from the weights its mask comes from.
         keep: a plan enforced throughout when the method has none (fine-tuning a masked network).
-        team: the processes that share the work; each has a job of its own.
+        team: the processes that share the training; each has its own job.
     """
 
     model: nn.Module

@@ -1,4 +1,4 @@
-"""A last batch of one example, which BatchNorm may be unable to normalise."""
+"""Refuse a last batch of one example where BatchNorm cannot normalise it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class _OneValueError(Exception):
 def require_normalisable(
     model: nn.Module, shape: Sequence[int], examples: int, batch_size: int
 ) -> None:
-    """Refuse, before any work, a training that would end its first epoch in BatchNorm's error.
+    """Refuse, before any work, a training whose first epoch would end in BatchNorm's error.
 
-    A batch of one example is harmless where a BatchNorm still sees several pixels of it, so the
-    network itself is asked, in a copy.
+    One example is enough for a BatchNorm that sees several pixels of it, so the check runs a copy
+    of the network.
 
     Args:
-        shape: of one example.
+        shape: shape of one example.
 
     Raises:
         ValueError: the last batch has one example and a BatchNorm sees one value per channel.

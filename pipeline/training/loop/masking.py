@@ -1,4 +1,4 @@
-"""The plan in force, multiplied into the weights of a training and of their average."""
+"""Enforce the current plan: mask the weights of a training and of their average."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipeline.units.plan import PruningPlan
 
 
 class Masking:
-    """Enforces the method's plan, or else the job's, on every network of `models`.
+    """Enforces a plan on every network of `models`: the method's or, if it has none, the job's.
 
-    Compiled again only when the plan changes.
+    The masks are rebuilt only when the plan changes.
     """
 
     def __init__(self, job: Job) -> None:
@@ -23,12 +23,12 @@ class Masking:
 
     @property
     def plan(self) -> PruningPlan | None:
-        """The plan in force now."""
+        """The current plan."""
         return self.job.method.plan() or self.job.keep
 
     @property
     def digest(self) -> str:
-        """Digest of the plan in force, "none" without one."""
+        """Digest of the current plan; "none" if there is none."""
         plan = self.plan
         return "none" if plan is None else plan.digest()
 

@@ -1,6 +1,6 @@
 """Named states: after chosen epochs, the best by validation score, the average.
 
-Which state a name refers to follows from the curve and the recipe alone, so a resumed training
+The curve and the recipe alone determine which state a name refers to, so a resumed training
 names the same states. An epoch is stored once, however many names it has.
 """
 
@@ -19,8 +19,8 @@ Curve = Sequence[Mapping[str, Any]]
 
 
 def names(recipe: Recipe, phases: Sequence[Phase]) -> list[str]:
-    """Names of the states that a training may snapshot besides its phases. One whose phases stop
-    early has fewer."""
+    """Names of the states that a training may snapshot besides its phases. If phases stop early,
+    there are fewer."""
     found = [f"epoch-{e}" for e in recipe.keep_epochs]
     if recipe.keep_best:
         found += [BEST, *(f"{BEST}-{e}" for e in recipe.keep_epochs)]
@@ -33,10 +33,10 @@ def check(recipe: Recipe, phases: Sequence[Phase], validated: bool) -> None:
     """Refuse, before any work, a recipe that names a state this training cannot have.
 
     Args:
-        validated: there is a validation split.
+        validated: whether there is a validation split.
 
     Raises:
-        ValueError: begins with the key of the recipe.
+        ValueError: the message begins with the key of the recipe.
     """
     epochs = sum(p.epochs for p in phases)
     beyond = [e for e in recipe.keep_epochs if e > epochs]
@@ -53,7 +53,7 @@ def check(recipe: Recipe, phases: Sequence[Phase], validated: bool) -> None:
 
 
 def kept(recipe: Recipe, phases: Sequence[Phase], curve: Curve, score: str) -> dict[str, int]:
-    """Epochs trained before each named state, given the curve so far.
+    """The number of epochs before each named state, given the curve so far.
 
     Args:
         score: the value of the curve that "best" maximises; ties go to the earliest epoch.
@@ -70,7 +70,7 @@ def kept(recipe: Recipe, phases: Sequence[Phase], curve: Curve, score: str) -> d
 def _candidates(
     recipe: Recipe, phases: Sequence[Phase], curve: Curve
 ) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """For each name of a best state, the rows among which it is chosen."""
+    """For each best state, its name and the rows it is chosen from."""
     yield BEST, list(curve)
     for epochs in recipe.keep_epochs:
         yield f"{BEST}-{epochs}", list(curve[:epochs]) if epochs <= len(curve) else []

@@ -1,4 +1,4 @@
-"""The gradients of one batch, whole or in pieces, in one process or in several."""
+"""Forward and backward passes of one batch, whole or in pieces, in one or several processes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pipeline.training.tasks.task import parts
 
 
 class Backward:
-    """Forward and backward of `job` through `forward`, the model itself or compiled."""
+    """Forward and backward passes of `job` through `forward`: the model or its compiled form."""
 
     def __init__(self, job: Job, forward: nn.Module) -> None:
         self.job, self.forward = job, forward
 
     def blended(self, batch: Any, step: int, at: int) -> Any:
-        """The batch, blended if the recipe asks for mixup.
+        """The batch, blended if the recipe has mixup.
 
         Args:
-            step: optimizer steps done in the whole training.
-            at: optimizer steps done in this epoch.
+            step: optimizer steps so far in the whole training.
+            at: optimizer steps so far in this epoch.
         """
         job = self.job
         if not job.recipe.mixup:
@@ -37,11 +37,11 @@ class Backward:
     def batch(
         self, batch: Any, step: int, gradients: MeanGradients
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the gradients of the whole batch, of which this process sees a part, possibly
-        none. Returns the part's mean loss and sums.
+        """Compute the gradients of the whole batch. This process sees a part, which may be empty.
+        Returns the part's mean loss and sums.
 
         Raises:
-            TeamError: this process's part is empty, and the others would wait for its statistics.
+            TeamError: the part is empty, and the other processes would wait for its statistics.
         """
         job = self.job
         size = job.task.size(batch)
@@ -59,8 +59,8 @@ class Backward:
         return found
 
     def _count(self, own: int, at: int) -> int:
-        """Examples of the whole batch at step `at` of the epoch. Only the last batch may be small,
-        so the processes exchange sizes only there."""
+        """Number of examples in the whole batch at step `at` of the epoch. Only the last batch may
+        be small, so processes exchange sizes only there."""
         if self.job.team.alone:
             return own
         last = at + 1 == len(self.job.train)
@@ -69,8 +69,8 @@ class Backward:
     def _pieces(
         self, pieces: list[Any], size: int, gradients: MeanGradients
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the gradients of the pieces, the penalty with the first; the batch's loss and
-        sums."""
+        """Add up the gradients of the pieces, and of the penalty once. Returns loss and sums of the
+        batch."""
         job = self.job
         total, sums = None, dict[str, Tensor]()
         for number, piece in enumerate(pieces):
@@ -95,8 +95,8 @@ class Backward:
         return nullcontext()
 
     def validate(self) -> dict[str, float]:
-        """Scores on the validation split, {} without one. The first process measures, the others
-        wait."""
+        """Scores on the validation split; {} without one. The first process measures while the
+        others wait."""
         job = self.job
         if job.validation is None:
             return {}

@@ -1,13 +1,13 @@
-"""Which checkpoint a training may go on with.
+"""Decide whether a training may resume from a checkpoint.
 
-Everything that decides a result is written beside its checkpoint, by name. A checkpoint whose
-inputs are not those of now is never deleted: it is renamed, and the log says what changed. Put the
-inputs back and the next run picks it up again. A change of code or device that you know to be
-harmless can be accepted:
+Everything that determines a result is stored beside its checkpoint, by name. If an input changes,
+the checkpoint is renamed, not deleted, and the log says what changed. Restore the inputs, and the
+next run resumes from it. A change of code or device that you know to be harmless can be accepted:
 
     ESPALIER_RESUME=.checkpoints/train/a.set-aside-1 dvc repro train@a
 
-A changed setting cannot: the record would state a value that part of the training did not have.
+A changed setting cannot be accepted: the record would state a value that did not hold for part of
+the training.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Any
 from pipeline.files import DamagedFileError, read_json, write_json
 
 INPUTS, LAST, VARIABLE = "inputs.json", "last.safetensors", "ESPALIER_RESUME"
-CODE, DEVICE = "code", "device"  # the inputs that no record states
-_SHOWN = 8  # changes named in a message
+CODE, DEVICE = "code", "device"  # the inputs that no record holds
+_SHOWN = 8  # changes listed in a message
 log = logging.getLogger("espalier")
 
 
 def claim(folder: Path, inputs: Any) -> None:
-    """Leave in `folder` the checkpoint of a training with these inputs, or nothing.
+    """Make `folder` hold a checkpoint with these inputs, or no checkpoint.
 
     Args:
         inputs: a tree of plain values, by name; code digests under "code".
 
     Raises:
-        ValueError: ESPALIER_RESUME names a checkpoint of this training that it cannot go on with.
+        ValueError: ESPALIER_RESUME names a checkpoint of this training that cannot be resumed.
     """
     wanted = _flat(inputs)
     chosen = _chosen(folder)
@@ -54,24 +54,24 @@ def claim(folder: Path, inputs: Any) -> None:
 
 
 def write_inputs(folder: Path, inputs: Any) -> None:
-    """Beside the checkpoint that follows."""
+    """Store the inputs beside the checkpoint, before it is written."""
     write_json(folder / INPUTS, _flat(inputs))
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of a write that was killed. Nobody else may be writing there."""
+    """Remove temporary files of a killed write. No other process may be writing there."""
     for left in folder.rglob(".*.tmp"):
         left.unlink(missing_ok=True)
 
 
 def remind(folder: Path) -> None:
-    """After a training has ended well: say which checkpoints are set aside."""
+    """After a training has finished: log which checkpoints are set aside."""
     if kept := list(_aside(folder)):
         log.info("set aside earlier, delete if not needed: %s", ", ".join(map(str, kept)))
 
 
 def _flat(node: Any, name: str = "") -> dict[str, str]:
-    """Every leaf as JSON, by its dotted name."""
+    """Every leaf as JSON, by dotted name."""
     if not isinstance(node, Mapping):
         return {name: json.dumps(node, sort_keys=True, default=str)}
     parts = [_flat(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()]
@@ -79,7 +79,7 @@ def _flat(node: Any, name: str = "") -> dict[str, str]:
 
 
 def _read(folder: Path) -> dict[str, str] | None:
-    """The inputs of the checkpoint in `folder`; None: unknown."""
+    """The inputs of the checkpoint in `folder`; None if unknown."""
     try:
         found = read_json(folder / INPUTS)
     except (DamagedFileError, OSError):
@@ -93,7 +93,7 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 
 def _chosen(folder: Path) -> Path | None:
-    """What ESPALIER_RESUME names, if that is a checkpoint of this training."""
+    """The checkpoint that ESPALIER_RESUME names, if it belongs to this training."""
     named = os.environ.get(VARIABLE)
     if not named:
         return None
@@ -120,7 +120,7 @@ def _accept(chosen: Path, folder: Path, wanted: Mapping[str, str]) -> None:
 
 
 def _set_aside(folder: Path, wanted: Mapping[str, str]) -> None:
-    """Rename a checkpoint that is not this training's; remove a folder that has none."""
+    """Rename a checkpoint with other inputs; remove a folder without one."""
     if not (folder / LAST).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -142,7 +142,7 @@ def _set_aside(folder: Path, wanted: Mapping[str, str]) -> None:
 
 
 def _words(before: Mapping[str, str], wanted: Mapping[str, str], names: list[str]) -> str:
-    """At most `_SHOWN` changes, settings with both values."""
+    """At most `_SHOWN` changes; settings with old and new value."""
     first = sorted(names, key=lambda name: name.startswith(f"{CODE}."))[:_SHOWN]
     told = [
         name.removeprefix(f"{CODE}.")

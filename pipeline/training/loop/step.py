@@ -1,4 +1,4 @@
-"""One optimizer step: gradients, hooks, optimizer, masks; everything a step does on the device."""
+"""One optimizer step: gradients, hooks, optimizer, masks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.training.loop.passes import Backward
 from pipeline.training.phases import StepContext
 
 Found = tuple[Tensor, Mapping[str, Tensor]]
-"""Mean task loss of this process's part of the batch, and sums over its examples."""
+"""Mean task loss of this process's part of the batch, and score sums over its examples."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The steps of one phase. A call takes one step; the loop counts it and sums its results."""
+    """The steps of one phase. A call takes one step; the loop counts steps and sums results."""
 
     job: Job
     passes: Backward

@@ -1,4 +1,4 @@
-"""Running sums of one epoch, which stay on the device until somebody must read them."""
+"""Running sums of one epoch, which stay on the device until they are read."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _Step = tuple[Tensor, Mapping[str, Tensor], int, int]  # loss, sums, examples, s
 
 @dataclass
 class Totals:
-    """Sums over the epoch so far, in double precision and in the order of the steps, so that they
-    do not depend on when they are read.
+    """Sums over the epoch so far, in double precision and in the order of the steps. They do not
+    depend on when they are read.
 
-    `add` costs nothing on the device; everything else waits for it.
+    `add` launches nothing on the device; all other methods wait for the device.
 
     Attributes:
-        loss: sum of the losses of all examples; `last`: mean loss of the last batch, of
-            `last_count` examples.
-        bad_step: the first step whose loss is not finite, -1 when there is none.
-        sums: of the task's scores, by name.
+        loss: sum of the losses of all examples. `last` is the mean loss of the last batch, which
+            has `last_count` examples.
+        bad_step: the first step with a non-finite loss; -1 if there is none.
+        sums: sums of the task's scores, by name.
     """
 
     loss: float = 0.0
@@ -38,13 +38,13 @@ class Totals:
     _unread: list[_Step] = field(default_factory=list)
 
     def add(self, loss: Tensor, sums: Mapping[str, Tensor], size: int, step: int) -> None:
-        """A step; its tensors must not change afterwards."""
+        """Add a step. The caller must not change its tensors afterwards."""
         self._unread.append((loss, sums, size, step))
         self.count += size
         self.last_count = size
 
     def read(self) -> Totals:
-        """Add up what has not been read yet; returns itself."""
+        """Add up what has not been read yet; returns self."""
         steps, self._unread = self._unread, []
         if not steps:
             return self
@@ -61,12 +61,12 @@ class Totals:
         return self
 
     def first_bad_step(self, team: Team) -> int:
-        """Over all processes; -1 when there is none."""
+        """The first bad step of all processes; -1 if there is none."""
         steps = team.gather(self.read().bad_step)
         return min((step for step in steps if step >= 0), default=-1)
 
     def over(self, team: Team) -> Totals:
-        """Of all processes together: the same everywhere. Alone, these totals."""
+        """Totals over all processes, the same in each; self if there is only one."""
         self.read()
         if team.alone:
             return self
@@ -84,7 +84,7 @@ class Totals:
         )
 
     def means(self) -> dict[str, float]:
-        """Of what has been read: mean losses, scores in percent."""
+        """Means over what has been read: losses, and scores in percent."""
         scores = {k: 100.0 * v / self.count for k, v in self.sums.items()}
         return {"loss": self.loss / self.count, "last_loss": self.last, **scores}
 

@@ -1,13 +1,13 @@
-"""`train.compact`: compute the passes without channels that are permanently zero.
+"""`train.compact`: run forward and backward passes without permanently zero channels.
 
-HSPG, DHSPG and HESSO zero a channel long before the training ends. With this option the passes run
-through a smaller network whose weights are selected from the full ones in every pass; gradients are
-scattered back and zero elsewhere. Optimizer, hooks, masks, checkpoints and plans see the full
-network. ADR 0010 has the measured gain.
+HSPG, DHSPG and HESSO zero channels long before the training ends. With this option the passes run
+through a smaller network. Each pass gathers its weights from the full ones; gradients are scattered
+back, zero elsewhere. Optimizer, hooks, masks, checkpoints and plans see the full network. ADR 0010
+has the measured gain.
 
-A removed channel gets no gradient and its running statistics are not updated. No output changes.
-But unless an activation that is flat at zero, like ReLU, follows, the bias of such a channel would
-have a gradient, and `clip_norm` would count it.
+No output changes. A removed channel gets no gradient, and its running statistics are not updated.
+In the full network its bias has a gradient, which `clip_norm` counts, unless an activation that is
+flat at zero, like ReLU, follows.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
 
-WORTH = 0.05  # smallest fraction of removed channels that is worth a smaller network
+WORTH = 0.05  # smallest fraction of channels to remove that justifies a smaller network
 
 Places = Mapping[int, Tensor]
 """dimension -> its remaining positions."""
 
 
 class Compact(nn.Module):
-    """The passes of `model`, without the channels that `remove` names.
+    """Runs `model` without the channels given to `remove`.
 
     Attributes:
-        plan: the channels removed now; None = none.
+        plan: the channels removed at present; None = none.
     """
 
     def __init__(self, model: nn.Module, units: Units) -> None:
@@ -47,14 +47,14 @@ class Compact(nn.Module):
         self._places: dict[int, Places] = {}  # by identity of the full network's tensors
 
     def remove(self, plan: PruningPlan | None) -> None:
-        """Compute only what `plan` keeps from now on; what it removes must be permanently zero. A
+        """From now on compute only what `plan` keeps. What it removes must be permanently zero. A
         group that would lose all its channels retains one."""
         if plan is None or plan.sparsity < WORTH:
             self.plan = self.small = None
             return
         if self.plan is not None and plan.digest() == self.plan.digest():
             return
-        # RMS norms would need other weights than those that are trained: their streams stay whole.
+        # A smaller RMS norm would need rescaled weights, so groups that pass one are not shrunk.
         scaled = {name for norm in self.units.norms for name in norm.share.per_unit}
         removed = {n: m for n, m in removals(plan, self.units).items() if n not in scaled}
         masks = with_one_left(removed)
@@ -68,7 +68,7 @@ class Compact(nn.Module):
         self.plan = plan
 
     def held(self) -> dict[str, Any]:
-        """State for a checkpoint: inside an epoch more channels may be zero than are removed."""
+        """State for a checkpoint. Inside an epoch more channels may be zero than are removed."""
         return {} if self.plan is None else {"compact": dict(self.plan.keep)}
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ class Compact(nn.Module):
         picked = {name: self._pick(x) for name, x in full.items()}
         result = functional_call(self.small, picked, args, kwargs)
         for name, buffer in buffers.items():
-            if self.model.training and id(buffer) in self._places:  # updated running statistics
+            if self.model.training and id(buffer) in self._places:  # running statistics
                 _put(buffer, self._places[id(buffer)], picked[name])
         return result
 

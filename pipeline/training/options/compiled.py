@@ -1,9 +1,9 @@
-"""`train.compile`: the network's passes by torch.compile.
+"""`train.compile`: run the network's passes through torch.compile.
 
-Only the passes are compiled; weights, masks, checkpoints and artefacts are those of the network
-itself. A compiled training draws the same random numbers as one that is not and agrees with it up
-to rounding; resumed, it agrees with itself to the bit, because a graph depends on the shape of its
-batch alone, not on what this process has seen before.
+Only the passes are compiled. Weights, masks, checkpoints and artefacts are those of the network
+itself. A compiled training draws the same random numbers as an eager one and agrees with it up to
+rounding. A resumed one ends with the same bits, because a compiled graph depends only on the shape
+of its batch, not on earlier batches.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ HOW: dict[str, Any] = {"backend": "inductor", "options": {"fallback_random": Tru
 
 
 class CompileError(RuntimeError):
-    """`train.compile: true` where torch.compile has nothing to compile with."""
+    """`train.compile: true` on a machine without a compiler that torch.compile can use."""
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse `compile: true` before any work where there is no compiler.
+    """Refuse `compile: true` before any work if there is no compiler.
 
     Raises:
         CompileError: says what is missing for `device`, and the two ways out.
@@ -41,7 +41,8 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _missing_for_cpu() -> str | None:
-    """The missing part that inductor's search (CXX, else g++, clang++ on a Mac) would need."""
+    """What inductor would not find: a C++ compiler (CXX, else g++, or clang++ on macOS) or Python's
+    headers. None if both are there."""
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler.split()[0]) is None:
         return f"a C++ compiler and there is no {compiler!r} on the PATH (CXX names another)"
@@ -56,11 +57,11 @@ def _missing_for_gpu() -> str | None:
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """`model` with forward and backward passes that are compiled at first use.
+    """`model` with forward and backward passes compiled at first use.
 
-    One graph per mode (training, evaluation) and batch shape; the last batch of a split has its
-    own. Graphs of earlier trainings in this process are dropped, because torch stores eight per
-    forward method and would run later ones uncompiled.
+    There is one graph per mode (training, evaluation) and batch shape, so a small last batch has
+    its own. Graphs of earlier trainings in this process are discarded, because torch stores at most
+    eight per forward method and runs later ones uncompiled.
     """
     torch.compiler.reset()
     return torch.compile(model, dynamic=False, **HOW)  # type: ignore[no-any-return]

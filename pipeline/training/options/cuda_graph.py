@@ -1,16 +1,16 @@
 """`train.cuda_graph`: capture one step as a CUDA graph and replay it.
 
 A CUDA graph holds what one step did on the device: kernels, addresses and the numbers that Python
-passed. A replay takes the next step from the present contents of its tensors. That is the right
-step as long as Python would do the same, so the graph is captured again when any of these changes:
+passed. A replay repeats this on the current contents of the same tensors. It is correct only as
+long as Python would do the same, so the step is captured again when any of these changes:
 
     the epoch             hooks between epochs may change any number
     learning rates, shapes and dtypes of the batch, the plan in force
     `Method.replay_key`   whatever else the method decides; None = do not replay this step
 
-The first two steps of each kind run eagerly: they allocate moments and buffers. So does a short
-last batch. Batches are copied into fixed tensors; random numbers are drawn as usual. The sums of
-the loss, the average of the weights and the loop's counters stay outside the graph.
+The first two steps of each kind run eagerly, since they allocate moments and buffers. A small last
+batch also runs eagerly. Batches are copied into fixed tensors; random numbers are drawn as usual.
+Loss sums, the average of the weights and the loop's counters stay outside the graph.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from pipeline.training.phases import StepContext
 WARM = 2  # eager steps of a kind before one is captured
 
 Captured = tuple[Callable[[], None], Found]
-"""Replays the step; its results, in tensors that every replay overwrites."""
+"""Replays the step and returns its results, in tensors that every replay overwrites."""
 
 
 class ReplayError(RuntimeError):
-    """`train.cuda_graph: true` where steps cannot be replayed."""
+    """`train.cuda_graph: true` for a training whose steps cannot be captured."""
 
 
 def check_replay(job: Job) -> None:
-    """Refuse `cuda_graph: true` before any work where it cannot be done.
+    """Refuse `cuda_graph: true` before any work if it is not possible.
 
     Raises:
-        ReplayError: no GPU, or several processes; says the way out.
+        ReplayError: no GPU, or several processes; says what to change.
     """
     if not job.recipe.cuda_graph:
         return
@@ -61,7 +61,7 @@ def captured_on_gpu(work: Callable[[], Found]) -> Captured:
     """Capture `work` without executing it. The current stream must not be the default one.
 
     Raises:
-        ReplayError: it does something that a graph cannot capture.
+        ReplayError: `work` does something that a graph cannot capture.
     """
     graph = torch.cuda.CUDAGraph()
     try:
@@ -76,7 +76,7 @@ def captured_on_gpu(work: Callable[[], Found]) -> Captured:
 
 
 def own_stream(job: Job) -> AbstractContextManager[None]:
-    """Capturing needs a stream that is not the default, so the whole training runs on one."""
+    """Run the training on a stream of its own: the default stream cannot be captured."""
     on_gpu = job.recipe.cuda_graph and job.device.type == "cuda"
     return _beside_default() if on_gpu else nullcontext()
 
@@ -86,7 +86,7 @@ def _beside_default() -> Iterator[None]:
     before, own = torch.cuda.current_stream(), torch.cuda.Stream()
     own.wait_stream(before)
     with torch.cuda.stream(own), warnings.catch_warnings():
-        # The eager steps in between are intended.
+        # Eager steps between replays are intended.
         warnings.filterwarnings("ignore", message="This instance was constructed with capturable")
         yield
     before.wait_stream(own)
@@ -113,7 +113,7 @@ class Replay:
         self._in_a_row = 0  # steps of this kind
         self._graph: _Graph | None = None
         for group in step.optimizer.param_groups:
-            if "capturable" in group:  # Adam and its variants then count their steps on the device
+            if "capturable" in group:  # Adam and its variants then count steps on the device
                 group["capturable"] = True
 
     def __call__(self, batch: Any, at: StepContext) -> Found:
@@ -139,7 +139,7 @@ class Replay:
         return loss.clone(), {name: value.clone() for name, value in sums.items()}
 
     def _new(self, kind: Hashable, batch: Any, at: StepContext) -> _Graph:
-        """The hooks run once during the capture, which counts for the replay that follows it."""
+        """Capture a step. Its hooks run once, for the replay that follows."""
         self.step.optimizer.zero_grad(set_to_none=True)  # must not be freed during the capture
         kept = tuple(tensor.clone() for tensor in batch)
         replay, found = self.capture(lambda: self.step(kept, at))

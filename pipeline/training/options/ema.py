@@ -1,13 +1,13 @@
-"""The exponential moving average of a network's weights, beside the training.
+"""Exponential moving average of a network's weights.
 
     average <- d average + (1 - d) weights        after every optimizer step
 
-of parameters and floating buffers (BatchNorm's statistics); integers are copied. The decay warms
-up as in TensorFlow's `ExponentialMovingAverage(num_updates)`: after t updates d is
+This covers parameters and floating buffers (BatchNorm's statistics); integer buffers are copied.
+The decay warms up as in TensorFlow's `ExponentialMovingAverage(num_updates)`: after t updates d is
 
     min(decay, (1 + t) / (10 + t))
 
-so the average of a short training has forgotten the weights it began with.
+so that the initial weights lose their influence even in a short training.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ EMA = "ema"
 
 
 def warmed_up(decay: float, updates: int) -> float:
-    """The decay in force after so many updates."""
+    """The decay d after `updates` updates."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
 class Average:
-    """The average of one network's weights, itself a network; empty for a decay of 0.
+    """A second network that holds the average of one network's weights. Does nothing at decay 0.
 
-    Create it from the network as it is trained, hooks included. An update costs two multi-tensor
-    kernels and never waits for the device.
+    Create it from the network as trained, hooks included. An update costs two multi-tensor kernels
+    and never waits for the device.
 
     Attributes:
         model: the network that holds the average; None for a decay of 0.
@@ -51,7 +51,7 @@ class Average:
         self.model = copy.deepcopy(model).requires_grad_(False)
         live, seen = model.state_dict(keep_vars=True), set()
         for name, own in self.model.state_dict(keep_vars=True).items():
-            if isinstance(own, Tensor) and id(own) not in seen:  # a tied weight moves once
+            if isinstance(own, Tensor) and id(own) not in seen:  # update a tied weight once
                 seen.add(id(own))
                 pairs = self._floats if own.is_floating_point() else self._others
                 pairs[0].append(own)
@@ -76,19 +76,19 @@ class Average:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Start again from the current weights, which were replaced, not trained."""
+        """Start again from the current weights. Call it after the weights were replaced."""
         for own, live in (self._floats, self._others):
             if own:
                 torch._foreach_copy_(own, live)
         self.updates = 0
 
     def scores(self, job: Job) -> dict[str, float]:
-        """Validation scores of the average, as "ema/<score>"; a collective of the job's team."""
+        """Validation scores of the average, as "ema/<score>". A collective of the job's team."""
         found = {} if self.model is None else Backward(job, self.model).validate()
         return {f"{EMA}/{name}": value for name, value in found.items()}
 
     def digest(self) -> dict[str, str]:
-        """Digest of the average by its name; {} without one."""
+        """Digest of the average, by name; {} without an average."""
         if self.model is None:
             return {}
         return {EMA: tensors_sha256(self.model.state_dict())}

@@ -2,8 +2,8 @@
 
     x = w x_i + (1 - w) x_j        loss = w L(f(x), y_i) + (1 - w) L(f(x), y_j)
 
-One w ~ Beta(alpha, alpha) per batch; the partners j are a permutation of the batch, as in the
-authors' program. The loss is the task's, label smoothing included: it is linear in the labels.
+There is one w ~ Beta(alpha, alpha) per batch, and the partners j are a permutation of the batch, as
+in the authors' program. L is the task's loss, with label smoothing, which is linear in the labels.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def mixed(
 ) -> MixedBatch:
     """Blended images, labels, the partners' labels, and w once per example.
 
-    A function of (seed, step) and the batch: a resumed training mixes as it would have. Several
-    processes, each with its part of the batch, show each other their images, so the blends are
-    those of one process.
+    The result depends only on (seed, step) and the batch, so a resumed training draws the same
+    blends. Several processes exchange the images of their parts, so that their blends equal those
+    of one process.
 
     Args:
-        count: examples of the whole batch; None: the team is one process.
+        count: number of examples in the whole batch; None if the team is one process.
     """
     images, labels = batch
     count = len(labels) if count is None else count

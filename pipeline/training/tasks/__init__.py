@@ -1,1 +1,1 @@
-"""What a network is for: losses and scores."""
+"""Tasks: losses and scores."""

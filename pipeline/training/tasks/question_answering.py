@@ -1,5 +1,5 @@
-"""Extractive question answering: the answer is a span of the context, and logits say where it
-begins and where it ends.
+"""Extractive question answering: the answer is a span of the context, given by the logits of its
+start and end.
 
 A network maps inputs [B, 3, T] (token ids, attention mask, token types) to logits [B, 2, T].
 """
@@ -76,7 +76,7 @@ class QuestionAnswering:
 
 
 def _masked(logits: Tensor, inputs: Tensor) -> Tensor:
-    """float32 logits, those of padding as small as can be."""
+    """float32 logits; those of padding have the smallest finite value."""
     padding = inputs[:, MASK, None] == 0
     return logits.float().masked_fill(padding, torch.finfo(torch.float32).min)
 
@@ -86,13 +86,13 @@ def _inside(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def _counted(target: Tensor, logits: Tensor) -> Tensor:
-    """Number of starts and ends that count, in pairs."""
+    """Number of starts and ends that count, divided by two."""
     return (_inside(target, logits).sum() / 2).clamp(min=0.5)
 
 
 def span_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Half the cross entropies of start and end [B, 2] each; 0 where the target is outside the
-    window. Smoothing is over the tokens that are no padding."""
+    """Half the cross entropies of start and end, [B, 2]; 0 where the target is outside the window.
+    Label smoothing is over the tokens that are not padding."""
     inside = _inside(target, logits)
     log = F.log_softmax(logits, dim=2)
     there = target.clamp(0, logits.shape[2] - 1)
@@ -106,11 +106,11 @@ def span_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
 
 @dataclass
 class Answers:
-    """The best span of every question so far, over all windows of it.
+    """The best span of every question so far, over all its windows.
 
-    Of each window the `n_best` likeliest starts and ends are combined, as in the program of BERT's
-    authors; a span counts if it lies in the context, is no longer than `max_answer`, and begins
-    where no other window sees more around it. Of equally good ones the first counts.
+    The `n_best` most likely starts and ends of each window are combined, as in the program of
+    BERT's authors. A span counts if it lies in the context, is at most `max_answer` tokens long,
+    and begins at a token for which no other window has more context. Ties go to the first.
     """
 
     split: QuestionSplit
@@ -141,7 +141,7 @@ class Answers:
             self._found[question] = (value, int(first), int(last))
 
     def texts(self) -> list[str]:
-        """One answer per question, cut from its context; empty where no span counted."""
+        """One answer per question, cut from its context; empty if no span counts."""
         nothing = (0.0, 0, 0)
         return [
             key.context[slice(*self._found.get(row, nothing)[1:])]
@@ -150,5 +150,5 @@ class Answers:
 
 
 def _top(values: Logits, count: int) -> npt.NDArray[np.int64]:
-    """Positions of the largest values, the first of equal ones first."""
+    """Positions of the largest values; ties in order of position."""
     return np.argsort(-values, kind="stable")[:count]

@@ -1,7 +1,7 @@
 """Exact match and F1 of SQuAD v1.1, as its official evaluation defines them.
 
 Rajpurkar et al., EMNLP 2016, section 6.1: answers are compared without case, ASCII punctuation,
-English articles and extra white space; of several gold answers the best counts.
+English articles and extra white space. With several gold answers, the best match counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def words(text: str) -> list[str]:
-    """The words that are compared. Punctuation goes before articles: "the-end" is "theend"."""
+    """The words that are compared. Punctuation is removed before articles: "the-end" is one word,
+    "theend"."""
     return _ARTICLE.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
 
 
@@ -26,8 +27,8 @@ def exact_match(answer: str, gold: str) -> bool:
 
 
 def f1(answer: str, gold: str) -> float:
-    """Harmonic mean of precision and recall over the words; 0 when none is shared, so also when
-    neither has any (there v2's evaluation says 1)."""
+    """Harmonic mean of precision and recall over the words. It is 0 if no word is shared, even if
+    both answers are empty (where v2's evaluation gives 1)."""
     found, wanted = words(answer), words(gold)
     shared = (Counter(found) & Counter(wanted)).total()
     if not shared:
@@ -40,7 +41,7 @@ def answer_scores(pairs: Iterable[tuple[str, Sequence[str]]]) -> dict[str, float
     """Percentages over all (answer, golds): "exact_match" and "f1".
 
     Raises:
-        ValueError: no question, or one without a gold answer.
+        ValueError: there is no question, or one has no gold answer.
     """
     matches, overlap, count = 0, 0.0, 0
     for answer, golds in pairs:

@@ -1,4 +1,4 @@
-"""What a network is for: loss and scores. One loop serves every task."""
+"""Tasks: loss and scores. The same loop trains every task."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.training.tasks.question_answering import QuestionAnswering
 
 
 class Task(Protocol):
-    """Loss for the loop, scores for the harness. Scores are percent, losses are means.
+    """Loss for the loop, scores for the evaluation. Scores are percentages, losses are means.
 
-    `main_score`: the one that "best" goes by, more is better.
+    `main_score`: the score that "best" maximises.
     """
 
     main_score: ClassVar[str]
@@ -31,12 +31,13 @@ class Task(Protocol):
         ...
 
     def scores(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-        """Scores of `model` in evaluation mode; restores the mode. Keys: "loss" and the task's."""
+        """Score `model` in evaluation mode, then restore the mode. Keys: "loss" and the task's
+        scores."""
         ...
 
 
 def parts(batch: Any, count: int) -> list[Any]:
-    """A batch of tensors in `count` pieces, or as many as it has examples."""
+    """Split a batch of tensors into `count` pieces, or one per example if it has fewer."""
     if count == 1:
         return [batch]
     return list(zip(*(tensor.chunk(count) for tensor in batch), strict=True))
@@ -44,7 +45,8 @@ def parts(batch: Any, count: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross entropy (mean over the batch), top-1 and, beyond ten classes, top-5 in percent."""
+    """Cross entropy (mean over the batch), top-1 and, for more than ten classes, top-5 accuracy in
+    percent."""
 
     main_score: ClassVar[str] = "top1"
     num_classes: int
@@ -63,7 +65,7 @@ class Classification:
     def _mixed_loss(
         self, model: nn.Module, batch: MixedBatch
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss and hits of both labels of a blend, each by its weight."""
+        """Loss and hits of both labels of a blend, weighted by their shares."""
         images, *labels, weight = batch
         logits = model(images).float()
         best = logits.detach().argmax(1)
