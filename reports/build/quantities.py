@@ -54,6 +54,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "params_m": _size("params (M)", "params", 1e6),
     "weights": Quantity("weights kept (%)", _WEIGHTS, lambda run: 100.0 - 100.0 * run[_WEIGHTS]),
     "group_sparsity": Quantity("group sparsity (%)", _GROUPS, lambda run: 100.0 * run[_GROUPS]),
+    "early_iteration": _score("early stop (iteration)", "metrics.early_stop/iteration"),
     "best_epoch": Quantity("best epoch"),
     "train_flops": Quantity("training FLOPs (P)"),
     "train_flops_20th": Quantity("training FLOPs (0.05 P)"),

@@ -76,6 +76,9 @@ def evaluate_view(
     }
     if record.group_sparsity is not None:
         metrics["sparsity/group"] = record.group_sparsity
+    state = (training.kept or {}).get(record.at)
+    if state is not None and state.phase_step is not None:
+        metrics["early_stop/iteration"] = float(state.phase_step)
     target = record.target.get("value")
     if record.target.get("rule") == "fraction" and isinstance(target, int | float):
         metrics["sparsity/target"] = float(target)
