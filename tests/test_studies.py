@@ -101,7 +101,7 @@ def test_a_study_elsewhere_is_made_whole_again(tmp_path):
 def test_small_enough_for_dvc(folder):
     file = params(folder).file
     stages = 2 + len(file.trainings) + 3 * len(file.prunings) + len(file.sweep.trainings)
-    assert stages + len(file.connect.pairs) <= 150
+    assert stages + len(file.connect.pairs) <= 250  # a DVC project of its own, so no other pays
 
 
 @every
