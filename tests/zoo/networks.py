@@ -32,11 +32,11 @@ TORCHVISION = (
     *("mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50"),
     *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t"),
     *("vgg11_bn", "vit_b_16", "wide_resnet50_2", "fcn_resnet50", "lraspp_mobilenet_v3_large"),
-    *("deeplabv3_mobilenet_v3_large", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "raft_small"),
+    *("deeplabv3_mobilenet_v3_large", "r3d_18", "mc3_18", "r2plus1d_18", "s3d"),
     *("fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
     *("ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"),
 )
-SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_16": 224, "raft_small": 128}
+SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_16": 224, "s3d": 224}
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 DETECTION = ("rcnn", "retinanet", "fcos", "ssdlite")
 
@@ -142,8 +142,6 @@ def _for_vision(name: str) -> Any:
         return _noise(1, 3, 16 if name == "s3d" else 4, side, side)
     if any(word in name for word in DETECTION):
         return ([_noise(3, 96, 96)],)
-    if name.startswith("raft"):
-        return (_noise(1, 3, side, side), _noise(1, 3, side, side))
     return _noise(1, 3, side, side)
 
 
