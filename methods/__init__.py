@@ -1,1 +1,1 @@
-"""One folder per pruning method; `_oto` is what one family shares."""
+"""One folder per pruning method; `_oto` holds the code that the OTO family shares."""

@@ -1,8 +1,8 @@
-"""Pruned encoders as folders that `transformers` users know: config.json and model.safetensors.
+"""Save pruned encoders in the layout of `transformers`: config.json and model.safetensors.
 
-What is not as the architecture says stands in the config under "espalier": the sizes of the linear
-layers, layer by layer; of queries and keys, where they may be narrower than values, also how many
-features a head has. `load_slim` builds the network from it; other tools read the rest.
+The "espalier" entry of the config describes how the network differs from its architecture: the size
+of every linear layer and, where queries and keys may be narrower than values, the number of query
+features per head. `load_slim` rebuilds the network from it; other tools can read the other entries.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def save_slim(model: nn.Module, folder: Path) -> None:
 
 
 def _sizes(model: nn.Module) -> dict[str, list[int]]:
-    """Linear layer -> outputs and inputs."""
+    """Outputs and inputs of every linear layer, by name."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     return {name: list(layer.weight.shape) for name, layer in layers.items()}
 
@@ -62,7 +62,7 @@ def _build(config: Mapping[str, Any], pooler: bool, open_queries: bool) -> Encod
     more = {} if pooler else {"add_pooling_layer": False}
     try:
         encoder = AutoModel.from_config(AutoConfig.for_model(**config), **more)
-    except TypeError:  # an architecture that never has a pooler
+    except TypeError:  # an architecture without a pooler option
         encoder = AutoModel.from_config(AutoConfig.for_model(**config))
     return EncoderQA(with_open_queries(encoder) if open_queries else encoder)
 
@@ -74,7 +74,7 @@ def _numbers(module: nn.Module) -> dict[str, int | float]:
 
 
 def _attributes(model: nn.Module, dense: nn.Module) -> dict[str, dict[str, int | float]]:
-    """Module -> the numbers in its own code that pruning changed (heads, the size of one)."""
+    """Per module, the numeric attributes that pruning changed (number and size of heads)."""
     found = {}
     for name, before in dense.named_modules():
         after = model.get_submodule(name)
@@ -87,11 +87,11 @@ def _attributes(model: nn.Module, dense: nn.Module) -> dict[str, dict[str, int |
 
 
 def load_slim(folder: Path) -> EncoderQA:
-    """The network that `save_slim` wrote, in evaluation mode.
+    """Load the network that `save_slim` wrote, in evaluation mode.
 
     Raises:
         FileNotFoundError: a file is missing.
-        DamagedFileError: not written by `save_slim`, or the files do not belong together.
+        DamagedFileError: not written by `save_slim`, or the two files do not match.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -124,7 +124,7 @@ def _reshape(model: EncoderQA, ours: Mapping[str, Any]) -> None:
         parent, _, child = name.rpartition(".")
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        ends = layer.out_features == channels  # its inputs are dead: the bias is left
+        ends = layer.out_features == channels  # all inputs are pruned: only the bias remains
         setattr(model.get_submodule(parent), child, Constant(layer, channels, layer.bias))
         if not ends:
             model.get_submodule(name).bias = None

@@ -3,8 +3,8 @@
 - `encoder_qa`: BERT of any size, bert-base by default.
 - `auto_qa`: any encoder of `transformers`, from the config.json of a folder or a hub name.
 
-Keys are those of `transformers`' own `...ForQuestionAnswering`. Weights somebody already has come
-through the training's `weights:` block.
+`state_dict` keys are those of the `...ForQuestionAnswering` classes of `transformers`. Pretrained
+weights are loaded through the training's `weights:` block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEVER_PRUNE = ("qa_outputs",)
 
 
 def example(info: DatasetInfo, batch: int) -> Tensor:
-    """`batch` full windows of the first few tokens of the vocabulary."""
+    """`batch` windows without padding, filled with the first few tokens of the vocabulary."""
     return _windows(info.input_shape, batch)
 
 
@@ -40,7 +40,7 @@ def _windows(shape: tuple[int, ...], batch: int) -> Tensor:
 
 
 def traced(model: nn.Module) -> Units:
-    """Inner features of every layer, and heads, or features of all heads, as the model says."""
+    """Inner features of every layer, and the units of attention that the model selects."""
     assert isinstance(model, EncoderQA)
     inputs = _windows(model.window, 1).to(next(model.parameters()).device)
     unused = tuple(n for n, _ in model.named_modules() if n == f"{model.prefix}.pooler")
@@ -53,8 +53,8 @@ def finished(
     """The encoder with its head.
 
     Raises:
-        ValueError: the data's windows are longer than the encoder's positions, or there is no such
-            unit of attention, or not in this encoder.
+        ValueError: the data's windows are longer than the encoder's positions; `attention` is
+            unknown or not available for this encoder.
     """
     if attention not in (known := get_args(Attention)):
         raise ValueError(f"model: attention: {attention!r} (known: {', '.join(known)})")
@@ -96,10 +96,15 @@ def encoder_qa(  # noqa: PLR0913 (what params.yaml may set)
     freeze_embeddings: bool = False,
     attention: Attention = "heads",
 ) -> nn.Module:
-    """`pooler`: also hold the layer that this task does not use, as the OTO authors' BERT does:
-    it counts among the parameters. `attention`: prune whole "heads" (OTOv2), one feature of the
-    queries and keys of all heads with "query_key" (OTO), of values too with "head_dim", or "none"
-    of it."""
+    """BERT with a span head.
+
+    Args:
+        pooler: include the pooler, which this task does not use but which counts as parameters, as
+            in the OTO authors' BERT.
+        attention: unit of pruning: a head ("heads", OTOv2); one feature of the queries and keys of
+            all heads ("query_key", OTO); one feature of queries, keys and values of all heads
+            ("head_dim"); or "none".
+    """
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -124,11 +129,14 @@ def auto_qa(
     freeze_embeddings: bool = False,
     attention: Attention = "heads",
 ) -> nn.Module:
-    """The architecture that `config` (a folder or a hub name) describes; `layers`: only its first.
-    `attention`: as above.
+    """The architecture that `config` (a folder or a hub name) describes.
+
+    Args:
+        layers: use only so many of its first layers; None = all.
+        attention: as in `encoder_qa`.
 
     Raises:
-        ValueError: no config.json there, or no encoder of this kind.
+        ValueError: `config` cannot be read, or its encoder is not supported.
     """
     from transformers import AutoConfig, AutoModel
 

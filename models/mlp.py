@@ -1,7 +1,7 @@
 """Fully connected networks.
 
-784-128-128-10 on MNIST is that of Miao et al. (ICLR 2022); 784-500-300-10 with BatchNorm that of
-network slimming (Liu et al., ICCV 2017, table 3).
+784-128-128-10 on MNIST is the network of Miao et al. (ICLR 2022); 784-500-300-10 with BatchNorm is
+that of network slimming (Liu et al., ICCV 2017, table 3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def mlp(
     initial: Initial = "torch",
     std: float = 0.1,
 ) -> nn.Module:
-    """Hidden layers of `widths` units with ReLU behind each, after BatchNorm where asked for."""
+    """Hidden layers of `widths` units, each followed by BatchNorm (if asked for) and ReLU."""
     sizes = [math.prod(info.input_shape), *widths]
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     for number, (wide, out) in enumerate(pairwise(sizes), start=1):

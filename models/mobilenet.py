@@ -36,9 +36,10 @@ def separable(channels: int, out: int, stride: int) -> nn.Sequential:
 
 
 class InvertedResidual(nn.Module):
-    """Expand (unless `expanded` is None), filter per channel, project linearly; a skip if it fits.
+    """Expansion (unless `expanded` is None), depthwise convolution, linear projection, and a skip
+    connection if the shapes match.
 
-    Whether a block expands is said, never read off its widths: they may become equal.
+    Expansion is explicit, never inferred from the widths, since pruning may make these equal.
     """
 
     def __init__(self, channels: int, expanded: int | None, out: int, stride: int) -> None:
@@ -59,7 +60,7 @@ class InvertedResidual(nn.Module):
 
 @register_model(FAMILY, "mobilenet_v1", never_prune=("linear",))
 def mobilenet_v1(info: DatasetInfo, *, width: int = 32) -> nn.Module:
-    """`width` of the stem; the others are its multiples."""
+    """`width`: channels of the stem; all other widths are multiples of it."""
     stem = _conv_norm_relu(info.input_shape[0], width, 3, stride=2)
     blocks: list[nn.Module] = []
     channels = width
@@ -72,8 +73,8 @@ def mobilenet_v1(info: DatasetInfo, *, width: int = 32) -> nn.Module:
 
 @register_model(FAMILY, "mobilenet_v2", never_prune=("linear",))
 def mobilenet_v2(info: DatasetInfo, *, width: int = 32, multiplier: float = 1.0) -> nn.Module:
-    """`width` scales the stem, the expansions and the last convolution; `multiplier` the outputs
-    of the blocks."""
+    """`width` scales the stem, the expansions and the last convolution; `multiplier` scales the
+    outputs of the blocks."""
     first, *expanded, last = scaled(width / 32, 32, *V2_EXPANDED, 1280)
     outs = scaled(multiplier, *V2_OUT)
     blocks: list[nn.Module] = []

@@ -33,7 +33,7 @@ FAMILY = "resnet_cifar"
 
 
 class ZeroPad(nn.Module):
-    """Option A of He et al. 2016, section 4.2: every `stride`-th pixel, the new channels zero."""
+    """Option A of He et al. 2016, section 4.2: every `stride`-th pixel; new channels are zero."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ def _register_three_stages(depth: int) -> None:
     def projected(
         info: DatasetInfo, *, width: int = 16, inner_width: int | None = None
     ) -> nn.Module:
-        """Widths of the first stage: of the stream, and inside its blocks (None: the same)."""
+        """Widths of the first stage: residual stream, and inside the blocks (None: the same)."""
         return he_init(_three_stages(info, depth, BasicBlock, width, inner_width))
 
     @register_model(FAMILY, f"resnet{depth}_a", never_prune=("linear",))
     def padded(info: DatasetInfo, *, width: int = 16, inner_width: int | None = None) -> nn.Module:
-        """As above; the classifier, too, starts from He's normal distribution (fan in)."""
+        """Option A; the classifier, too, is initialised from He's normal distribution (fan in)."""
         model = _three_stages(
             info, depth, partial(BasicBlock, shortcut=ZeroPad), width, inner_width
         )

@@ -17,7 +17,7 @@ from pipeline.registry import register_model
 @register_model("resnet_imagenet", "resnet50", never_prune=("fc",))
 def resnet50(info: DatasetInfo, *, width: int = 64, multiplier: float = 1.0) -> nn.Module:
     """`width` is the inner width of the first stage's bottlenecks (Pruning from Scratch expands it
-    to 80), `multiplier` scales the stem and the residual stream."""
+    to 80); `multiplier` scales the stem and the residual stream."""
     stem, *outs = scaled(multiplier, 64, 256, 512, 1024, 2048)
     rows = zip((3, 4, 6, 3), (1, 2, 4, 8), outs, strict=True)
     stages = [Stage(blocks, factor * width, out) for blocks, factor, out in rows]

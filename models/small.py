@@ -22,7 +22,7 @@ FAMILY = "small"
 
 @register_model(FAMILY, "resnet8", never_prune=("linear",))
 def resnet8(info: DatasetInfo, *, width: int = 16) -> nn.Module:
-    """A ResNet of He et al. 2016, section 4.2, with one block per stage, projection shortcuts."""
+    """A ResNet of He et al. 2016, section 4.2, one block per stage, with projection shortcuts."""
     stages = [Stage(1, factor * width, factor * width) for factor in (1, 2, 4)]
     model = chain(
         conv1=conv(info.input_shape[0], width, 3),

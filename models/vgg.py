@@ -1,7 +1,7 @@
-"""VGG networks (Simonyan and Zisserman 2015) for small images: five layouts in use.
+"""VGG networks (Simonyan and Zisserman 2015) for small images.
 
 - `vgg16`, `vgg16_bn`: OTO (Chen et al., NeurIPS 2021): a classifier of three linear layers with
-  dropout; convolutions keep their bias beside BatchNorm.
+  dropout; convolutions have a bias even before BatchNorm.
 - `vgg16_bn_linear`: Miao et al. (ICLR 2022): one linear layer, convolution biases.
 - `vgg16_bn_lth`: OpenLTH and SynFlow (Tanaka et al., NeurIPS 2020): one linear layer, convolution
   biases, four max-poolings and then average pooling, He normal weights.
@@ -24,11 +24,11 @@ from pipeline.registry import register_model
 
 FAMILY = "vgg"
 POOL = 0
-"""Stands for a 2x2 max-pooling in a list of widths."""
+"""Marks a 2x2 max-pooling in a list of widths."""
 
 
 def _widths(width: int, convs: Sequence[int], last_pool: bool) -> list[int]:
-    """Output widths of five stages of 3x3 convolutions, a pooling after each stage."""
+    """Output widths of five stages of 3x3 convolutions, with a pooling after each stage."""
     factors = (1, 2, 4, 8, 8)
     stages = [[f * width] * n + [POOL] for f, n in zip(factors, convs, strict=True)]
     flat = [w for stage in stages for w in stage]

@@ -1,7 +1,7 @@
-"""How a gradient becomes a direction v: the gradient itself, its heavy-ball average, Adam's ratio.
+"""Search directions v: the gradient itself, its heavy-ball average, or Adam's ratio.
 
-For optimizers that step `x <- x - lr * v` and do more. Moments are kept in a torch optimizer's
-`state`, under torch's names.
+Used by optimizers whose update contains `x <- x - lr * v`. Moments are stored in the torch
+optimizer's `state`, under torch's names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.units.scratch import PIECE, KeyedScratch, Scratch
 
 State = MutableMapping[Any, dict[str, Any]]
 EPS = 1e-8  # in Adam's denominator
-SMALL = 2**12  # numbers in a tensor for which a call costs more than its work
+SMALL = 2**12  # up to so many elements, the overhead of a kernel call exceeds its work
 
 
 def check_row_wise(optimizer: OptimizerConfig) -> None:
@@ -37,9 +37,9 @@ def check_row_wise(optimizer: OptimizerConfig) -> None:
 def heavy_ball(
     state: State, params: list[Tensor], grads: list[Tensor], momentum: float, decay: float = 0.0
 ) -> list[Tensor]:
-    """b <- momentum * b + q, at first b = q, with q = gradient + decay * x.
+    """b <- momentum * b + q with q = gradient + decay * x; b = q in the first step.
 
-    Returns the buffers in `state` themselves.
+    Returns the buffers stored in `state`, not copies.
     """
     buffers, _ = _moment(state, "momentum_buffer", params)
     torch._foreach_mul_(buffers, momentum)
@@ -52,7 +52,7 @@ def heavy_ball(
 def decayed(
     params: list[Tensor], grads: list[Tensor], decay: float, kept: KeyedScratch
 ) -> list[Tensor]:
-    """gradient + decay * x; on a CPU in the memory of `kept`."""
+    """gradient + decay * x; on a CPU the result is written to the scratch `kept`."""
     if not all(p.device.type == "cpu" for p in params):
         return list(torch._foreach_add(grads, params, alpha=decay))
     pairs = zip(grads, params, strict=True)
@@ -60,10 +60,10 @@ def decayed(
 
 
 class Adam:
-    """m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps) with decay coupled into the gradient.
+    """m / (1 - b1^t) / (sqrt(s / (1 - b2^t)) + eps) with weight decay added to the gradient.
 
-    On a CPU, torch's fused kernel computes it in one pass into reused memory (one copy of the
-    parameters). Without that kernel, and on other devices, list operations do.
+    On a CPU, torch's fused kernel computes v in one pass into scratch of the size of the
+    parameters. Other devices, and torch versions without that kernel, use foreach operations.
 
     Args:
         betas: b1, b2.
@@ -84,10 +84,10 @@ class Adam:
         step: int,
         decay: float = 0.0,
     ) -> list[Tensor]:
-        """v at the 1-based step t; holds until the next call."""
+        """v at step t (1-based); the next call overwrites the returned tensors."""
         mean, fresh = _moment(state, "exp_avg", params)
         square, _ = _moment(state, "exp_avg_sq", params)
-        if fresh and self.faithful_moments:  # fixed points of the updates below
+        if fresh and self.faithful_moments:  # g and g^2 are fixed points of the updates below
             torch._foreach_add_(mean, grads)
             torch._foreach_add_(mean, params, alpha=decay)
             torch._foreach_addcmul_(square, mean, mean)
@@ -100,7 +100,7 @@ class Adam:
         return out
 
     def _fused(self, lists: tuple[list[Tensor], ...], step: int, decay: float) -> None:
-        """`lists`: x, gradient, m, s, v. Large tensors go in pieces, small ones in one call."""
+        """`lists`: x, gradient, m, s, v. Large tensors are split up, small ones share one call."""
         done, few = torch.tensor(float(step)), [list[Tensor]() for _ in range(4)]
         for x, g, *own in zip(*lists, strict=True):
             for xi, gi, *rest in _pieces(x, g, own):
@@ -122,7 +122,7 @@ class Adam:
         torch._foreach_lerp_(mean, grads, 1.0 - b1)
         torch._foreach_mul_(square, b2)
         torch._foreach_addcmul_(square, grads, grads, value=1.0 - b2)
-        # both bias corrections go into the denominator: one pass over the memory less
+        # fold both bias corrections into the denominator: saves one pass over memory
         first = 1.0 - b1**step
         torch._foreach_copy_(v, square)
         torch._foreach_sqrt_(v)
@@ -133,8 +133,10 @@ class Adam:
 
 
 def _pieces(x: Tensor, g: Tensor, own: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Equal parts of x, the gradient and `own` (m, s, v), in the order in which `own` lies in
-    memory: a fused kernel knows no other."""
+    """Split x, the gradient and `own` (m, s, v) alike, in the memory order of `own`.
+
+    The fused kernel assumes that all its arguments have the same memory layout.
+    """
     v = own[-1]
     read = [t if t.stride() == v.stride() else torch.empty_like(v).copy_(t) for t in (x, g)]
     if v.numel() <= PIECE:
@@ -144,8 +146,11 @@ def _pieces(x: Tensor, g: Tensor, own: list[Tensor]) -> Iterator[tuple[Tensor, .
 
 
 def fused_adam(lists: Sequence[list[Tensor]], done: Tensor, betas: tuple[float, float]) -> None:
-    """`lists`: gradient, m, s, v. Torch's AdamW kernel with a step of length -1, which adds Adam's
-    ratio to v, and a decay of -1, which multiplies what v held before by 1 - (-1)(-1) = 0."""
+    """Write Adam's ratio to v with torch's AdamW kernel; `lists`: gradient, m, s, v.
+
+    A learning rate of -1 adds the ratio to v. A weight decay of -1 multiplies the previous content
+    of v by 1 - (-1)(-1) = 0.
+    """
     grads, mean, square, v = lists
     torch._fused_adamw_(
         v,
@@ -166,7 +171,7 @@ def fused_adam(lists: Sequence[list[Tensor]], done: Tensor, betas: tuple[float, 
 
 @cache
 def has_fused_adam() -> bool:
-    """Torch's fused kernel is private, so it is tried once, on one number."""
+    """Whether torch's fused kernel works. It is private, so it is tried once, on one element."""
     v, g, m, s = torch.full((1,), 7.0), torch.ones(1), torch.zeros(1), torch.zeros(1)
     try:
         fused_adam([[g], [m], [s], [v]], torch.tensor(1.0), (0.9, 0.999))
@@ -176,7 +181,7 @@ def has_fused_adam() -> bool:
 
 
 def _moment(state: State, name: str, params: list[Tensor]) -> tuple[list[Tensor], bool]:
-    """The buffers of `params`, and whether they have just been made."""
+    """The buffers of `params`, and whether they were just created."""
     fresh = name not in state[params[0]]
     for p in params:
         if name not in state[p]:

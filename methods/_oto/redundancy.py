@@ -1,7 +1,7 @@
-"""Which channels are redundant: scores of rows in the step v that an optimizer is about to take.
+"""Redundancy scores of channels, from their weights x and the step v that the optimizer will take.
 
-The criteria are those of HESSO (Chen et al., 2024, arXiv:2409.09085): low = redundant. Nothing here
-waits for the device.
+The criteria are those of HESSO (Chen et al., 2024, arXiv:2409.09085): a low score means redundant.
+Nothing here synchronises with the device.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ CRITERIA: Mapping[Criterion, float] = MappingProxyType(
         "taylor_second_order": 0.2,
     }
 )
-"""All criteria with the authors' weights."""
+"""Weight of each criterion, as in the authors' program."""
 
 
 def redundancy(rows: Rows, moves: Sequence[Tensor], weights: Mapping[Criterion, float]) -> Tensor:
-    """Weighted sum of the criteria, each scaled to unit length over all channels."""
+    """Weighted sum of the criteria, each normalised to unit L2 norm over all channels."""
     square, inner, slope = rows.gram(moves)
     norm = square.sqrt()
     values: dict[Criterion, Tensor] = {
@@ -53,11 +53,12 @@ def redundancy(rows: Rows, moves: Sequence[Tensor], weights: Mapping[Criterion, 
 
 
 class Quota:
-    """Chooses the redundant channels so that every group keeps `divisor` of them, and a multiple.
+    """Chooses redundant channels such that every group keeps a positive multiple of `divisor`.
 
     Attributes:
-        free: shape (count,): channels of groups larger than `divisor`; smaller groups stay whole.
-        goal: how many channels of the free groups make the fraction `target`.
+        free: bool, shape (count,): channels of groups larger than `divisor`; other groups are not
+            pruned.
+        goal: number of channels to prune, the fraction `target` of the channels of free groups.
     """
 
     def __init__(self, rows: Rows, target: float, divisor: int) -> None:
@@ -66,16 +67,17 @@ class Quota:
         self.goal = int(sum(s for s in rows.sizes if s > divisor) * min(target, 0.999))
 
     def lowest(self, scores: Tensor, number: int, gone: Tensor) -> Tensor:
-        """The channels with the lowest scores, up to `number` including those already removed.
-        The best `divisor` channels of each group are spared."""
+        """Choose the channels with the lowest scores until `number` are pruned, `gone` included.
+
+        The `divisor` channels with the highest scores of each group are never chosen.
+        """
         best = self._rows.rank_in_groups(-scores.masked_fill(gone, -torch.inf))
         open_ = self.free & ~gone & (best >= self._divisor)
         rank = self._rows.rank(scores.masked_fill(~open_, torch.inf))
         return open_ & (rank < number - gone.sum())
 
     def multiples(self, chosen: Tensor, scores: Tensor, gone: Tensor) -> Tensor:
-        """Spare the chosen channels with the highest scores until each group keeps a multiple of
-        `divisor` channels."""
+        """Drop the highest scores from `chosen` until each group keeps a multiple of `divisor`."""
         rows, divisor = self._rows, self._divisor
         left = rows.group_size - rows.sum_groups(chosen | gone)
         kept = (left / divisor).ceil().clamp(min=1) * divisor

@@ -1,4 +1,4 @@
-"""What the methods with a row-wise optimizer have in common: the adapter to the loop."""
+"""Base class of the methods with a row-wise optimizer; adapts the optimizer to the loop."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.units.rows import Rows, named_parameters, zig_norms
 
 
 class RowConfig(Strict):
-    """`groups`: "all" treats every prunable group; "inner" the channels that one layer makes and
-    one layer reads, so never a residual stream (the authors' scope on ImageNet)."""
+    """`groups`: "all" prunes every prunable group; "inner" only channels that one layer produces
+    and one layer reads, hence never a residual stream (the authors' scope on ImageNet)."""
 
     groups: GroupScope = "all"
 
@@ -31,10 +31,10 @@ Stepped = TypeVar("Stepped", bound=RowOptimizer)
 
 
 class RowMethod(MethodBase, Generic[Config, Stepped]):
-    """Trains with an optimizer that brings channels of the groups in scope to zero.
+    """Trains with an optimizer that drives channels of the groups in scope to zero.
 
     `make(params, rows, recipe.optimizer, config)` builds the optimizer. Groups out of scope have
-    no score and stay whole.
+    no score and are not pruned.
     """
 
     granularity = Granularity.STRUCTURED
@@ -61,7 +61,7 @@ class RowMethod(MethodBase, Generic[Config, Stepped]):
             )
 
     def rows(self, model: nn.Module) -> Rows:
-        """The channels to treat, as the optimizers take them."""
+        """The channels in scope, in the form that the optimizers take."""
         return Rows(named_parameters(model), self._groups)
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:

@@ -1,8 +1,8 @@
-"""What the row-wise optimizers have in common: they move some parameters channel by channel.
+"""Base classes of the row-wise optimizers, which update some parameters channel by channel.
 
-The step is `x <- x - lr * v` with a direction v (the gradient, its heavy-ball average, Adam's); the
-subclass decides per channel what else happens. Everything a resumed run needs is in `state_dict`:
-moments per parameter as in torch, per-channel memory under "units".
+The step is `x <- x - lr * v` with a search direction v (the gradient, its heavy-ball average or
+Adam's ratio); a subclass adds its rule per channel. `state_dict` holds everything that a resumed
+run needs: moments per parameter as in torch, the state of the channels under "units".
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class RowOptimizer(Optimizer, ABC):
 
     Args:
         params: parameters or param groups, as in torch; must cover `rows.params`.
-        rows: the channels that are treated row by row; other parameters take plain steps.
-        defaults: hyper-parameters of the param groups, `lr` among them.
+        rows: the channels that are updated row by row; all other parameters take plain steps.
+        defaults: hyper-parameters of the param groups, including `lr`.
 
     Attributes:
-        units: per-channel and scalar memory: numbers, strings, None and tensors. "step" counts
-            the calls of `step`.
+        units: state per channel and scalar state: numbers, strings, None and tensors. "step"
+            counts the steps.
 
     Raises:
         ValueError: a parameter of `rows` is not among `params`.
@@ -50,7 +50,10 @@ class RowOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of all parameters that have a gradient; never waits for the device."""
+        """One step of all row parameters and of all others with a gradient.
+
+        Never synchronises with the device.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -71,22 +74,22 @@ class RowOptimizer(Optimizer, ABC):
         return loss
 
     def replay_key(self) -> Hashable | None:
-        """What Python decides in the coming step; see `Method.replay_key`."""
+        """Everything that Python decides in the next step; see `Method.replay_key`."""
         return None
 
     def count(self) -> None:
-        """Count a replayed step, which does not call `step`."""
+        """Count one step. A replayed step calls this only, not `step`."""
         self.units["step"] += 1
 
     def stays_zero(self) -> Tensor | None:
-        """bool per channel: once zero, no later step changes it. None: unknown."""
+        """Bool per channel: whether a zero channel is permanently zero. None: unknown."""
         return None
 
     @abstractmethod
     def directions(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
-        """v of the parameters of one param group; may update their moments."""
+        """The direction v of every parameter of one param group; may update their moments."""
 
     @abstractmethod
     def step_rows(self, moves: list[Tensor]) -> None:
@@ -97,7 +100,7 @@ class RowOptimizer(Optimizer, ABC):
         torch._foreach_add_(params, moves, alpha=-group["lr"])
 
     def row_setting(self, key: str) -> Any:
-        """A hyper-parameter of the (first) param group that holds rows."""
+        """A hyper-parameter of the first param group that contains a row parameter."""
         for group in self.param_groups:
             if any(id(p) in self._row_ids for p in group["params"]):
                 return group[key]
@@ -111,11 +114,11 @@ class RowOptimizer(Optimizer, ABC):
         decays: Sequence[float] = (),
         along: Tensor | None = None,
     ) -> None:
-        """x <- scale * x - pull * (v + decay * along * x) with one factor each per channel, in
-        place; `along` is 1 unless given.
+        """x <- scale * x - pull * (v + decay * along * x), in place.
 
-        `decays` has one number per row parameter, or none. Positions of a row parameter that belong
-        to no channel take the plain step.
+        `scale`, `pull` and `along` (1 by default) hold one factor per channel; `decays` holds one
+        number per row parameter, or is empty. Entries of a row parameter that belong to no channel
+        take the plain step.
         """
         params = self.rows.params
         scales = self.rows.spread(scale, 1.0)
@@ -135,10 +138,8 @@ class RowOptimizer(Optimizer, ABC):
         state = dict(state_dict)
         saved = state.pop("units")
         super().load_state_dict(state)
-        for (
-            p,
-            own,
-        ) in self.state.items():  # files store no memory layout; the last bits depend on it
+        # files store no memory layout, but the last bits of a result depend on it
+        for p, own in self.state.items():
             for key, value in own.items():
                 if isinstance(value, Tensor) and value.shape == p.shape:
                     own[key] = torch.empty_like(p).copy_(value)
@@ -151,7 +152,8 @@ class RowOptimizer(Optimizer, ABC):
 class DirectedRowOptimizer(RowOptimizer):
     """A row-wise optimizer whose direction is that of the recipe's SGD, Adam or AdamW.
 
-    Param groups carry `lr` and `weight_decay`. Coupled decay is part of v; AdamW's is not.
+    Param groups hold `lr` and `weight_decay`. Coupled weight decay is part of v; AdamW's decoupled
+    decay is not.
 
     Raises:
         ValueError: `optimizer` has no row-wise form.
@@ -176,7 +178,7 @@ class DirectedRowOptimizer(RowOptimizer):
 
     @property
     def counts_in_direction(self) -> bool:
-        """Whether v depends on a number that Python counts: the t of Adam's 1 - b^t."""
+        """Whether v depends on a step number that Python counts: t in Adam's 1 - b^t."""
         return self.direction.name != "sgd"
 
     def directions(
@@ -199,10 +201,10 @@ class DirectedRowOptimizer(RowOptimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._adam = Adam(self._adam.betas, self._adam.faithful_moments)  # drop its buffers
+        self._adam = Adam(self._adam.betas, self._adam.faithful_moments)  # discard its scratch
 
     def row_decays(self) -> list[float]:
-        """Decoupled decay of each of `rows.params`; nothing where there is none."""
+        """Decoupled weight decay of each of `rows.params`; empty if there is none."""
         if not self.decoupled:
             return []
         decay = {id(p): g["weight_decay"] for g in self.param_groups for p in g["params"]}
@@ -212,7 +214,7 @@ class DirectedRowOptimizer(RowOptimizer):
     def decay_inner(
         self, square: Tensor, decays: Sequence[float], along: Tensor | None = None
     ) -> Tensor | float:
-        """<decay * along * x, x> of every channel; `square` is ||x||^2."""
+        """<decay * along * x, x> per channel; `square` is ||x||^2."""
         if not decays:
             return 0.0
         same = len(set(decays)) == 1

@@ -1,4 +1,4 @@
-"""Dense training: the baseline, and the parent of every one-shot pruning."""
+"""Dense training: the baseline, and the starting point of one-shot pruning."""
 
 from methods.dense.method import Dense, DenseConfig
 

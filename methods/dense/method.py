@@ -1,8 +1,8 @@
-"""Dense training: the baseline, and the parent of every one-shot pruning.
+"""Dense training: the baseline, and the starting point of one-shot pruning.
 
-SGD (or any optimizer of the recipe), nothing else. A weight is as salient as it is large
-(Han et al., "Learning both Weights and Connections", NeurIPS 2015, arXiv:1506.02626): the default
-saliency of `MethodBase`. Units: weights. Rule: `fraction`, or `none` for the dense network itself.
+Trains with the recipe's optimizer and nothing else. The saliency of a weight is its magnitude
+(Han et al., "Learning both Weights and Connections", NeurIPS 2015, arXiv:1506.02626), the default
+of `MethodBase`. Units: weights. Rule: `fraction`, or `none` for the dense network itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pipeline.training.recipe import Strict
 
 
 class DenseConfig(Strict):
-    """Nothing to set: everything is in the recipe."""
+    """No settings: the recipe has them all."""
 
 
 @register_method("dense", DenseConfig)

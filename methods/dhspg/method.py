@@ -1,12 +1,12 @@
 """DHSPG: dual half-space projected gradient, the optimizer of OTOv2.
 
 Chen et al., OTOv2: Automatic, Generic, User-Friendly, ICLR 2023 (https://arxiv.org/abs/2303.06862).
-One partition of all ZIGs into important and redundant; only the redundant ones are penalised, with
-a penalty chosen so that the step descends on the loss and on the norm, and projected to zero until
-the target sparsity is reached. Units: channels. Target rule: `zeros`.
+All ZIGs are partitioned once into important and redundant ones. Only redundant ZIGs are penalised,
+with a penalty chosen so that the step descends on both the loss and the norm, and projected to zero
+until the target sparsity is reached. Units: channels. Target rule: `zeros`.
 
-Differences from the authors' program, unless `faithful`: Adam's moments start at zero with their
-bias correction; the target test is exact (theirs never counts a target met to the digit as met).
+Differences from the authors' program, unless `faithful`: Adam's moments start at zero and are
+bias-corrected; the test of the target is exact (theirs misses a target that is met exactly).
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ VARIANTS: Mapping[str, tuple[float, float, float]] = {
     "adam": (1e-2, 20.0, 1e3),
     "adamw": (1e-2, 20.0, 1e3),
 }
-"""penalty, amplify, ceiling of each variant: the defaults of the authors' program."""
+"""Defaults of penalty, amplify and ceiling per variant, as in the authors' program."""
 
 
 class DHSPGConfig(RowConfig):
     """Settings of DHSPG. The recipe's optimizer (sgd, adam, adamw) gives the direction.
 
     Attributes:
-        target_group_sparsity: fraction of zero channels to reach; `tolerance_group_sparsity` more
-            are penalised.
-        penalty: lambda; `amplify` and `ceiling` bound the adaptive one (A and C of the card).
-            None = the variant's default (`VARIANTS`).
+        target_group_sparsity: fraction of zero channels to reach.
+        tolerance_group_sparsity: additional fraction of channels that are penalised.
+        penalty: lambda; `amplify` and `ceiling` bound the adaptive penalty (A and C in
+            docs/methods/dhspg.md). None = the variant's default (`VARIANTS`).
         epsilon: half-space parameter in [0, 1).
         start_epochs: epochs before the partition; None = `start_fraction` of all steps.
         project_epochs: epochs before the projection begins; None = `project_fraction` of all steps,
-            and without that the projection begins with the partition. Penalties adapt meanwhile.
-        warmup_fraction: of all steps; before, the penalty does not adapt and nothing is projected.
-        fixed_zero_groups: a channel that is zero stays zero; False: only once projection has begun.
-        group_divisible: channels kept in a group are a multiple of this.
+            or, if that is None too, with the partition. The penalty adapts before projection too.
+        warmup_fraction: fraction of all steps before the penalty adapts and channels are projected.
+        fixed_zero_groups: zero channels are permanently zero; False: only after projection begins.
+        group_divisible: the number of channels kept in a group is a multiple of this.
         weight_decay_type: AdamW's decay along x ("l2_norm") or x / ||x|| of each row ("l1_norm").
-        faithful: see the head of this file.
+        faithful: see the docstring of this module.
     """
 
     target_group_sparsity: Fraction = 0.5
@@ -81,7 +81,7 @@ class DHSPGConfig(RowConfig):
 
 
 class DHSPG(DirectedRowOptimizer):
-    """DHSPG over `rows`; parameters of `params` outside them take plain steps."""
+    """DHSPG over `rows`; parameters of `params` outside `rows` take plain steps."""
 
     def __init__(
         self, params: Params, rows: Rows, optimizer: OptimizerConfig, config: DHSPGConfig
@@ -96,8 +96,8 @@ class DHSPG(DirectedRowOptimizer):
         self.schedule(0, 0)
 
     def schedule(self, start_step: int, warmup_steps: int, project_step: int | None = None) -> None:
-        """In steps of this optimizer: when to partition, when penalties begin to adapt, and when
-        to begin projecting (None: with the partition)."""
+        """Set, in optimizer steps, when to partition, when penalties begin to adapt, and when
+        projection begins (None: with the partition)."""
         project_step = start_step if project_step is None else project_step
         self.units.update(
             start_step=start_step, warmup_steps=warmup_steps, project_step=project_step
@@ -118,7 +118,7 @@ class DHSPG(DirectedRowOptimizer):
         return torch.ones_like(self.rows.entries).bool() if self._zeros_are_fixed else None
 
     def step_rows(self, moves: list[Tensor]) -> None:
-        """The step, the penalty of the redundant channels, their projection."""
+        """The plain step with the penalty on redundant channels, then their projection."""
         rows, lr, step = self.rows, self.row_setting("lr"), self.units["step"]
         start = self.units["start_step"]
         projected = torch.zeros_like(self.units["penalized"])
@@ -158,7 +158,7 @@ class DHSPG(DirectedRowOptimizer):
         return torch.where(inner < 0, chosen, base)
 
     def _partition(self, norm: Tensor, inner: Tensor, slope: Tensor) -> Tensor:
-        """The redundant channels: small ones, and those the gradient already drives to zero."""
+        """The redundant channels: small ones, and those that the gradient already shrinks."""
         rows, divisor = self.rows, self.config.group_divisible
         cosine = inner / (norm.clamp(min=1e-8) * slope.sqrt().clamp(min=1e-8))
         smallness = 1.0 / (norm / rows.entries + 1e-6)
@@ -178,7 +178,7 @@ def _unit(vector: Tensor) -> Tensor:
 
 @register_method("dhspg", DHSPGConfig)
 class DHSPGMethod(RowMethod[DHSPGConfig, DHSPG]):
-    """One phase; the optimizer learns in the first step when to partition."""
+    """One phase; `after_backward` tells the optimizer when to partition and to project."""
 
     make = DHSPG
 

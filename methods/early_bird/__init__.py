@@ -1,4 +1,4 @@
-"""Early-bird tickets: network slimming that watches when the channels it would drop settle."""
+"""Early-bird tickets: network slimming that detects when the pruning mask has stabilised."""
 
 from methods.early_bird.method import (
     EarlyBird,

@@ -1,13 +1,13 @@
-"""Early-bird tickets: network slimming that watches when the channels it would drop settle.
+"""Early-bird tickets: network slimming that detects when the pruning mask has stabilised.
 
 You et al., "Drawing Early-Bird Tickets: Towards More Efficient Training of Deep Networks", ICLR
-2020 (arXiv:1909.11957). After every epoch the smallest scales of BatchNorm give a mask at each
-ratio; the ticket emerges when recent masks hardly differ in Hamming distance. Units: channels of a
-group. Rule: `fraction`, at `ratio`.
+2020 (arXiv:1909.11957). After every epoch a mask is drawn at each ratio: it drops the channels with
+the smallest BatchNorm scales. A ticket emerges when recent masks are close in Hamming distance.
+Units: channels of a group. Rule: `fraction`, at `ratio`.
 
 Differences from the authors' code: exactly floor(ratio * N) channels are dropped (it drops one
-more); masks are drawn after an epoch, never from the constant initial scales; a cut through equal
-scales is no mask. Masks are over the channels of prunable groups.
+more); masks are drawn after an epoch, never from the constant initial scales; no mask is drawn if
+the cut falls between equal nonzero scales. Masks cover the channels of prunable groups.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ Window = Literal["history", "consecutive"]
 
 
 class EarlyBirdConfig(Strict):
-    """Slimming's `penalty`, `gamma_init`, `across`, and when a ticket has emerged.
+    """Slimming's `penalty`, `gamma_init`, `across`, and the rule for when a ticket has emerged.
 
-    `ratios`: fractions of channels to drop, watched at once; `ratio`: the one the training acts on.
-    `window`: "history" compares the newest mask with the `length` - 1 before it, all at most
-    `epsilon` apart (the authors' code); "consecutive" asks that the last `length` distances
-    between neighbours be below `epsilon` (the paper's wording). Masks count from `min_epoch`
-    trained epochs on.
+    `ratios`: fractions of channels to drop, all monitored at once; `ratio`: the one that `stop` and
+    `continue_training` use. `window`: "history" requires the newest mask to be at most `epsilon`
+    from each of the `length` - 1 masks before it (the authors' code); "consecutive" requires the
+    last `length` distances between successive masks to be below `epsilon` (the paper's wording).
+    The first mask is drawn after `min_epoch` epochs.
 
-    The weights that a ticket emerged with are kept as "ticket-<ratio>", of every ratio.
-    `stop`: the search ends with the ticket, whose weights are the artefact "search". Then
-    `continue_training` finishes the schedule with the ticket's mask; without a ticket, densely.
+    For every ratio, the weights at which the ticket emerges are snapshotted as "ticket-<ratio>".
+    `stop`: the search ends when the ticket emerges; its weights are the artefact "search". Then
+    `continue_training` finishes the schedule with the ticket's mask, or densely without a ticket.
     """
 
     penalty: NonNegative = 1e-4
@@ -71,9 +71,9 @@ class EarlyBirdConfig(Strict):
 
 
 def flat_mask(scores: Mapping[str, Tensor], ratio: float) -> Tensor | None:
-    """One bool per channel, groups in order, without the floor(ratio * N) smallest scores.
+    """One bool per channel, groups in order; False for the floor(ratio * N) smallest scores.
 
-    None when the cut falls between equal scores other than 0: any mask would be arbitrary.
+    None if the cut falls between equal nonzero scores, where any mask would be arbitrary.
     """
     flat = torch.cat(list(scores.values()))
     count = count_of(ratio, flat.numel())
@@ -86,7 +86,7 @@ def flat_mask(scores: Mapping[str, Tensor], ratio: float) -> Tensor | None:
 
 
 def by_group(mask: Tensor, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A flat mask per group; a group that would lose its last channel keeps its largest."""
+    """Split a flat mask by group; a group that would lose all channels keeps its largest."""
     parts = torch.split(mask, [score.numel() for score in scores.values()])
     keep = {name: part.clone() for name, part in zip(scores, parts, strict=True)}
     for name, part in keep.items():
@@ -101,17 +101,19 @@ def pairwise_distances(masks: Tensor) -> Tensor:
 
 
 def distances_back(masks: Tensor) -> list[float]:
-    """Distances of the newest mask (last row) to itself, the one before, ..., the first: a row of
-    the pairwise matrix."""
+    """Distances of the newest mask (last row) to itself, the one before, ..., the first.
+
+    This is one row of the pairwise matrix.
+    """
     row: list[float] = (masks[-1] != masks).double().mean(1).flip(0).tolist()
     return row
 
 
 def recent_distances(masks: Tensor, window: Window, length: int) -> list[float]:
-    """Distances that decide about the newest mask (last row), the most recent first.
+    """Distances in the window that ends at the newest mask (last row), the most recent first.
 
-    history: from the newest to each of up to `length` - 1 before it; consecutive: of up to `length`
-    neighbouring pairs.
+    history: from the newest mask to each of up to `length` - 1 masks before it. consecutive: within
+    each of up to `length` pairs of successive masks.
     """
     rows = list(masks.flip(0))
     if window == "history":
@@ -122,7 +124,7 @@ def recent_distances(masks: Tensor, window: Window, length: int) -> list[float]:
 
 
 def emerged(distances: Sequence[float], window: Window, length: int, epsilon: float) -> bool:
-    """Whether the window is full and every distance small."""
+    """Whether the window is full and every distance is within `epsilon`."""
     if window == "history":
         return len(distances) == length - 1 and all(d <= epsilon for d in distances)
     return len(distances) == length and all(d < epsilon for d in distances)
@@ -136,8 +138,8 @@ def _state(ratio: str) -> str:
 class EarlyBird(MethodBase):
     """Phase "search", then possibly "continue".
 
-    `masks`: per ratio all masks drawn so far, one row per epoch; `tickets`: per ratio the number of
-    trained epochs at which it emerged and its mask per group.
+    `masks`: per ratio, all masks drawn so far, one per row. `tickets`: per ratio, the number of
+    trained epochs at which the ticket emerged and its mask per group.
     """
 
     granularity = Granularity.STRUCTURED
@@ -177,7 +179,7 @@ class EarlyBird(MethodBase):
         return super().optimizer(model, phase, recipe)
 
     def schedule(self, optimizer: Optimizer, phase: Phase, recipe: Recipe) -> Schedule:
-        """One schedule over both phases: "continue" enters it where the search stopped."""
+        """One schedule over both phases: "continue" resumes it where the search stopped."""
         return make_schedule(optimizer, recipe, start_epoch=self.trained)
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
@@ -214,14 +216,14 @@ class EarlyBird(MethodBase):
             stats.keep.append(_state(key))
 
     def plan(self) -> PruningPlan | None:
-        """The ticket of `ratio`, once its training goes on."""
+        """The ticket of `ratio` in phase "continue", else None."""
         return self._plan
 
     def permanently_zero(self, model: nn.Module) -> PruningPlan | None:
         return self._plan if self.continuing else None
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        """|gamma|; 0 only where the whole channel is 0, its producers and shifts too."""
+        """|gamma|; 0 only if the whole channel is 0, including its producers and shifts."""
         return scale_saliency(model, units.prunable, self.config.across)
 
     def state_dict(self) -> dict[str, Any]:

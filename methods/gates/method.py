@@ -2,13 +2,14 @@
 
 "Pruning from Scratch", Wang et al., AAAI 2020 (doi:10.1609/AAAI.V34I07.6910, arXiv:1909.12579).
 One gate per prunable channel multiplies the output of the normalisation layer, before the
-activation. Only the gates learn: they start at 1, are pulled to a mean of s by
-`balance * (mean |gate| - s)^2` and are clipped to [0, 1] after every step. Units: channels of a
-group. Rule: `macs`; the network that remains is then trained from random weights.
+activation. Only the gates are trained: they start at 1, the regulariser
+`balance * (mean |gate| - s)^2` pulls their mean towards s, and they are clipped to [0, 1] after
+every step. Units: channels of a group. Rule: `macs`. The pruned network is then trained from random
+weights.
 
-Deliberate deviations, all in docs/methods/gates.md: the weights are frozen (the paper's code
-leaves their gradients on and never uses them), the gates of the last epoch are taken (the paper's
-checkpoint rule practically never fires), no layer loses its last channel (selection's floor).
+Deliberate deviations, all listed in docs/methods/gates.md: the weights are frozen (the paper's code
+computes their gradients and never uses them), the gates of the last epoch are used (the paper's
+checkpoint rule almost never applies), and selection never removes the last channel of a layer.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ NORMS = (
 class GatesConfig(Strict):
     """`balance` is lambda, `target_gate_mean` is s of the paper; `lr` is Adam's.
 
-    `groups`: "inner" gates the channels that one layer makes and one layer reads, so never a
+    `groups`: "inner" gates the channels that one layer produces and one layer reads, hence never a
     residual stream; "all" gates every prunable group. `skip`: patterns of layer names
-    (`blocks.*.conv3`) whose output is never gated. `after_depthwise`: gate also the norms behind
-    depthwise convolutions, which train-mode BatchNorm otherwise makes blind to the gate before.
+    (`blocks.*.conv3`) whose output is never gated. `after_depthwise`: also gate the norms after
+    depthwise convolutions. Without it, that BatchNorm in training mode divides out the gate before
+    the convolution.
     """
 
     lr: Positive = 0.01
@@ -70,11 +72,11 @@ class GatesConfig(Strict):
 def gate_places(
     group: ChannelGroup, model: nn.Module, after_depthwise: bool = False
 ) -> dict[str, Slice]:
-    """Layers whose output the gates of `group` multiply, each with the slice that says where.
+    """Layers whose output is multiplied by the gates of `group`, each with its slice of channels.
 
-    Reads the slices in forward order: every norm is gated, except (unless `after_depthwise`) those
-    behind a depthwise convolution; a producer that no norm follows is gated itself. Other layers
-    that scale channels (PReLU, a layer scale) only follow.
+    Visits the slices in forward order. Every norm is gated, except a norm after a depthwise
+    convolution unless `after_depthwise` is set. A producer without a norm after it is gated itself.
+    Other layers that scale channels (PReLU, layer scale) are not gated.
     """
     producers = layers_of(group, model, "producer")
     places: dict[str, Slice] = {}
@@ -112,7 +114,7 @@ def gated_output(output: Tensor, gate: Tensor, piece: Slice, dim: int) -> Tensor
 
 
 def channel_dim(module: nn.Module) -> int | None:
-    """Dimension of a layer's output that holds its channels; None when this cannot be told."""
+    """Dimension of a layer's output that holds its channels; None if it is unknown."""
     if type(module).forward in (nn.Linear.forward, nn.LayerNorm.forward):
         return -1
     if isinstance(module, nn.LayerNorm):
@@ -125,7 +127,7 @@ def attach(module: nn.Module, gate: Tensor, piece: Slice) -> RemovableHandle:
     """Hook `gate` onto the output of `module`.
 
     Raises:
-        ValueError: it cannot be told which dimension of the output holds the channels.
+        ValueError: it is unknown which dimension of the output holds the channels.
     """
     dim = channel_dim(module)
     if dim is None:
@@ -146,7 +148,7 @@ def attach(module: nn.Module, gate: Tensor, piece: Slice) -> RemovableHandle:
 def regulariser(gates: Sequence[Tensor], balance: float, target_gate_mean: float) -> Tensor:
     """`balance * (mean |gate| - s)^2` over all gates of all layers: wide layers weigh more.
 
-    |.| has no slope at 0, so a gate that was clipped to 0 is moved by the task's loss only.
+    The gradient of |.| at 0 is 0, so only the task loss moves a gate that was clipped to 0.
     """
     mean = torch.cat(list(gates)).abs().mean()
     return balance * (mean - target_gate_mean) ** 2
@@ -171,7 +173,7 @@ class Gates(MethodBase):
         """The groups of `model` that this configuration gates.
 
         Raises:
-            ValueError: none is left; says which setting to change.
+            ValueError: none is left.
         """
         chosen = in_scope(units.prunable, model, self.config.groups, self.config.skip)
         if not chosen:
@@ -183,7 +185,7 @@ class Gates(MethodBase):
         return chosen
 
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        """Put a gate of 1 on every channel and freeze every weight."""
+        """Give every channel a gate of 1 and freeze all weights."""
         parameter = next(model.parameters())
         for group in self.gated_groups(model, units):
             gate = nn.Parameter(parameter.new_ones(group.size))
@@ -218,12 +220,12 @@ class Gates(MethodBase):
 
     @torch.no_grad()
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        """The gates; groups without gates are absent and kept whole."""
+        """The gates; groups without gates are absent and are not pruned."""
         known = units.by_name()
         return {name: gate.detach().clone() for name, gate in self.gates.items() if name in known}
 
     def release(self, model: nn.Module) -> None:
-        """Take the gates off; `saliency` still knows them."""
+        """Remove the hooks and restore `requires_grad`; `saliency` still returns the gates."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -238,7 +240,7 @@ class Gates(MethodBase):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
         Raises:
-            ValueError: the state's gates are not those of the prepared model.
+            ValueError: the state's gates do not match the prepared model.
         """
         stored: Mapping[str, Tensor] = state["gates"]
         if {n: g.shape for n, g in stored.items()} != {n: g.shape for n, g in self.gates.items()}:

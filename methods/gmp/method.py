@@ -1,11 +1,11 @@
 """Gradual magnitude pruning: the sparsity rises along a cubic curve while the network trains.
 
 Zhu & Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
-2017 (arXiv:1710.01878). After chosen epochs the smallest weights of every layer are removed, many
-at first and few at the end; the rest trains on. Units: weights. Rule: `zeros`.
+2017 (arXiv:1710.01878). After selected epochs the smallest weights of every layer are removed,
+many at first and few towards the end, and training continues. Units: weights. Rule: `zeros`.
 
 Differences from the paper: masks are updated between epochs, not every few hundred steps; a removed
-weight stays removed (the paper's mask is drawn anew from the values that masked weights had).
+weight is permanently zero (in the paper masked weights retain their value and may return).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.units.plan import PruningPlan
 
 
 class GMPConfig(Strict):
-    """The sparsity curve, and which weights follow it.
+    """The sparsity curve and the weights it applies to.
 
     `initial_sparsity` is the paper's s_i, `final_sparsity` s_f: fractions of the chosen weights.
     Epochs count trained epochs: the curve runs from `begin_epoch` to `end_epoch` (None: three
@@ -76,7 +76,7 @@ def cubic_sparsity(progress: float, initial: float, final: float) -> float:
 
 @register_method("gmp", GMPConfig)
 class GMP(MethodBase):
-    """One phase under a mask that `end_epoch` tightens."""
+    """One phase with a mask that `end_epoch` tightens."""
 
     granularity = Granularity.UNSTRUCTURED
 
@@ -140,7 +140,7 @@ class GMP(MethodBase):
         return self._plan
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        """|w| of the weights kept, 0 for the others."""
+        """|w| of kept weights, 0 for removed ones."""
         return masked_magnitude(model, units, self.keep)
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 Chen et al., HESSO: Towards Automatic Efficient and User Friendly Any Neural Network Training and
 Pruning, 2024 (https://arxiv.org/abs/2409.09085). In each of a few periods the channels with the
-lowest scores are declared redundant and shrunk linearly to zero while all others train as usual; no
-regulariser, no half-space, the target count is met by construction. Units: channels. Target rule:
-`zeros`.
+lowest scores are declared redundant and shrunk linearly to zero while all others train as usual.
+There is no regulariser and no half-space projection; the target count is met by construction.
+Units: channels. Target rule: `zeros`.
 
-Differences from the authors' program, unless `faithful`: of too many candidates the lowest scores
-go first (theirs: the lowest positions); channels shared through a concat's BatchNorm are scored and
-zeroed with their group (theirs are zeroed before their own gradient step and do not stay zero);
-Adam's moments start at zero. Always: a group keeps at least `group_divisible` channels.
+Differences from the authors' program, unless `faithful`: if there are too many candidates, those
+with the lowest scores are pruned (theirs: the lowest positions); channels shared through a concat's
+BatchNorm are scored and zeroed with their group (theirs are zeroed before their own gradient step,
+which makes them nonzero again); Adam's moments start at zero. In both modes a group keeps at least
+`group_divisible` channels.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class HESSOConfig(RowConfig):
         target_group_sparsity: fraction of zero channels after the last period.
         start_fraction, pruning_fraction: when pruning begins and how long it lasts, as fractions of
             all steps.
-        periods: into how many equal parts pruning is divided.
-        group_divisible: channels kept in a group are a multiple of this; groups that are not
-            larger stay whole.
+        periods: number of equal parts into which pruning is divided.
+        group_divisible: the number of channels kept in a group is a multiple of this; groups that
+            are not larger are not pruned.
         criteria: weights of the scores by name; low score = redundant.
-        faithful: see the head of this file.
+        faithful: see the docstring of this module.
     """
 
     target_group_sparsity: Fraction = 0.5
@@ -62,7 +63,7 @@ class HESSOConfig(RowConfig):
 
 
 class HESSO(DirectedRowOptimizer):
-    """HESSO over `rows`; parameters of `params` outside them take plain steps."""
+    """HESSO over `rows`; parameters of `params` outside `rows` take plain steps."""
 
     def __init__(
         self, params: Params, rows: Rows, optimizer: OptimizerConfig, config: HESSOConfig
@@ -78,14 +79,14 @@ class HESSO(DirectedRowOptimizer):
         self.schedule(0, 1)
 
     def schedule(self, start_step: int, pruning_steps: int) -> None:
-        """When the first period begins and how long all of them last, in optimizer steps."""
+        """Set when the first period begins and how long all periods last, in optimizer steps."""
         periods = min(self.config.periods, pruning_steps)
         self.units.update(start_step=start_step, length=pruning_steps // periods, periods=periods)
 
     def replay_key(self) -> Hashable | None:
         since = self.units["step"] + 1 - self.units["start_step"]
         end = self.units["periods"] * self.units["length"]
-        if self.counts_in_direction or 0 <= since <= end:  # a factor of its own in every step
+        if self.counts_in_direction or 0 <= since <= end:  # the factor changes every step
             return None
         return "before" if since < 0 else "after"
 
@@ -111,7 +112,9 @@ class HESSO(DirectedRowOptimizer):
             self._commit()
 
     def _commit(self) -> None:
-        self.units["pruned"].logical_or_(self.units["redundant"])  # where a graph reads them
+        self.units["pruned"].logical_or_(
+            self.units["redundant"]
+        )  # in place: a captured graph reads them
         self.units["redundant"].zero_()
 
     def _begin_period(self, moves: list[Tensor]) -> None:
@@ -124,20 +127,20 @@ class HESSO(DirectedRowOptimizer):
         scores, pruned = self.scores(moves), self.units["pruned"]
         if self.config.faithful:
             chosen = self._first_in_order(scores, quota - (period - 1) * each)
-            scores = torch.arange(len(scores)).to(scores)  # a group spares its last candidates
+            scores = torch.arange(len(scores)).to(scores)  # so a group spares its last candidates
         else:
             chosen = self._quota.lowest(scores, quota, pruned)
         self.units["redundant"] = self._quota.multiples(chosen, scores, pruned)
 
     def scores(self, moves: list[Tensor]) -> Tensor:
-        """Of all channels; a parameter shared by several groups counts unless `faithful`."""
+        """Score per channel; parameters shared by several groups count unless `faithful`."""
         rows = self._scored
         place = {id(p): v for p, v in zip(self.rows.params, moves, strict=True)}
         return redundancy(rows, [place[id(p)] for p in rows.params], self.config.criteria)
 
     def _first_in_order(self, scores: Tensor, number: int) -> Tensor:
-        """The original's candidates: of the (drawn + number) lowest scores that were never drawn,
-        the first `number` by position. A candidate that its group spares is not drawn again."""
+        """The authors' candidates: among the (drawn + number) lowest scores, the first `number` by
+        position that were never drawn. A candidate that its group spares is not drawn again."""
         drawn, free = self.units["drawn"], self._quota.free
         rank = self.rows.rank(scores.masked_fill(~free, torch.inf))
         low = (rank < drawn.sum() + number) & ~drawn & free
@@ -146,8 +149,10 @@ class HESSO(DirectedRowOptimizer):
         return chosen
 
     def _move_faithfully(self, moves: list[Tensor], factor: Tensor) -> None:
-        """The original's order: shared parameters shrink first, once per parameter of their group,
-        and then take their own step, AdamW's decay of the shrunk weight included."""
+        """The authors' order: shared parameters shrink first, once per parameter of their group.
+
+        Then they take their own step, with AdamW's decay applied to the shrunk weight.
+        """
         rows, lr = self.rows, self.row_setting("lr")
         power = factor ** self._scored.parameters_of[rows.group_of]
         own, late = rows.spread(factor, 1.0), rows.spread(power, 1.0)
@@ -162,7 +167,7 @@ class HESSO(DirectedRowOptimizer):
 
 @register_method("hesso", HESSOConfig)
 class HESSOMethod(RowMethod[HESSOConfig, HESSO]):
-    """One phase; the optimizer learns in the first step when its periods are."""
+    """One phase; `after_backward` tells the optimizer when its periods are."""
 
     make = HESSO
 

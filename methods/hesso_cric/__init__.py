@@ -1,4 +1,4 @@
-"""HESSO-CRIC: HESSO that tries its choice out before it removes anything."""
+"""HESSO-CRIC: HESSO that tests its choice of channels before it removes any."""
 
 from methods.hesso_cric.method import HESSOCRICMethod
 from methods.hesso_cric.optimizer import HESSOCRIC

@@ -1,15 +1,16 @@
-"""HESSO-CRIC: HESSO that tries its choice out before it removes anything.
+"""HESSO-CRIC: HESSO that tests its choice of channels before it removes any.
 
 Chen et al., HESSO: Towards Automatic Efficient and User Friendly Any Neural Network Training and
-Pruning, 2024 (https://arxiv.org/abs/2409.09085). A score taken at the present weights says little
-about weights at zero, so a choice by score alone may take indispensable channels. The Corrective
-Redundant Identification Cycle walks the chosen channels to zero, samples all scores on the way,
-goes back and walks the ones that had looked safe before; the mean of all samples decides. Before,
-short trials per group add what the loss says. Then the channels shrink linearly as in HESSO. Units:
-channels. Target rule: `zeros`.
+Pruning, 2024 (https://arxiv.org/abs/2409.09085). A score at the current weights says little about
+the network with those weights at zero, so a choice by score alone may remove indispensable
+channels. The Corrective Redundant Identification Cycle (CRIC) shrinks the chosen channels to zero,
+samples all scores on the way and restores the weights. The next cycle tests the channels that
+scored low on the way and were not tested before. The mean of all samples decides. Before the
+cycles, short trials per group measure how much the loss rises. Finally the channels shrink linearly
+to zero as in HESSO. Units: channels. Target rule: `zeros`.
 
-Deliberate deviations, all in docs/methods/hesso_cric.md: the loss term counts the excess over the
-loss before the trial, not divided by the trial's size; short trainings make fewer trials and
+Deliberate deviations, all listed in docs/methods/hesso_cric.md: the loss term is the excess over
+the loss before the trial, not divided by the trial's size; short trainings run fewer trials and
 cycles.
 """
 
@@ -26,7 +27,7 @@ from pipeline.training.phases import EpochStats, StepContext
 
 @register_method("hesso_cric", HESSOCRICConfig)
 class HESSOCRICMethod(RowMethod[HESSOCRICConfig, HESSOCRIC]):
-    """One phase; the optimizer learns in the first step when its stages are."""
+    """One phase; `after_backward` passes the timetable and the loss to the optimizer."""
 
     needs_loss = True
     make = HESSOCRIC

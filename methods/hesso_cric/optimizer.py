@@ -18,11 +18,12 @@ from pipeline.units.rows import Rows
 
 
 class HESSOCRIC(DirectedRowOptimizer):
-    """HESSO-CRIC over `rows`; parameters of `params` outside them take plain steps.
+    """HESSO-CRIC over `rows`; parameters of `params` outside `rows` take plain steps.
 
-    Stages, in `units["stage"]`: "before"; "begin", one plain step whose end all weights go back to;
-    "trials": no parameter learns; "cycles": all learn, and go back at the end of each; "shrink";
-    "after". The trials must know the loss: `step(closure)`, or `observe(loss)` before `step()`.
+    `units["stage"]` is "before"; "begin", one plain step, after which all weights are saved as the
+    reference; "trials", where nothing is trained; "cycles", where everything is trained and reset
+    to the reference at the end of each cycle; "shrink"; or "after". Trials need the loss: call
+    `step(closure)`, or `observe(loss)` before `step()`.
     """
 
     def __init__(
@@ -45,19 +46,19 @@ class HESSOCRIC(DirectedRowOptimizer):
         self.schedule(Timetable())
 
     def schedule(self, times: Timetable) -> None:
-        """What `Timetable` says; the same throughout a training."""
+        """Set the timetable; it is the same throughout a training."""
         self.units.update(asdict(times))
 
     def observe(self, loss: Tensor) -> None:
-        """The loss of this step's gradients."""
+        """Take note of the loss of this step."""
         self._loss = loss.detach()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step; waits for the device at the end of a cycle only.
+        """One step; synchronises with the device only at the end of a cycle.
 
         Raises:
-            ValueError: a trial does not know the loss.
+            ValueError: the loss of a trial was not given.
         """
         if self.units["stage"] != "trials":
             self._loss = None
@@ -89,7 +90,7 @@ class HESSOCRIC(DirectedRowOptimizer):
         return self.units["pruned"]
 
     def step_rows(self, moves: list[Tensor]) -> None:
-        """The plain step, and a linear shrink of what is being tested or removed."""
+        """The plain step, and the linear shrink of the channels being tested or removed."""
         units, stage = self.units, self.units["stage"]
         if stage in ("begin", "cycles"):
             self._sample(redundancy(self.rows, moves, self._points))
@@ -134,7 +135,7 @@ class HESSOCRIC(DirectedRowOptimizer):
         self.units.update(stage=stage, call=0)
 
     def _try(self, loss: Tensor) -> None:
-        """Two steps per trial: the lowest of one group go to zero, then the loss is compared."""
+        """Two steps per trial: zero the lowest channels of one group, then compare the loss."""
         units, (trial, second) = self.units, divmod(self.units["call"], 2)
         level, at = divmod(trial, len(self.tried))
         group = self.tried[at]

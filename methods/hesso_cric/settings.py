@@ -1,4 +1,4 @@
-"""What can be set about HESSO-CRIC, and when its stages begin and end."""
+"""Settings of HESSO-CRIC, and the timetable of its stages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from methods._oto.row_method import RowConfig
 from pipeline.training.recipe import Fraction, NonNegative
 
 TRIALS = (0.5, 0.25, 0.75)
-"""Fractions of a group that its trials set to zero, in the order in which time allows them."""
+"""Fractions of a group that its trials set to zero; short trainings run only the first ones."""
 
 AnyCriterion = Criterion | Literal["loss"]
 WEIGHTS: Mapping[AnyCriterion, float] = MappingProxyType(
     dict[AnyCriterion, float]([*CRITERIA.items(), ("loss", 1.0)])
 )
-"""All criteria with the authors' weights."""
+"""Weight of each criterion, as in the authors' program."""
 
 
 class HESSOCRICConfig(RowConfig):
@@ -28,12 +28,13 @@ class HESSOCRICConfig(RowConfig):
 
     Attributes:
         target_group_sparsity: fraction of zero channels to reach.
-        start_fraction: of all steps, before the choice begins.
-        cycle_fraction: of all steps, for trials (at most half of it) and cycles together.
-        pruning_fraction: of all steps, for the final shrink.
-        cycles: at most so many; they stop when at most `tolerance` of the lowest channels are new.
-        group_divisible: channels kept in a group are a multiple of this; groups that are not
-            larger stay whole.
+        start_fraction: fraction of all steps before the trials and cycles.
+        cycle_fraction: fraction of all steps for trials (at most half of it) and cycles together.
+        pruning_fraction: fraction of all steps for the final shrink.
+        cycles: maximum number of cycles; they stop earlier once at most `tolerance` of the
+            low-scoring channels are untested.
+        group_divisible: the number of channels kept in a group is a multiple of this; groups that
+            are not larger are not pruned.
         criteria: weights of the scores by name; low score = redundant.
     """
 
@@ -59,12 +60,12 @@ class HESSOCRICConfig(RowConfig):
 
 @dataclass(frozen=True)
 class Timetable:
-    """When what happens, in optimizer steps.
+    """The stages of a training, in optimizer steps.
 
     Attributes:
-        start_step: steps of plain training before the choice begins.
-        trials: how many of `TRIALS` every group goes through, two steps each.
-        cycles: at most so many of `sampling_steps` each.
+        start_step: steps of plain training before stage "begin".
+        trials: number of `TRIALS` run on every group, two steps each.
+        cycles: maximum number of cycles, of `sampling_steps` each.
         hybrid_steps: length of the final shrink.
     """
 
@@ -76,8 +77,10 @@ class Timetable:
 
 
 def timetable(config: HESSOCRICConfig, total: int, tried: int) -> Timetable:
-    """Of a training of `total` steps with so many groups to try; the first step of the choice is
-    one of plain training."""
+    """The timetable of a training of `total` steps with `tried` groups to run trials on.
+
+    One step of `cycle_fraction` is the plain step of stage "begin".
+    """
     span, trial = int(config.cycle_fraction * total), 2 * max(tried, 1)
     trials = min(len(TRIALS), span // 2 // trial) if config.criteria.get("loss") else 0
     rest = max(span - 1 - trials * trial, 1)

@@ -3,11 +3,12 @@
 Chen et al., Only Train Once: A One-Shot Neural Network Training And Pruning Framework, NeurIPS
 2021 (https://arxiv.org/abs/2107.07467). Minimises f(x) + penalty * sum of ||x_g|| over ZIGs:
 sub-gradient steps in the warm-up, then a half-space projection sets whole ZIGs to exactly zero, so
-that they can be cut without any change of the output. Units: channels. Target rule: `zeros`.
+that removing them does not change the output. Units: channels. Target rule: `zeros`.
 
-Differences from the authors' program, unless `faithful`: the upper bound on a layer's sparsity
-counts the room that is left (theirs projects the excess, at random); plain parameters have momentum
-in the warm-up too. Always: one ZIG per channel, BatchNorm included (their VGG16-BN splits it).
+Differences from the authors' program, unless `faithful`: the upper bound on a group's sparsity
+limits how many more channels are projected (theirs projects the excess over the bound, at random);
+plain parameters have momentum in the warm-up too. Unless `split_norms`, there is one ZIG per
+channel, BatchNorm included (their VGG16-BN splits it).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pipeline.units.groups import ChannelGroup
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rows import Rows, named_parameters
 
-SMALL = 1e-6  # in x / (||x|| + SMALL); also the penalty below which a milestone sets it to 0
+SMALL = 1e-6  # in x / (||x|| + SMALL); also, a milestone sets a penalty <= SMALL to 0
 
 
 class HSPGConfig(RowConfig):
@@ -42,15 +43,18 @@ class HSPGConfig(RowConfig):
         penalty: lambda, the weight of the group norms.
         epsilon: half-space parameter in [0, 1); larger projects more.
         upper_group_sparsity: largest fraction of zero channels in a group; 1 = no bound.
-        epsilon_linear, upper_group_sparsity_linear: replace their namesakes in groups whose
-            producers are all linear layers with one row per channel; None = no difference.
-        adapt_epsilon_steps: adapt their epsilon every so many half-space steps, 0 = never.
+        epsilon_linear, upper_group_sparsity_linear: replace the general values in groups whose
+            producers are all linear layers with one row per channel; None = the general values.
+        adapt_epsilon_steps: adapt epsilon of these groups every so many half-space steps;
+            0 = never.
         warmup_epochs: epochs without projection; None = `warmup_fraction` of all epochs.
         momentum: heavy ball on the whole sub-gradient, penalty included.
-        penalty_milestones: epochs before which the penalty is divided by 10 (0 from 1e-6 on).
-        faithful: see the head of this file.
-        split_norms: a channel's producers and its norms are two groups, penalised and projected
-            each by itself, as in the authors' VGG16-BN. Only a channel that is zero in both can go.
+        penalty_milestones: 0-based epochs before which the penalty is divided by 10, or set to 0
+            once it is at most 1e-6.
+        faithful: see the docstring of this module.
+        split_norms: make a channel's producers and its norms two groups, penalised and projected
+            separately, as in the authors' VGG16-BN. Only a channel that is zero in both can be
+            removed.
     """
 
     penalty: NonNegative = 1e-3
@@ -82,7 +86,7 @@ def penalty_at(config: HSPGConfig, epoch: int) -> float:
 
 
 def is_linear(group: ChannelGroup, parameters: Mapping[str, Tensor]) -> bool:
-    """All producers are linear layers where a channel is one row (not a feature of all heads)."""
+    """Whether all producers are linear layers with one row per channel, not one per head."""
     weights = [s for s in group.slices if s.role == "producer" and s.tensor in parameters]
     return bool(weights) and all(
         parameters[s.tensor].ndim <= 2 and s.index.shape[1] == 1 for s in weights
@@ -90,7 +94,7 @@ def is_linear(group: ChannelGroup, parameters: Mapping[str, Tensor]) -> bool:
 
 
 class HSPG(RowOptimizer):
-    """One phase of HSPG over `rows`; parameters of `params` outside them take plain SGD steps.
+    """One phase of HSPG over `rows`; parameters of `params` outside `rows` take plain SGD steps.
 
     Args:
         half_space: False = warm-up, sub-gradient steps without projection.
@@ -173,7 +177,7 @@ class HSPG(RowOptimizer):
         return ~(projected | zero)
 
     def _order(self, square: Tensor) -> Tensor:
-        """Which candidates go first when not all may: the smallest (faithful: random ones)."""
+        """Sort key of candidates if not all may be projected: smallest first (faithful: random)."""
         return torch.rand_like(square) if self.config.faithful else square
 
     def _room_left(self, zero: Tensor, projected: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ class HSPG(RowOptimizer):
         return self._room - self.rows.sum_groups(zero.double())
 
     def _faithful_room(self, zero: Tensor, projected: Tensor) -> Tensor:
-        """The original's bound: int(n * (after - upper)) channels, the excess and not the room."""
+        """The authors' bound: projects int(n * (after - upper)) channels, the excess over it."""
         size = self.rows.group_size
         before = self.rows.sum_groups(zero.double()) / size
         after = self.rows.sum_groups((zero | projected).double()) / size
@@ -190,21 +194,25 @@ class HSPG(RowOptimizer):
         return torch.where(before >= self._upper, 0.0, some)
 
     def _adapt_epsilon(self, zero: Tensor) -> None:
-        """The authors' rule for BERT, from the zeros that this step left, for the steps to come:
-        when sparsity has stalled, epsilon + 0.1 while the linear groups together are below their
-        upper bound, else 0."""
+        """The authors' rule for BERT; the new epsilon applies from the next step on.
+
+        If the sparsity after this step has stalled, epsilon of the linear groups rises by 0.1 while
+        these groups together are below their upper bound, and is 0 otherwise.
+        """
         epsilon, adaptive = self.units["epsilon"], self._linear
         sparsity = zero.double().mean()
         among = adaptive[self.rows.group_of]
         fraction = (zero & among).double().sum() / among.double().sum().clamp(min=1)
         raised = torch.where(fraction < self._upper, (epsilon + 0.1).clamp(max=0.999), 0.0)
         stalled = sparsity <= self.units["sparsity_seen"] + 0.01
-        epsilon.copy_(torch.where(adaptive & stalled, raised, epsilon))  # where a graph reads it
+        epsilon.copy_(
+            torch.where(adaptive & stalled, raised, epsilon)
+        )  # in place: a captured graph reads it
         self.units["sparsity_seen"].copy_(sparsity)
 
 
 def without_norms(groups: Iterable[ChannelGroup]) -> Iterator[ChannelGroup]:
-    """Every group as two: its producers, and its norms under the name "<group> (norms)"."""
+    """Split every group in two: its producers, and its norms, named "<group> (norms)"."""
     for group in groups:
         norms = tuple(s for s in group.slices if s.role == "norm")
         others = tuple(s for s in group.slices if s.role != "norm")
@@ -249,7 +257,7 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         for percent in (10, 30, 50, 70, 90)
     },
 }
-"""The authors' settings: blocks for `methods.hspg` and `train`, one per configuration of theirs."""
+"""The authors' configurations, each as blocks for `methods.hspg` and `train`."""
 
 
 @register_method("hspg", HSPGConfig)
@@ -269,7 +277,7 @@ class HSPGMethod(RowMethod[HSPGConfig, HSPG]):
         return Rows(named_parameters(model), without_norms(self._groups))
 
     def permanently_zero(self, model: nn.Module) -> PruningPlan | None:
-        """Of split channels none: half of one may be zero."""
+        """None with `split_norms`, since one half of a channel may be zero without the other."""
         return None if self.config.split_norms else super().permanently_zero(model)
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:

@@ -3,7 +3,7 @@
 Frankle & Carbin, "The Lottery Ticket Hypothesis", ICLR 2019 (arXiv:1803.03635); Frankle et al.,
 "Stabilizing the Lottery Ticket Hypothesis" (arXiv:1903.01611); Renda, Frankle & Carbin, "Comparing
 Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020 (arXiv:2003.02389). Round 0 trains
-densely; each further round removes the smallest weights still alive and retrains the rest.
+densely; each further round removes the smallest remaining weights and retrains the rest.
 Units: weights. Rule: `zeros`.
 
 The whole network is rewound, BatchNorm, biases and classifier included.
@@ -49,15 +49,15 @@ Rule = Literal["exact", "quantile", "openlth"]
 class IMPConfig(Strict):
     """How many weights a round removes, from which layers, and how the rest is retrained.
 
-    `prune_per_round` is a fraction of the weights still alive; `target`, when given, replaces it:
-    the weight sparsity after the last round. `scope`: the smallest weights over all chosen layers,
-    of each layer, or so that layers keep Erdos-Renyi-kernel densities (erk). `layers`:
+    `prune_per_round` is a fraction of the weights still alive. `target` replaces it: the weight
+    sparsity after the last round. `scope`: remove the smallest weights over all chosen layers
+    (global), of each layer (layer), or down to Erdos-Renyi-kernel densities (erk). `layers`:
     convolutions only, or linear layers too; `ignore`: layer names to leave dense. `layer_rates`:
-    with `scope: layer`, layers with a rate of their own, by name (Frankle & Carbin 2019 prune the
-    output layer at half the rate).
+    with `scope: layer`, rates of single layers by name (Frankle & Carbin 2019 prune the output
+    layer at half the rate).
 
     `rewind`, with t = `retrain_epochs`:
-        finetune: current weights, the last learning rate of the schedule, held.
+        finetune: current weights, constant at the last learning rate of the schedule.
         init: initial weights, schedule from its start.
         epoch: weights and schedule of epoch `rewind_epoch` of the recipe.
         lr: current weights, the last t epochs of the schedule (learning-rate rewinding).
@@ -66,8 +66,8 @@ class IMPConfig(Strict):
 
     `rule`: exact removes floor(fraction * alive) weights; quantile keeps what is above the linearly
     interpolated quantile; openlth keeps what is above the sorted entry ceil(fraction * alive).
-    `shuffle`: after the last round one more phase, "shuffled", retrains a mask of the same counts
-    at random places (within each layer, or anywhere), the control of a ticket.
+    `shuffle`: after the last round one more phase, "shuffled", retrains a mask with the same counts
+    at random positions (within each layer, or anywhere), as a control for the ticket.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1000)] = 4
@@ -114,7 +114,7 @@ def keep_largest(
     """One pruning step over all tensors of `scores` together; a subset of `alive`.
 
     Args:
-        spared: weights alive outside `scores`; openlth's fraction is of these too.
+        spared: number of weights alive outside `scores`; openlth's fraction includes them.
     """
     total = sum(int(alive[name].sum()) for name in scores)
     if rule == "exact":
@@ -130,11 +130,11 @@ def keep_largest(
 
 @register_method("imp", IMPConfig)
 class IMP(MethodBase):
-    """Phases round-0 ... round-n; each leaves its level as a named artefact.
+    """Phases round-0 ... round-n; the state at the end of each is a named artefact.
 
-    `keep` is the mask the current weights were trained with, `tightened` the one made from them at
-    the end of their round: it comes into force with the next phase. A level therefore carries its
-    own mask, and a finished training can be extended by further rounds.
+    `keep` is the mask with which the current weights were trained. `tightened` is computed from
+    them at the end of the round and takes effect in the next phase. An artefact therefore holds the
+    mask of its own round, and a finished training can be extended by further rounds.
     """
 
     granularity = Granularity.UNSTRUCTURED
@@ -176,7 +176,7 @@ class IMP(MethodBase):
         self._refresh()
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> Optimizer:
-        """A phase begins with a fresh optimizer and with the mask the last one made."""
+        """A phase starts with a fresh optimizer and the mask from the end of the phase before."""
         number = self._number(phase)
         if number != self.round:
             self.round, self.keep, self.tightened = number, self._upcoming, {}
@@ -219,7 +219,7 @@ class IMP(MethodBase):
         return self.config.rounds + 1 if shuffled_phase else int(phase.name.removeprefix("round-"))
 
     def _refresh(self) -> None:
-        """Derive the plan, and after the end of a phase the mask that the next one starts with."""
+        """Derive the plan and, after the end of a phase, the mask of the next one."""
         self._upcoming = {}
         if self.tightened and self.round < self.config.rounds:
             self._upcoming = self.tightened
@@ -260,7 +260,7 @@ class IMP(MethodBase):
 
 
 def _retraining(name: str, config: IMPConfig, recipe: Recipe) -> Phase:
-    """The phase of a round after the first: how long, from which weights, at which rate.
+    """The phase of a round after the first: its length, initial weights and learning rate.
 
     Raises:
         ValueError: the rule asks for more epochs of the schedule than the recipe has.

@@ -1,10 +1,11 @@
 """Pruning at initialisation: the mask is drawn before the first step and never changes.
 
 SNIP (Lee et al., ICLR 2019, arXiv:1810.02340), GraSP (Wang et al., ICLR 2020, arXiv:2002.07376),
-SynFlow (Tanaka et al., NeurIPS 2020, arXiv:2006.05467), magnitude and random: the field's controls
-of a lottery ticket (Frankle et al., ICLR 2021, arXiv:2009.08576). Units: weights. Rule: `zeros`.
+SynFlow (Tanaka et al., NeurIPS 2020, arXiv:2006.05467), and the baselines magnitude and random, as
+compared by Frankle et al. (ICLR 2021, arXiv:2009.08576). Units: weights. Rule: `zeros`.
 
-SynFlow prunes in 100 rounds on an exponential schedule of densities, the others at once by default.
+By default SynFlow prunes in 100 rounds with exponentially decreasing densities, the other criteria
+in one round.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class InitPruningConfig(Strict):
     """`sparsity`: fraction of the chosen weights removed before training.
 
     `allocation`: rank all layers together, or give each the same density (uniform) or its
-    Erdos-Renyi-kernel density (erk). `rounds`: None is 100 for synflow, 1 for the others.
-    `batches`: how many training batches snip and grasp look at. `temperature` divides the logits
-    for grasp, whose authors take 200. `seed`: of the random criterion.
+    Erdos-Renyi-kernel density (erk). `rounds`: None means 100 for synflow, 1 otherwise.
+    `batches`: number of training batches that snip and grasp use. `temperature` divides the logits
+    for grasp, whose authors use 200. `seed`: seed of the random criterion.
     """
 
     criterion: Criterion = "snip"
@@ -86,7 +87,8 @@ def scorer(config: InitPruningConfig, names: Sequence[str], batches: Batches | N
     """The criterion as a function of the model alone.
 
     Raises:
-        ValueError: the criterion looks at data and there is none, or none that it can look at.
+        ValueError: the criterion needs a training batch and there is none, or its inputs are tokens
+            and the criterion is synflow.
     """
     if config.criterion == "magnitude":
         return lambda model: {n: model.get_parameter(n).detach().abs() for n in names}
@@ -140,7 +142,7 @@ def _random(model: nn.Module, names: Sequence[str], seed: int) -> dict[str, Tens
 
 @register_method("init_pruning", InitPruningConfig)
 class InitPruning(MethodBase):
-    """Draws the mask in `prepare`, then trains under it."""
+    """Draws the mask in `prepare`, then trains with it."""
 
     granularity = Granularity.UNSTRUCTURED
 
@@ -157,7 +159,7 @@ class InitPruning(MethodBase):
 
     @torch.no_grad()
     def _draw(self, model: nn.Module, names: Sequence[str], score: Score) -> dict[str, Tensor]:
-        """Score, tighten, mask, again: densities d^(1/n), d^(2/n), ..., d. `model` is restored."""
+        """Score and mask in n rounds of densities d^(1/n), d^(2/n), ..., d; restore `model`."""
         initial = {name: self.parameters[name].clone() for name in names}
         keep = {name: torch.ones_like(w, dtype=torch.bool) for name, w in initial.items()}
         steps = self.config.steps
@@ -184,7 +186,7 @@ class InitPruning(MethodBase):
         return self._plan
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        """|w| of the weights kept, 0 for the others."""
+        """|w| of kept weights, 0 for removed ones."""
         return masked_magnitude(model, units, self.keep)
 
     def state_dict(self) -> dict[str, Any]:

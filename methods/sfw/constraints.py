@@ -1,7 +1,7 @@
 """Convex sets for constrained training: linear minimisation, feasibility, Euclidean projection.
 
-A set speaks of one tensor. Everything is computed on the tensor's device and nothing is read back;
-the sets themselves are plain numbers, so an optimizer can keep them in its param groups.
+A set constrains one tensor. Everything is computed on the tensor's device without synchronisation.
+A set is described by plain numbers, so an optimizer can store it in its param groups.
 Pokutta, Spiegel, Zimmer: "Deep Neural Network Training with Frank-Wolfe", arXiv 2010.07243.
 """
 
@@ -29,7 +29,7 @@ class ConvexSet(Protocol):
     def lmo(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """A new vertex v that minimises <direction, v> over the set (linear minimisation oracle).
 
-        `out` is memory of the same shape that may be used for it.
+        `out` is scratch of the same shape that may hold the result.
         """
 
     def shift_inside(self, x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class ConvexSet(Protocol):
         """0-dim bool on x's device; `tol` is relative to the radius."""
 
     def plain(self) -> dict[str, Any]:
-        """Numbers and strings from which `from_plain` makes the set again."""
+        """Numbers and strings from which `from_plain` rebuilds the set."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class KSparsePolytope:
         return largest_signs(direction, self.k, out).mul_(-self.radius)
 
     def shift_inside(self, x: Tensor) -> Tensor:
-        """With u = x / ||x||_1: c r u, c = min(floor(1 / ||u||_inf), k). Shrinks, never cuts."""
+        """With u = x / ||x||_1: c r u, c = min(floor(1 / ||u||_inf), k). Scales, never clips."""
         l1, top = vector_norm(x, 1), vector_norm(x, math.inf)
         unit = x / l1
         count = (1.0 / vector_norm(unit, math.inf)).floor().clamp(1.0, float(self.k))
@@ -162,7 +162,7 @@ class LpBall:
 
 @dataclass(frozen=True)
 class Unconstrained:
-    """The whole space: nothing to shift or project, and no vertex to move to."""
+    """The whole space: every point is feasible, and there are no vertices."""
 
     @property
     def diameter(self) -> float:
@@ -171,7 +171,7 @@ class Unconstrained:
     def lmo(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """
         Raises:
-            ValueError: always, a linear function has no minimum here; take a gradient step.
+            ValueError: always, since a linear function has no minimum here; take a gradient step.
         """
         del out
         raise ValueError(f"no linear minimum over the whole space (shape {tuple(direction.shape)})")
@@ -212,7 +212,7 @@ def from_plain(plain: Mapping[str, Any]) -> ConvexSet:
 
 @torch.no_grad()
 def make_feasible(model: nn.Module, sets: Mapping[str, ConvexSet]) -> None:
-    """Shift every parameter into its set; feasible ones stay bit-equal."""
+    """Shift every parameter into its set; feasible parameters do not change."""
     for name, p in model.named_parameters():
         p.copy_(sets[name].shift_inside(p))
 
@@ -232,8 +232,8 @@ def _project_l1_box(x: Tensor, l1: float, box: float) -> Tensor:
     """Nearest point with ||.||_1 <= l1 and ||.||_inf <= box: sign(x) clip(|x| - t, 0, box).
 
     The norm of that point falls piecewise linearly in t >= 0, with kinks where an entry leaves
-    the box (|x| - box) and where it reaches zero (|x|). Walk the sorted kinks to the first one at
-    which the norm fits, and go back along its segment.
+    the box (|x| - box) and where it reaches zero (|x|). Find the first of the sorted kinks at which
+    the norm is at most l1, then interpolate back along its segment.
     """
     size = x.abs().double().flatten()
     kinks = torch.cat([(size - box).clamp_min(0.0), size])

@@ -1,4 +1,4 @@
-"""How large a tensor is when freshly initialised: the yardstick for the size of its constraint."""
+"""Norms of freshly initialised tensors, which set the scale of their constraints."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def init_norms(model: nn.Module, source: NormSource, draws: int = DRAWS) -> dict
     measured_by_shape: the same, but all tensors of one shape share the value of the last one, as
         in the authors' released code (so that a BatchNorm scale takes its shift's value).
 
-    A norm of 0 counts as 1, and so does the norm of a parameter whose layer cannot be
-    re-initialised and which is 0 now. Neither weights nor random state of the model change.
+    A parameter whose layer has no `reset_parameters` is measured as it is. A norm of 0 is replaced
+    by 1. Neither the model's weights nor the global random state change.
     """
     if source == "closed_form":
         known = {n: closed_form(owner, key) for n, owner, key in _owned(model)}
@@ -43,7 +43,7 @@ def init_norms(model: nn.Module, source: NormSource, draws: int = DRAWS) -> dict
 
 
 def closed_form(layer: nn.Module, key: str) -> float | None:
-    """sqrt(E ||tensor||^2) of torch's default initialisation, None where no formula stands here.
+    """sqrt(E ||tensor||^2) of torch's default initialisation, None if there is no formula.
 
     Convolution and linear layers draw weight and bias from U(-b, b), b = 1/sqrt(fan_in): variance
     1/(3 fan_in). Normalisation scales are ones and shifts zeros; embeddings are N(0, 1).
@@ -61,7 +61,7 @@ def closed_form(layer: nn.Module, key: str) -> float | None:
 
 
 def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(name, layer, attribute) of every parameter, a shared one once."""
+    """(name, layer, attribute) of every parameter; a shared parameter appears once."""
     layers = dict(model.named_modules())
     for name, _ in model.named_parameters():
         prefix, _, key = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""The k largest entries of a tensor: exactly, without sorting it, without waiting for a device.
+"""Exact selection of the k largest entries of a tensor, without sorting or synchronisation.
 
-`torch.topk` returns them sorted and leaves ties to chance. A Frank-Wolfe step needs neither order
-nor values, only the set, and the same set every time.
+`torch.topk` sorts its result and breaks ties arbitrarily. A Frank-Wolfe step needs neither order
+nor values, only the set of entries, and the same set on every run.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pipeline.selection.threshold import kth_largest
 def largest_signs(x: Tensor, k: int, out: Tensor | None = None) -> Tensor:
     """sign(x) at the k entries of largest magnitude, 0 elsewhere; sign(0) = 0.
 
-    Among equal magnitudes the first in memory order win. On the CPU, `kth_largest` finds the k-th
-    magnitude; elsewhere `torch.topk`, a radix selection, does. Both are exact for any input.
+    Ties go to the first entries in memory order. On the CPU, `kth_largest` finds the k-th
+    magnitude; on other devices `torch.topk`, a radix selection, does. Both are exact for any input.
 
     Args:
-        x: any shape; k: at least 1, more than all entries means all.
+        x: any shape.
+        k: at least 1; at least the number of entries selects all.
         out: memory for the result, of x's shape and dtype, dense, not overlapping x.
     """
     if k >= x.numel():
@@ -39,7 +40,7 @@ def _in_memory_order(dense: Tensor) -> Tensor:
 
 
 def _mask_on_device(flat: Tensor, k: int) -> Tensor:
-    """All shapes are known beforehand, so nothing is read back from the device."""
+    """All shapes are static, so nothing is read back from the device."""
     bound = flat.topk(k, sorted=False).values.amin()
     above, ties = flat > bound, flat == bound
     room = k - above.sum()

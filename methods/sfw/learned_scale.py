@@ -1,4 +1,4 @@
-"""Learn one scale per parameter tensor so that the first Frank-Wolfe step helps most.
+"""Learn one scale per parameter tensor to minimise the loss after the first Frank-Wolfe step.
 
 GradInit (Zhu et al., NeurIPS 2021) adapted to one Frank-Wolfe step: Algorithm 3 of Miao et al.,
 ICLR 2022; hyper-parameters as in both papers' released code.
@@ -39,17 +39,19 @@ def learn_scales(
 ) -> dict[str, float]:
     """Multiply every parameter by its learned scale; return the scales.
 
-    Every iteration takes batches B0, B1, B2: one step on B0 and B1 leads to q(scales), and the
-    task's loss of q on B0 and B2 is descended in the scales through that step, second order.
-    Scales start at 1; a tensor of norm 0 keeps its own. The result may leave the feasible set.
+    Every iteration takes batches B0, B1, B2. One Frank-Wolfe step on B0 and B1 yields the weights
+    q(scales). An Adam step then reduces the task loss of q on B0 and B2 with respect to the scales,
+    differentiated through the Frank-Wolfe step (second order). Scales start at 1; that of a tensor
+    of norm 0 does not change. The scaled weights may be infeasible.
 
     Args:
-        model: on its training device; mode flags and running statistics are left as they were.
+        model: on its training device; mode flags and running statistics do not change.
         sets: the feasible set of every parameter, by name.
-        batches: begun again when exhausted; a one-shot iterator is remembered and replayed. Two of
-            one shape (of an example) are one batch, of two shapes (windows of text) two.
-        lr: rate of the Frank-Wolfe step, gradient-rescaled.
-        iterations: how many.
+        batches: restarted when exhausted; the batches of a one-shot iterator are stored for that.
+            Two batches whose examples have one shape are concatenated; those of different shapes
+            (windows of text) are evaluated separately.
+        lr: learning rate of the gradient-rescaled Frank-Wolfe step.
+        iterations: number of iterations.
     """
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     device = next(iter(start.values())).device
@@ -80,7 +82,7 @@ def _scaled(start: Named, scale: Tensor) -> Named:
 
 
 class _TaskLoss(nn.Module):
-    """The loss of a task as a module, so that parameters can be put in its network's place."""
+    """The loss of a task as a module, so `functional_call` can replace the network's parameters."""
 
     def __init__(self, network: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ def _loss_after_step(
 
 
 def _step(p: Tensor, g: Tensor, feasible: ConvexSet, lr: float) -> Tensor:
-    """One Frank-Wolfe step without momentum; the vertex is a constant, the step size is not."""
+    """One Frank-Wolfe step without momentum; differentiable in its size, not in the vertex."""
     if isinstance(feasible, Unconstrained):
         return p - lr * g
     v = feasible.lmo(g.detach())
@@ -152,7 +154,7 @@ def _endless(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 @contextmanager
 def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, except that BatchNorm uses the batch and forgets it."""
+    """Evaluation mode, except that BatchNorm uses batch statistics, without tracking them."""
     modes = [(m, m.training) for m in model.modules()]
     norms = [(m, m.track_running_stats) for m in model.modules() if isinstance(m, _BatchNorm)]
     model.eval()

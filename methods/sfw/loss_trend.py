@@ -1,4 +1,4 @@
-"""A learning-rate schedule by thirds that may also follow the trend of the training loss."""
+"""A step learning-rate schedule that may also follow the trend of the training loss."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pipeline.training.phases import EpochStats
 
 
 class LossTrendSchedule:
-    """Learning rates of Miao et al., in force from the start of an epoch.
+    """Learning rates of Miao et al., updated between epochs.
 
     "decrease_3" divides by 10 at E/3 and 2E/3, "decrease_3_180" at 90 and 130. "dynamic_change"
-    divides as "decrease_3" and, in every fifth epoch after the 20th, compares the mean loss of 5
-    epochs with that of 10 (the newest epoch left out): x 0.7 when it rises, x 1.06 when it falls.
+    divides like "decrease_3". In addition, in every fifth epoch after the 20th, it compares the
+    mean loss of the last 5 epochs with that of the last 10, without the newest epoch, and
+    multiplies the rate by 0.7 if the loss rises or by 1.06 if it falls.
 
     Args:
         optimizer: its groups' lr at construction are the base rates.
@@ -40,7 +41,7 @@ class LossTrendSchedule:
             self._divide(epoch)
 
     def within(self, progress: float) -> None:
-        """Does nothing: the rate changes between epochs only."""
+        """Does nothing: the rate changes only between epochs."""
 
     def step(self, stats: EpochStats) -> None:
         self.losses.append(float(stats.train[self.loss]))
@@ -55,7 +56,7 @@ class LossTrendSchedule:
                 group["lr"] /= 10
 
     def _follow_the_loss(self) -> None:
-        if len(self.losses) < 11:  # entered late: not enough history yet
+        if len(self.losses) < 11:  # the schedule started late: too little history yet
             return
         recent, longer = fmean(self.losses[-6:-1]), fmean(self.losses[-11:-1])
         factor = 0.7 if recent > longer else 1.06 if recent < longer else 1.0

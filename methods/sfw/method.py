@@ -3,7 +3,7 @@
 Miao, Luo, Chen, Chen, Liu, Wang: "Learning Pruning-Friendly Networks via Frank-Wolfe: One-Shot,
 Any-Sparsity, and No Retraining", ICLR 2022; the optimizer is that of Pokutta, Spiegel, Zimmer,
 arXiv 2010.07243. Every step moves each tensor towards a vertex of its set, so all weights shrink a
-little and only the K of largest average gradient grow. Units: weights; rule: `fraction`.
+little and only the K with the largest averaged gradient grow. Units: weights; rule: `fraction`.
 Differences from the authors' code, each with its switch, are in docs/methods/sfw.md.
 """
 
@@ -41,23 +41,24 @@ Rescale = Literal["gradient", "diameter", "none"]
 
 
 class SFWConfig(Strict):
-    """Settings of SFW; the defaults are the paper's where the authors' README gives one.
+    """Settings of SFW; the defaults are the paper's where the authors' README states them.
 
     Attributes:
-        constraint: the set of one tensor; "none" leaves all to plain SGD on the same schedule.
-        k, k_frac: nonzeros per vertex, max(k, k_frac n); n entries at most.
+        constraint: feasible set of each tensor; "none" is SGD with the same averaged gradient and
+            schedule.
+        k, k_frac: nonzeros per vertex: max(k, k_frac n), at most n.
         mode, size: `size` is the radius, the diameter, or, in "initialization", the L2 norm of
             the vertices in units of the tensor's norm at initialisation.
         init_norms: where that norm comes from; "measured_by_shape" is the authors' code.
-        constrain: every parameter as the authors, or convolution and linear weights only; the
-            others then take the same averaged gradient step unconstrained.
+        constrain: all parameters, as the authors do, or only convolution and linear weights; the
+            others then take unconstrained steps along the averaged gradient.
         rescale: "gradient" gives every step the length lr ||m||, as SGD has; "diameter" divides
             lr by the diameter.
         schedule: learning rate by thirds ("decrease_3"), at 90 and 130 ("decrease_3_180"), by
             thirds and by the trend of the loss ("dynamic_change"), constant, or the recipe's.
-        dynamic_loss: what "dynamic_change" watches; the authors' code sees only the last batch.
+        dynamic_loss: the loss that "dynamic_change" uses; the authors' code uses the last batch.
         sfw_init: learn a scale per tensor first (SFW-Init) over `sfw_init_iterations` iterations.
-        sfw_init_reproject: make the learned weights feasible; the authors' code does not.
+        sfw_init_reproject: make the scaled weights feasible again; the authors' code does not.
     """
 
     constraint: Literal["k_sparse", "l1", "l2", "linf", "none"] = "k_sparse"
@@ -86,7 +87,7 @@ class SFWConfig(Strict):
 
 
 class SFW(Optimizer):
-    """Stochastic Frank-Wolfe with averaged gradients; everything is per tensor.
+    """Stochastic Frank-Wolfe with averaged gradients; every tensor has its own step size.
 
         m <- rho m + (1 - rho) g          (m = g in the first step)
         v  = argmin_{v in C} <m, v>
@@ -94,7 +95,7 @@ class SFW(Optimizer):
         f  = ||m|| / ||w - v||  ("gradient"),  1 / diameter(C)  ("diameter"),  1  ("none")
 
     A group's `constraint` (`ConvexSet.plain()`) holds for each of its tensors; where it is
-    unconstrained, w <- w - lr m. A tensor without a gradient is left alone.
+    unconstrained, w <- w - lr m. A tensor without a gradient does not change.
 
     Args:
         params: param groups, each with its own `constraint`.
@@ -140,7 +141,7 @@ class SFW(Optimizer):
         return loss
 
     def _memory(self, w: Tensor) -> Tensor | None:
-        """One buffer for the vertices of all tensors: fresh memory costs as much as the step."""
+        """Scratch shared by the vertices of all tensors: allocating it costs as much as a step."""
         dense = w.is_contiguous() or w.is_contiguous(memory_format=torch.channels_last)
         if not dense:
             return None
@@ -173,7 +174,7 @@ def move(
         return
     gap = feasible.lmo(m, memory).sub_(w)  # v - w
     if group["rescale"] == "gradient":
-        distance = vector_norm(gap).clamp_min_(torch.finfo(w.dtype).tiny)  # 0 on the vertex
+        distance = vector_norm(gap).clamp_min_(torch.finfo(w.dtype).tiny)  # 0 at the vertex
         w.addcmul_(gap, vector_norm(m).mul_(group["lr"]).div_(distance).clamp_(0.0, 1.0))
         return
     factor = 1.0 / feasible.diameter if group["rescale"] == "diameter" else 1.0
@@ -219,7 +220,7 @@ def _set_of(config: SFWConfig, name: str, n: int, norm: float) -> ConvexSet:
 
 @register_method("sfw", SFWConfig)
 class SFWMethod(MethodBase):
-    """Adapter: feasible weights first, then the SFW optimizer; saliency is the magnitude."""
+    """Makes the weights feasible, then trains with SFW; the saliency is the magnitude."""
 
     def __init__(self, config: SFWConfig) -> None:
         self.config = config
@@ -244,7 +245,7 @@ class SFWMethod(MethodBase):
             make_feasible(model, self.sets)
 
     def optimizer(self, model: nn.Module, phase: Phase, recipe: Recipe) -> SFW:
-        """One param group per tensor: its constraint travels with it."""
+        """One param group per tensor, which holds its constraint."""
         groups = [
             {"params": [p], "name": name, "constraint": self.sets[name].plain()}
             for name, p in model.named_parameters()

@@ -1,4 +1,4 @@
-"""Network slimming: L1 on the scales of BatchNorm, then the smallest scales go."""
+"""Network slimming: L1 on the scales of BatchNorm; the channels with the smallest are removed."""
 
 from methods.slimming.method import Slimming, SlimmingConfig
 

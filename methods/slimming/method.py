@@ -1,12 +1,12 @@
 """Network slimming: L1 on the scales of BatchNorm; the channels with the smallest are removed.
 
 Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017
-(arXiv:1708.06519). The sub-gradient `penalty * sign(gamma)` joins every gradient; channels are
-ranked by |gamma|. Units: channels of a group. Rule: `fraction`, global, with the selection's floor
-per group where the paper's own code empties layers.
+(arXiv:1708.06519). The sub-gradient `penalty * sign(gamma)` is added to the gradient; channels
+are ranked by |gamma|. Units: channels of a group. Rule: `fraction`, global. Selection's floor per
+group applies, whereas the paper's own code can empty a layer.
 
-Only scales of prunable groups are penalised. A group without BatchNorm has no score: it stays
-whole.
+Only scales of prunable groups are penalised. A group without BatchNorm has no score and is not
+pruned.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pipeline.units.groups import Granularity, Units
 class SlimmingConfig(Strict):
     """`penalty` is the paper's lambda: 1e-4 for VGG, 1e-5 for ResNet and DenseNet.
 
-    `gamma_init`: the scales before training, 0.5 in the paper, None leaves them (a network with
-    trained weights). `across`: one score for a channel that passes several BatchNorms (a residual
+    `gamma_init`: initial value of the scales, 0.5 in the paper; None leaves them unchanged (a
+    network with trained weights). `across`: score of a channel with several BatchNorms (a residual
     stream): the mean or max of their |gamma|.
     """
 
@@ -39,7 +39,7 @@ class SlimmingConfig(Strict):
 
 @register_method("slimming", SlimmingConfig)
 class Slimming(MethodBase):
-    """Dense training with a sparse prior on channels."""
+    """Dense training with an L1 penalty on the BatchNorm scales of channels."""
 
     granularity = Granularity.STRUCTURED
 
@@ -58,5 +58,5 @@ class Slimming(MethodBase):
         add_l1_subgradient(self.scales, self.config.penalty)
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        """|gamma|; 0 only where the whole channel is 0, its producers and shifts too."""
+        """|gamma|; 0 only if the whole channel is 0, including its producers and shifts."""
         return scale_saliency(model, units.prunable, self.config.across)

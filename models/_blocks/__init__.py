@@ -1,4 +1,4 @@
-"""Parts that several families are built from.
+"""Building blocks shared by several families.
 
 A network is an `nn.Sequential` of named children, so the names below are its `state_dict` keys.
 """
@@ -19,7 +19,7 @@ Shortcut = Callable[[int, int, int], nn.Module]
 
 
 def chain(**layers: nn.Module) -> nn.Sequential:
-    """The layers one after the other, under their names."""
+    """The layers in sequence, under their names."""
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -85,7 +85,7 @@ def projection(channels: int, out: int, stride: int) -> nn.Module:
 
 
 def bypass(make: Shortcut, channels: int, out: int, stride: int) -> nn.Module:
-    """The identity where it fits, else `make(channels, out, stride)`."""
+    """The identity if the shapes match, else `make(channels, out, stride)`."""
     return nn.Identity() if stride == 1 and channels == out else make(channels, out, stride)
 
 
@@ -132,7 +132,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(NamedTuple):
-    """Residual blocks at one resolution: how many, their inner and their output width."""
+    """Residual blocks at one resolution: their number, inner width and output width."""
 
     blocks: int
     inner: int

@@ -1,8 +1,8 @@
 """BERT's self-attention with queries and keys that may be narrower than values.
 
-`transformers` has one number for the width of all three, so a network whose query and key lost
-features, as in "Only Train Once", could not run. The same layers under the same keys, with widths
-taken from what they make, can.
+`transformers` uses one width for all three, so it cannot run a network whose queries and keys have
+lost features, as in "Only Train Once". The class here has the same layers under the same keys and
+takes the widths from the layers' outputs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from pipeline.units.heads import as_wide_as_values
 KINDS = tuple(
     f"{name}SelfAttention" for name in ("Bert", "Camembert", "Electra", "Roberta", "XLMRoberta")
 )
-"""Classes of `transformers` that all compute the same."""
+"""Self-attention classes of `transformers` that compute the same function."""
 
 
 class OpenSelfAttention(nn.Module):
-    """One of `KINDS` for queries and keys of any width; made by `with_open_queries`.
+    """One of `KINDS` with queries and keys of any width; created by `with_open_queries`.
 
     Attributes:
-        num_attention_heads: what stays, here.
-        attention_head_size: features of a head's values.
-        scaling: of the scores: from the width of the dense network's queries, whatever goes.
+        num_attention_heads: number of heads that remain in this layer.
+        attention_head_size: value features per head.
+        scaling: factor of the attention scores, from the query width of the dense network;
+            pruning does not change it.
     """
 
     num_attention_heads: int
@@ -39,10 +40,10 @@ class OpenSelfAttention(nn.Module):
         past_key_values: None = None,
         **more: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Through the implementation that the network's config names (sdpa, eager, ...).
+        """Attention by the implementation that the network's config names (sdpa, eager, ...).
 
         Raises:
-            ValueError: keys are to be kept for later, as in a decoder.
+            ValueError: there is a cache of keys, as in a decoder.
         """
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
         from transformers.models.bert.modeling_bert import eager_attention_forward
@@ -64,15 +65,15 @@ class OpenSelfAttention(nn.Module):
 
     @property
     def query_key_size(self) -> int:
-        """Features of a head's queries that are left; 0 = the scores are 0."""
+        """Remaining query features per head; 0 means that all scores are 0."""
         rows = getattr(self.query, "out_features", 0)
         return int(rows) // self.num_attention_heads
 
 
 def with_open_queries(encoder: nn.Module) -> nn.Module:
-    """`encoder`, every self-attention in it an `OpenSelfAttention`.
+    """Turn every self-attention of `encoder` into an `OpenSelfAttention`, in place.
 
-    In place; parameters, keys of the `state_dict` and outputs stay.
+    Parameters, `state_dict` keys and outputs do not change.
 
     Raises:
         ValueError: it has none of `KINDS`.
@@ -90,7 +91,7 @@ def with_open_queries(encoder: nn.Module) -> nn.Module:
 
 
 def query_key_sizes(model: nn.Module) -> dict[str, int]:
-    """Self-attention -> `query_key_size`; empty where attention was never opened."""
+    """`query_key_size` of every `OpenSelfAttention`, by module name."""
     return {
         n: m.query_key_size for n, m in model.named_modules() if isinstance(m, OpenSelfAttention)
     }

@@ -1,4 +1,4 @@
-"""An encoder of `transformers` with a head that says where a span begins and ends."""
+"""An encoder of `transformers` with a head that predicts where a span starts and ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OUTPUTS = 2  # start and end
 
 
 class EncoderQA(nn.Module):
-    """An encoder under the name its own checkpoints use, and a linear layer `qa_outputs`.
+    """An encoder, named as in its published checkpoints, and a linear layer `qa_outputs`.
 
     Inputs [B, 3, T]: token ids, attention mask, token types; outputs [B, 2, T].
 

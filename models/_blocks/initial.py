@@ -10,7 +10,7 @@ Initial = Literal["torch", "glorot", "he", "normal", "truncated_normal"]
 
 
 def initialise(model: nn.Module, initial: Initial, std: float = 0.1) -> nn.Module:
-    """Draw the weights of all convolutions and linear layers anew, in place; biases become zero.
+    """Redraw the weights of all convolutions and linear layers in place; biases become zero.
 
     Args:
         initial: "torch" leaves the layers as torch made them. "glorot" is N(0, 2 / (fan_in +
