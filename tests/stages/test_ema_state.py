@@ -175,4 +175,4 @@ def test_a_training_without_an_average_has_no_such_state(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = refused(PARAMS, "plain: {training: b,", "plain: {training: b, at: ema,")
-    assert "prunings.plain.at: 'ema' is no state of it (known: final, init, rewind)" in said
+    assert "prunings.plain.at: 'ema' is no state of it; (known: final, init, rewind)" in said
