@@ -1,1 +1,1 @@
-"""What was asked and what was found: params, names, paths, records, tracking."""
+"""Studies: settings, paths, records, tracking, and how stages run."""

@@ -33,7 +33,7 @@ def checkpoints(stage: str, key: str) -> Path:
 
 
 def events(stage: str, key: str) -> Path:
-    """Event file of one stage instance: every metric with its time. Nobody's dependency."""
+    """Event file of one stage instance: every metric with its time. No stage depends on it."""
     return Path("artifacts/events") / stage / f"{key}.jsonl"
 
 

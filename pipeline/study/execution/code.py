@@ -1,4 +1,4 @@
-"""What a file of code does, as a digest that comments, docstrings and layout leave alone."""
+"""Digest of a code file that does not depend on comments, docstrings and layout."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def code_sha256(path: Path) -> str:
-    """SHA-256 of the syntax tree without docstrings; of the bytes, where it is not Python.
+    """SHA-256 of the syntax tree without docstrings; of the bytes if it is not Python.
 
-    Empty fields are skipped, so that versions of Python agree which add fields to their nodes.
+    Empty fields are skipped, so that Python versions with additional fields give the same digest.
     """
     return source_sha256(path.read_bytes())
 
 
 def source_sha256(source: bytes) -> str:
-    """`code_sha256` of the content of a file."""
+    """`code_sha256` of a file's content."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

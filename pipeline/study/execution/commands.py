@@ -1,7 +1,7 @@
 """Errors of every stage and of every `espalier` verb: one line on stderr and a non-zero exit code.
 
-The traceback is shown with `--debug` or ESPALIER_DEBUG=1. An error that this project did not raise
-itself is unexpected: its line names the log that holds the traceback.
+`--debug` or ESPALIER_DEBUG=1 shows the traceback. An error that this project did not raise itself
+is unexpected: its line names the log with the traceback.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pipeline.messages import one_line, suggestion
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "ESPALIER_DEBUG"
-INTERRUPTED = 130  # the exit code a shell gives a process that Ctrl-C ended
+INTERRUPTED = 130  # the exit code that a shell reports after Ctrl-C
 OURS = ("pipeline", "stages", "methods", "models", "reports", "__main__")
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says; KeyError quotes its message, which this undoes."""
+    """The message of an exception. Removes the quotes that KeyError adds."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     return str(error) or type(error).__name__
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether a `raise` statement of this project raised it, so that its message says enough."""
+    """Whether a `raise` statement of this project raised it, so that its message is enough."""
     last = error.__traceback__
     if last is None or isinstance(error, AssertionError):
         return False
@@ -50,7 +50,7 @@ class _OneLineErrors(click.Command):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        # `main` takes the option out wherever it stands; declared here for `--help`.
+        # Declared only for `--help`: `main` removes the option wherever it is.
         show = click.Option(["--debug"], is_flag=True, expose_value=False,
                             help=f"Show the traceback of an error (or set {DEBUG}=1).")  # fmt: skip
         self.params.append(show)
@@ -62,7 +62,7 @@ class _OneLineErrors(click.Command):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """As click's; in standalone mode errors end the process with one line."""
+        """Like click's. In standalone mode an error ends the process with one line."""
         arguments = list(sys.argv[1:] if args is None else args)
         if "--debug" in arguments:
             arguments = [a for a in arguments if a != "--debug"]
@@ -85,10 +85,10 @@ class StageCommand(_OneLineErrors):
 
 
 def instance_option(stage: str, option: str, block: str) -> Callable[[F], F]:
-    """Click's option that names the instance of a stage, an entry of `block` in params.yaml.
+    """The click option for the instance of a stage, an entry of `block` in params.yaml.
 
-    Its default is the instance that DVC runs, from the environment: a name in `cmd` of dvc.yaml
-    would reach a shell before anything of this project has looked at it.
+    Its default is the instance that DVC runs, taken from the environment. If `cmd` of dvc.yaml
+    contained the name, a shell would interpret it before this project can check it.
     """
 
     def chosen(ctx: click.Context, option: click.Parameter, key: str | None) -> str:
@@ -108,7 +108,7 @@ class Group(_OneLineErrors, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, with "did you mean"."""
+        """Like click's, with "did you mean"."""
         names = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in names:
             ctx.fail(f"no command {args[0]!r}; {suggestion(args[0], names)}")
@@ -123,7 +123,7 @@ def _fail(error: BaseException, text: str, code: int) -> NoReturn:
 
 
 def _run_by_dvc() -> list[str]:
-    """The stage that DVC runs and, where it has any, its instance."""
+    """The stage that DVC runs and its instance, if it has one."""
     return os.environ.get("DVC_STAGE", "").rpartition(":")[2].split("@", 1)
 
 
@@ -144,12 +144,12 @@ def _line(error: Exception, command: Sequence[str]) -> str:
         return message_of(error)
     log = _write_log(error, command)
     kept = f"traceback in {log}, or shown" if log else "traceback shown"
-    # The log is named first: a message that is too long loses its middle.
+    # Name the log first: the middle of a long message is cut out.
     return f"unexpected {type(error).__name__} ({kept} with --debug): {message_of(error)}"
 
 
 def _write_log(error: Exception, command: Sequence[str]) -> Path | None:
-    """Where the traceback was written; None where that was not possible, e.g. on a full disk."""
+    """The file with the traceback; None if it could not be written, e.g. on a full disk."""
     name = "-".join(w for w in command if w and w.replace("-", "").replace("_", "").isalnum())
     folder = Path(".checkpoints") if Path("params.yaml").exists() else Path(tempfile.gettempdir())
     rank = f".rank{os.environ['RANK']}" if "RANK" in os.environ else ""

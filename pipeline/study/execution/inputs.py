@@ -1,7 +1,7 @@
-"""The inputs of a stage instance must be at its end what they were when it began.
+"""Check that the inputs of a stage instance did not change while it ran.
 
-DVC hashes parameters and code after the command, a stage reads them before: an edit in between
-would give a record of the old values the lock entry of the new ones (treeverse/dvc#11058).
+A stage reads parameters and code at its start; DVC hashes them after its end. With an edit in
+between, dvc.lock would pair a record of the old values with the new ones (treeverse/dvc#11058).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class ChangedInputError(RuntimeError):
 
 
 class Inputs:
-    """What decides the result of one stage instance, as it is when this object is made.
+    """Everything that determines the result of a stage instance, at the time of construction.
 
     Args:
-        params: read by the stage at its beginning.
-        stage: as in dvc.yaml.
-        key: the instance, "" for a stage that has none.
+        params: the params that the stage read at its start.
+        stage: name of the stage in dvc.yaml.
+        key: the instance; "" for a stage without instances.
     """
 
     def __init__(self, params: Params, stage: str, key: str = "") -> None:
@@ -39,11 +39,11 @@ class Inputs:
         self._card = _content(paths.CARD)
 
     def require_unchanged(self) -> None:
-        """To be called before anything is recorded.
+        """Call this before anything is recorded.
 
         Raises:
-            ChangedInputError: params.yaml, the code or the data card is another than at the
-                beginning; comments and docstrings do not count.
+            ChangedInputError: params.yaml, the code or the data card changed since construction;
+                comments and docstrings do not count.
         """
         try:
             params = load_params(self._path)
@@ -71,7 +71,7 @@ class Inputs:
 
 
 def _settings(params: Params, stage: str, key: str) -> dict[str, Any]:
-    """What a stage reads of params.yaml, by key path."""
+    """The values of params.yaml that a stage reads, by key path."""
     file = params.file
     if stage == "train":
         training = params.training(key)
@@ -102,7 +102,7 @@ def _settings(params: Params, stage: str, key: str) -> dict[str, Any]:
 
 
 def _code(params: Params, stage: str, key: str) -> dict[Path, bytes]:
-    """The code that a stage runs, by file: the dependencies of its entry in dvc.yaml."""
+    """The code that a stage runs, by file: the code dependencies of its entry in dvc.yaml."""
     root = Path(params.file.root)
     places = [f"stages/{stage.replace('-', '_')}.py", *ALWAYS]
     if stage not in ("prepare-data", "report"):

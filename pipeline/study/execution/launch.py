@@ -1,7 +1,7 @@
-"""Several processes for one stage instance: start them as torchrun does, and find each other.
+"""Several processes for one stage instance: start them as torchrun does, and join their group.
 
-How many there are is a fact of the machine: it changes the order of floating-point sums and no
-params that DVC watches, so another number retrains nothing.
+The number of processes is a property of the machine. It changes the order of floating-point sums
+but no DVC parameter, so another number retrains nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 from pipeline.study.execution.orphans import die_with_parent
 from pipeline.training.loop.distributed import ALONE, Team, TeamError
 
-PATIENCE_S = 1800.0  # how long a process waits for the others, e.g. while the first one validates
+PATIENCE_S = 1800.0  # how long a process waits for the others, e.g. while the first validates
 Processes = int | Literal["auto"]
 
 
 def launched(stage: str, arguments: Sequence[str], processes: Processes) -> bool:
     """Run `python -m stages.<stage> <arguments>` in `processes` processes and wait for them.
 
-    Returns False, having done nothing, where one process is enough or this is one of several
-    already (started here or by hand with torchrun).
+    Does nothing and returns False if one process is enough, or if this process is already one of
+    several (started here or with torchrun).
 
     Raises:
-        TeamError: a process failed; names which, how, and the way on.
+        TeamError: a process failed; says which, how, and what to do.
     """
     count = wanted(processes)
     if count == 1 or "WORLD_SIZE" in os.environ:
@@ -38,7 +38,7 @@ def launched(stage: str, arguments: Sequence[str], processes: Processes) -> bool
 
     die_with_parent()
     threads = max(1, torch.get_num_threads() // count)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun says 1, with a warning
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun sets 1, with a warning
     node = ["--standalone", f"--nproc-per-node={count}", "--local-addr=127.0.0.1"]
     try:
         torchrun([*node, "-m", f"stages.{stage}", *arguments])
@@ -54,7 +54,7 @@ def launched(stage: str, arguments: Sequence[str], processes: Processes) -> bool
 
 
 def wanted(processes: Processes) -> int:
-    """ESPALIER_PROCESSES if set, else `processes`; "auto" is one per GPU, or one."""
+    """ESPALIER_PROCESSES if set, else `processes`. "auto": one per GPU, or one without a GPU."""
     asked = os.environ.get("ESPALIER_PROCESSES", str(processes))
     if asked == "auto":
         return max(1, torch.cuda.device_count())
@@ -65,9 +65,9 @@ def wanted(processes: Processes) -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
-    """This process's team and device; inside, the team's process group stands.
+    """This process's team and device. The process group exists inside the context.
 
-    NCCL where every process of this machine has a GPU of its own, else gloo.
+    The backend is NCCL if every process of this machine has its own GPU, else gloo.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

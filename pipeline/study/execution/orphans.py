@@ -1,8 +1,8 @@
-"""A stage ends with the process that asked for it, so that the next one finds the lock free.
+"""End a stage when the process that started it dies, so that the next one finds the lock free.
 
-DVC starts a stage through a shell. Some shells (bash) become the stage's process; others (dash, the
-/bin/sh of Debian, which DVC takes where SHELL is not set) stay between the two and outlive a killed
-DVC, and with them their child.
+DVC starts a stage through a shell. Some shells (bash) replace themselves by the stage. Others
+(dash, Debian's /bin/sh, which DVC uses if SHELL is not set) stay as its parent; they and the stage
+survive a killed DVC.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _gone = threading.Event()
 
 
 def die_with_parent() -> None:
-    """From now on the death of this process's parent, or of the DVC behind the shell that is its
-    parent, sends it SIGTERM. On Linux only: elsewhere a stage runs on to its end."""
+    """Send SIGTERM to this process when its parent dies, or the DVC whose shell is its parent.
+    Linux only; on other systems a stage runs to its end."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -38,12 +38,12 @@ def dvc_is_gone() -> bool:
 
 
 def driver_is_gone() -> None:
-    """To be called where the process that drives this stage has died: SIGTERM ends it at once."""
+    """Call this when the driver of this stage has died: SIGTERM then ends the stage at once."""
     _gone.set()
 
 
 def _watch(shell: int, dvc: int) -> None:
-    # A shell whose parent died is given another one.
+    # A shell whose parent died gets another parent.
     while _parent_of(shell) == dvc:
         time.sleep(LOOK_EVERY_S)
     _gone.set()
@@ -51,7 +51,7 @@ def _watch(shell: int, dvc: int) -> None:
 
 
 def _is_shell(pid: int) -> bool:
-    """Whether the process is a shell that runs one command given to it."""
+    """Whether the process is a shell started with one command (`sh -c`)."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -60,7 +60,7 @@ def _is_shell(pid: int) -> bool:
 
 
 def _parent_of(pid: int) -> int:
-    """Its parent's number; 0 where there is no such process."""
+    """Pid of the process's parent; 0 if there is no such process."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
     except OSError:

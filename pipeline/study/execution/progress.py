@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar with the time left, or one line per epoch."""
+"""Progress of a training on the terminal: a bar with the time left, or one line per epoch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SHOWN = ("train/loss", "validation/loss", "validation/top1", "validation/f1", "l
 
 
 class Progress:
-    """An observer that shows what it passes on, and batches that move its bar.
+    """An observer that displays events and passes them on, and batches that move its bar.
 
     Args:
-        inner: gets every event.
-        batches: of the training; iterate over `self` in their place.
-        epochs: of the whole training, over all phases.
-        terminal: draw a bar; default: only when stderr is a terminal.
+        inner: the observer that gets every event.
+        batches: batches of the training; iterate over `self` instead.
+        epochs: number of epochs over all phases.
+        terminal: draw a bar; by default only if stderr is a terminal.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Progress:
         """The batches of the epoch, each moving the bar.
 
         Raises:
-            SystemExit: somebody asked to stop, and a checkpoint holds everything until here.
+            SystemExit: a stop was requested, and a checkpoint holds everything so far.
         """
         self._bar.n = epoch * len(self) + start_step
         for batch in self._batches.epoch(epoch, start_step, part):
@@ -58,7 +58,7 @@ class Progress:
         """Pass on, then show."""
         self._inner.metrics(values, epoch=epoch, step=step)
         if SECONDS not in values:
-            return  # told anew: of the shorter training that this one extends
+            return  # an epoch of the shorter training that this one extends
         text = "  ".join(f"{k} {values[k]:.4g}" for k in SHOWN if k in values)
         if self._terminal:
             self._bar.set_postfix_str(f"epoch {epoch + 1}/{self._epochs}  {text}")
@@ -69,7 +69,7 @@ class Progress:
         log.info("epoch %d/%d  %s  %.0f s left", epoch + 1, self._epochs, text, left)
 
     def offset(self) -> int:
-        """Where the event file stands: asked for when a checkpoint is written."""
+        """Position in the event file, to be stored in a checkpoint."""
         self._saved = True
         return self._inner.offset()
 
@@ -79,6 +79,6 @@ class Progress:
         return self._inner.begin(offset)
 
     def close(self) -> None:
-        """Remove the bar; SIGTERM ends the process at once again."""
+        """Remove the bar and restore the previous SIGTERM handler."""
         self._bar.close()
         self._stop.close()

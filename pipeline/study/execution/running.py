@@ -1,4 +1,4 @@
-"""What train and finetune share: from a recipe and a method to a finished `fit`."""
+"""Run `fit` for the stages train and finetune, from a recipe and a method."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from pipeline.training.tasks.task import TASKS, Task
 from pipeline.units.groups import Units
 from pipeline.units.plan import PruningPlan
 
-FRESH_STREAM = 7919  # a re-initialised network draws from another stream than the training's
+FRESH_STREAM = 7919  # seeds re-initialised networks differently from the training
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One network to train: the network as it is now, its units, and how."""
+    """One network to train: the model with its present weights, its units, and the settings."""
 
     network: NetworkSpec
     model: nn.Module
@@ -58,8 +58,8 @@ def train_network(
     The model ends on the CPU, trained; named states are in `folder.snapshots()`.
 
     Raises:
-        ValueError: the processes of `place` cannot share this training, or its last batch is one
-            example that BatchNorm cannot normalise.
+        ValueError: the processes of `place` cannot share this training, or its last batch has one
+            example, which BatchNorm cannot normalise.
     """
     a, recipe = assignment, assignment.recipe
     _check_team(recipe, place)
@@ -105,7 +105,7 @@ def train_network(
 def kept_states(
     assignment: Assignment, curve: Sequence[CurvePoint], folder: CheckpointFolder
 ) -> dict[str, KeptState] | None:
-    """The states that the recipe asked to keep, in a finished training; None when it asked for
+    """The states that the recipe names, for the record of a finished training; None if it names
     none."""
     a, rows = assignment, [asdict(point) for point in curve]
     score = f"validation/{task_of(a.network).main_score}"
@@ -123,7 +123,7 @@ def kept_states(
 
 
 def _scores(point: CurvePoint, whose: str) -> dict[str, float]:
-    """What the network itself ("validation") or its average ("ema") scored."""
+    """Scores of the network itself ("validation") or of its average ("ema")."""
     prefix = f"{whose}/"
     return {k.removeprefix(prefix): v for k, v in point.values.items() if k.startswith(prefix)}
 
@@ -131,7 +131,7 @@ def _scores(point: CurvePoint, whose: str) -> dict[str, float]:
 def _check_team(recipe: Recipe, place: Workplace) -> None:
     """
     Raises:
-        ValueError: several processes cannot train like this; says what can.
+        ValueError: several processes cannot train this way; says what to change.
     """
     if place.team.alone:
         return
@@ -154,7 +154,7 @@ def task_of(network: NetworkSpec, label_smoothing: float = 0.0) -> Task:
 
 
 def fresh_state(network: NetworkSpec, seed: int) -> State:
-    """Initial weights of another seed; the global generators are left as they are."""
+    """Initial weights for another seed. Does not change the global generators."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What every stage process needs: a device, one writer at a time, no orphans, a log on stderr."""
+"""Set-up of every stage process: device, lock, threads, end with DVC, log on stderr."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ LOOP_CODE = (
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a stage instance works: its device, its folder outside every DVC output, and the other
-    processes on the same instance."""
+    """Where a stage instance runs: its device, its folder outside every DVC output, and the team of
+    processes that share it."""
 
     device: torch.device
     folder: Path
@@ -45,14 +45,14 @@ class BusyError(RuntimeError):
 
 @contextmanager
 def stage_process(stage: str, key: str, threads: int | None = None) -> Iterator[Workplace]:
-    """Around the work of a stage instance: lock it, die with DVC, log to stderr; join the other
-    processes that were launched for it (the first one holds the lock and speaks).
+    """Context for the work of a stage instance: lock it, end with DVC, log to stderr, and join the
+    other processes that were launched for it. The first process holds the lock and logs.
 
     Args:
-        threads: of this process on the CPU, None = torch's choice; ESPALIER_THREADS goes before.
+        threads: CPU threads of this process; None = torch's default. ESPALIER_THREADS overrides.
 
     Raises:
-        BusyError: the same instance runs already in this folder.
+        BusyError: the same instance is already running in this folder.
     """
     die_with_parent()
     with joined(choose_device()) as (team, device):
@@ -74,25 +74,25 @@ def _locked(stage: str, key: str) -> Iterator[None]:
         except OSError as error:
             raise BusyError(f"{stage}@{key} is running already in {Path.cwd()}") from error
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")  # for whoever wants to stop it
+        file.write(f"{os.getpid()}\n")  # so that a user can stop it
         file.flush()
         yield
 
 
 def code_digest(root: Path, *places: str) -> dict[str, str]:
-    """Digest of each file of code, by name, in the files and folders `places` below `root`: a
-    checkpoint belongs to the code that wrote it. Comments and docstrings do not count."""
+    """Digest by name of each code file in the files and folders `places` below `root`. A checkpoint
+    belongs to the code that wrote it. Comments and docstrings do not count."""
     files = [f for place in places for f in _code(root / place)]
     return {str(f.relative_to(root)): code_sha256(f) for f in files}
 
 
 def loop_code(root: Path) -> dict[str, str]:
-    """`code_digest` of everything that every training runs through."""
+    """`code_digest` of the code that every training runs."""
     return code_digest(root, *LOOP_CODE)
 
 
 def method_code(root: Path, method: str) -> dict[str, str]:
-    """`code_digest` of one method and of what its family shares."""
+    """`code_digest` of one method and of the code its family shares."""
     return code_digest(root, "methods/_oto", f"methods/{method}")
 
 

@@ -1,7 +1,7 @@
 """SIGTERM asks a training to stop at its next checkpoint; a second one ends it at once.
 
-A process whose parent or DVC died gets it too (`orphans.die_with_parent`): nobody waits for it and
-the next `dvc repro` needs its lock, so it ends at once.
+A process whose parent or DVC died also gets SIGTERM (`orphans.die_with_parent`). The next
+`dvc repro` needs its lock, so it ends at once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from types import FrameType
 
 from pipeline.study.execution.orphans import dvc_is_gone
 
-STOPPED = 128 + signal.SIGTERM  # the exit code a shell gives a process that SIGTERM ended
+STOPPED = 128 + signal.SIGTERM  # the exit code that a shell reports after SIGTERM
 
 
 class StopRequest:
-    """Listens for SIGTERM until `close`; outside the main thread it never hears one."""
+    """Handles SIGTERM until `close`. Outside the main thread it never receives one."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -27,16 +27,16 @@ class StopRequest:
             self._before = signal.signal(signal.SIGTERM, self._hear)
 
     def obey(self) -> None:
-        """To be called where stopping loses nothing.
+        """Call this where stopping loses nothing.
 
         Raises:
-            SystemExit: it was asked; the exit code is 143.
+            SystemExit: a stop was requested; the exit code is 143.
         """
         if self.asked:
             raise SystemExit(STOPPED)
 
     def close(self) -> None:
-        """What SIGTERM did before, it does again."""
+        """Restore the previous SIGTERM handler."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None

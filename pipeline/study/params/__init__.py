@@ -1,1 +1,1 @@
-"""What was asked: params.yaml, validated as a whole."""
+"""The settings of a study: params.yaml, validated as a whole."""

@@ -1,4 +1,4 @@
-"""What the entries of params.yaml ask of each other and of the registry, before any work."""
+"""Check the entries of params.yaml against each other and the registry, before any work."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline.training.recipe import Recipe
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 LONGEST_NAME = 100
-WIDEST = 2**20  # the largest integer that a network's builder is given
+WIDEST = 2**20  # the largest integer that is passed to a network's builder
 
 
 def check_names(path: Path, file: File) -> None:
     """
     Raises:
-        ParamsError: a name that DVC, a shell or a file system does not take as it is.
+        ParamsError: DVC, a shell or a file system would not accept a name unchanged.
     """
     named_blocks = {"trainings": file.trainings, "prunings": file.prunings}
     for block, items in (*named_blocks.items(), ("connect.pairs", file.connect.pairs)):
@@ -55,7 +55,7 @@ def check_names(path: Path, file: File) -> None:
 def check_references(params: Params) -> None:
     """
     Raises:
-        ParamsError: an entry names something that is not there, or asks for what cannot be.
+        ParamsError: an entry names something that does not exist, or cannot be carried out.
     """
     file, path = params.file, params.path
     for key, training in file.trainings.items():
@@ -109,7 +109,7 @@ def _check_mixup(where: str, recipe: Recipe, task: str) -> None:
 
 
 def _check_rewind(params: Params, key: str, training: TrainingParams, recipe: Recipe) -> None:
-    epochs = 0  # trained before the first phase that needs the state
+    epochs = 0  # epochs before the first phase that needs the state
     for phase in params.phases(key):
         if phase.start_from == "rewind":
             break
@@ -137,7 +137,7 @@ def _check_named_states(params: Params, key: str, training: TrainingParams, reci
 def _check_arguments(
     path: Path, where: str, spec: registry.ModelSpec, args: Mapping[str, Any]
 ) -> None:
-    """Of a network's builder: known, of the right type, and no width that no layer can have."""
+    """Check the arguments of a network's builder: names, types, and widths that are possible."""
     validated(path, where, _builder_arguments(spec.build), args)
     for name, value in args.items():
         for number in value if isinstance(value, list) else [value]:

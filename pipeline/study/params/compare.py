@@ -11,7 +11,7 @@ _ABSENT = object()
 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Key path and both values as text; ("", "", "") where nothing differs."""
+    """Key path and both values as text; ("", "", "") if nothing differs."""
     left, right = dict(_flat(one)), dict(_flat(other))
     for key in sorted({*left, *right}):
         values = left.get(key, _ABSENT), right.get(key, _ABSENT)

@@ -1,4 +1,4 @@
-"""What a refused params file is told: one line with the file, the key and the way out."""
+"""Errors in a params file: one line with the file, the key and the way out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _KNOWN = re.compile(r"^(?P<text>.*) \(known: (?P<names>[^()]*)\)$")
 
 
 class ParamsError(ValueError):
-    """params.yaml asks for something that cannot be; the message says where and what is known.
+    """params.yaml is invalid; the message says where, and lists valid values.
 
     Attributes:
-        lines: everything that was found wrong, most telling first; the message is the first line.
+        lines: all errors, the most helpful one first; the message is the first line.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -35,15 +35,15 @@ def validated(path: Path, where: str, kind: type[Any], raw: Any) -> Any:
     """`raw` as a `kind`.
 
     Args:
-        where: key path of `raw` in the file, "" for the whole.
+        where: key path of `raw` in the file; "" for the whole file.
 
     Raises:
-        ParamsError: with a line for each thing that is wrong.
+        ParamsError: has a line for each error.
     """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        # An unknown key comes first: it is why the key it was meant for is missing.
+        # Unknown keys come first: a mistyped key also makes the right one appear missing.
         found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise ParamsError(*(_line(path, where, kind, e) for e in found)) from error
 
@@ -52,7 +52,7 @@ def named(path: Path, block: str, items: Mapping[str, Any], key: str) -> Any:
     """The entry `key` of a block.
 
     Raises:
-        ParamsError: there is none.
+        ParamsError: there is no such entry.
     """
     if key not in items:
         where = f"{path}: {block}.{shortened(key)}"
@@ -61,13 +61,13 @@ def named(path: Path, block: str, items: Mapping[str, Any], key: str) -> Any:
 
 
 def short(value: object) -> str:
-    """`repr` of a value of any size, in at most some 60 characters."""
+    """`repr` of a value of any size, shortened to about 60 characters."""
     shape = reprlib.Repr()
     shape.maxlevel, shape.maxdict, shape.maxlist, shape.maxtuple = 2, 2, 3, 3
     shape.maxstring = shape.maxother = shape.maxlong = 40
     try:
         return shortened(shape.repr(value), 64)
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python prints
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "?"
 
 

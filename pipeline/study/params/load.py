@@ -1,4 +1,4 @@
-"""params.yaml, validated as a whole before any work, as frozen typed objects."""
+"""Read params.yaml, validate it as a whole before any work, and return frozen typed objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and validate a params file.
 
     Raises:
-        ParamsError: what is wrong with it, in one line, before any work.
+        ParamsError: the file is invalid; says why in one line.
     """
     path = Path(path)
     raw = read_values(path)

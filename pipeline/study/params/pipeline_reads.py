@@ -1,7 +1,7 @@
-"""What dvc.yaml reads from params.yaml has to be there, even where the schema has a default.
+"""Check that params.yaml has every key that dvc.yaml reads, even if the schema has a default.
 
-DVC fails on a missing parameter only after the trainings, in words of its own. So dvc.yaml itself
-says which keys a study needs, and a study without a dvc.yaml (a bundle) needs none.
+DVC itself would report a missing parameter only after the trainings. The keys that a study needs
+are read from dvc.yaml; a study without dvc.yaml (a bundle) needs none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MISSING = object()
 def check_pipeline_reads(path: Path, raw: Mapping[str, Any]) -> None:
     """
     Raises:
-        ParamsError: dvc.yaml beside `path` reads a key that is not there.
+        ParamsError: the dvc.yaml beside `path` reads a key that is missing.
     """
     pipeline = path.with_name(PIPELINE)
     if not pipeline.is_file():
@@ -39,7 +39,7 @@ def check_pipeline_reads(path: Path, raw: Mapping[str, Any]) -> None:
         body = entry.get("do", entry)
         for key in _TEMPLATE.findall(str(entry.get("foreach", ""))):
             if not _wanted(path, stage, key, known):
-                break  # no instance of this stage, which then reads nothing
+                break  # the stage has no instance, so it reads nothing
         else:
             for key in _read_by(body):
                 _wanted(path, stage, key, raw if key in body.get("params", ()) else known)
@@ -50,7 +50,7 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         content = YAML(typ="safe", pure=True).load(text)
     except YAMLError:
-        return {}  # DVC names the mistake in its own file
+        return {}  # DVC reports errors in its own file
     return content if isinstance(content, dict) else {}
 
 

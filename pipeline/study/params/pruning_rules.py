@@ -1,4 +1,4 @@
-"""What the settings of one pruning ask of each other, checked before any work."""
+"""Check the settings of one pruning against each other, before any work."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.units.groups import Granularity
 def check(pruning: PruningParams, ranked: Granularity, retraining: FinetuneDefaults) -> None:
     """
     Args:
-        ranked: of the units that the training's method ranks.
-        retraining: the `finetune` block in force.
+        ranked: granularity of the units that the training's method ranks.
+        retraining: the `finetune` block that applies to this pruning.
 
     Raises:
-        ValueError: two settings exclude each other; begins with the key of one.
+        ValueError: two settings exclude each other; the message begins with the key of one.
     """
     granularity = pruning.granularity or ranked
     _check_saliency(pruning, granularity, ranked)

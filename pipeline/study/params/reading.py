@@ -1,4 +1,4 @@
-"""A params file as plain values: readable, finite, and no larger than a study can be."""
+"""Read a params file as plain values. Refuse files that are unreadable, non-finite or too large."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from pipeline.study.params.errors import ParamsError, short
 MOST_BYTES = 4_000_000
 MOST_VALUES = 300_000
 DEEPEST = 24
-LARGEST = 2**63  # what every library here counts with
+LARGEST = 2**63  # integers that every library here can hold
 
 
 def read_values(path: Path) -> dict[str, Any]:
     """The blocks of a params file.
 
     Raises:
-        ParamsError: no such file, not a file, not UTF-8, not YAML, no mapping; a number that is
-            not finite or has more than 64 bits; more or deeper values than any study has.
+        ParamsError: the file does not exist, or is not a file, UTF-8, YAML or a mapping; a number
+            is not finite or has more than 64 bits; there are more or deeper values than any study
+            has.
     """
     raw = _parsed(path, _text(path))
     if not isinstance(raw, dict):
@@ -63,7 +64,7 @@ def _parsed(path: Path, text: str) -> Any:
     except MarkedYAMLError as error:
         why = shortened(str(error.problem or error.context or "syntax error"), 200)
         raise ParamsError(f"{path}:{_at(error)}: not valid YAML: {why}") from error
-    except Exception as error:  # what a value's constructor raises, e.g. of a date without a month
+    except Exception as error:  # a value's constructor may raise any, e.g. for a date without month
         why = shortened(str(error) or type(error).__name__, 200)
         raise ParamsError(f"{path}: not valid YAML: {why}") from error
 
@@ -74,7 +75,7 @@ def _at(error: MarkedYAMLError) -> int:
 
 
 def _check_values(path: Path, raw: dict[str, Any]) -> None:
-    """Without recursion, so that no nesting and no alias inside itself can end it."""
+    """Check all values without recursion, so that deep nesting and cyclic aliases are refused."""
     todo: list[tuple[tuple[str, ...], Any]] = [((), raw)]
     seen = 0
     while todo:

@@ -1,4 +1,4 @@
-"""The shape of params.yaml: every block, every key, every range."""
+"""The schema of params.yaml: every block, key and range."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _known_saliency(name: str) -> str:
 
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
-Few = Annotated[int, Field(ge=1, le=4096)]  # of processes, threads or measurements
+Few = Annotated[int, Field(ge=1, le=4096)]  # number of processes, threads or measurements
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ModelChoice(BaseModel):
-    """A network of the registry; further keys are the builder's own width arguments."""
+    """A network of the registry; further keys are the width arguments of its builder."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     family: str
@@ -51,9 +51,9 @@ class Weights(Strict):
     """A file, or `hf://<owner>/<repository>/<file>` on the Hugging Face hub."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     prefix: str = ""
-    """Stripped from every key, e.g. "module."."""
+    """Removed from every key, e.g. "module."."""
     into: str | None = None
-    """Module to load them into, where they are of a part of the network, e.g. "bert"."""
+    """Module to load them into, if they belong to a part of the network, e.g. "bert"."""
 
 
 class TrainingParams(Strict):
@@ -63,13 +63,13 @@ class TrainingParams(Strict):
     method: str
     """A key of `methods`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the initial weights and, unless `train.data_seed` is set, of the order of the data."""
+    """Seed of the initial weights and, unless `train.data_seed` is set, of the data order."""
     weights: Weights | None = None
     """Weights to start from instead of random ones."""
     train: Mapping[str, Any] = {}
-    """Overrides keys of the common `train` block."""
+    """Overrides of keys of the common `train` block."""
     settings: Mapping[str, Any] = {}
-    """Overrides keys of the method's block."""
+    """Overrides of keys of the method's block."""
 
 
 class MatchCost(Strict):
@@ -78,21 +78,21 @@ class MatchCost(Strict):
     the dense network."""
 
     match: Literal["macs", "target"]
-    """macs: by the counted MACs; target: by the fraction that the target asks for, as the authors
-    of Pruning from Scratch do."""
+    """macs: by the counted MACs; target: by the fraction in the target, as the authors of Pruning
+    from Scratch do."""
     cap: Annotated[float, Field(ge=1.0)] | None = None
     """At most this many times the recipe's epochs (Liu et al.: 2 on ImageNet)."""
 
 
 class FinetuneParams(Strict):
-    """Retraining of one pruning. A key that is left out comes from the common `finetune` block."""
+    """Retraining of one pruning. Missing keys come from the common `finetune` block."""
 
     added_later = ("draw",)
 
     epochs: Annotated[int, Field(ge=0)] | MatchCost | None = None
     start_from: StartFrom | None = None
     draw: Annotated[int, Field(ge=0, lt=2**20)] = 0
-    """Number of the random weights that `start_from: random` begins with."""
+    """Which random weights `start_from: random` begins with, by number."""
     train: Mapping[str, Any] = {}
     """Overrides keys of the training's recipe."""
 
@@ -116,33 +116,33 @@ class PruningParams(Strict):
     at: str = "final"
     """The named state of the training that is pruned."""
     granularity: Granularity | None = None
-    """Default: that of the units which the method ranks."""
+    """Default: the granularity of the units that the method ranks."""
     saliency: Annotated[str, AfterValidator(_known_saliency)] = "method"
     """What ranks the units: the method itself, or a criterion by name."""
     saliency_batches: Count = 8
-    """Training batches, not augmented, that a criterion computed from data sees."""
+    """Training batches, without augmentation, for a criterion that is computed from data."""
     saliency_batch_size: Count = 128
     target: Target
     """How much is pruned."""
     reference: Mapping[str, Any] | None = None
-    """Width arguments of the network that a `macs` or `params` target is a fraction of, where it is
+    """Width arguments of the network that a `macs` or `params` target is a fraction of, if it is
     not the trained one (Pruning from Scratch trains a wider network)."""
     groups: GroupScope | None = None
     """Prune only these channel groups. inner: groups that one layer writes and one layer reads."""
     skip: tuple[str, ...] = ()
-    """Patterns: keep every channel group that a layer with a matching name writes."""
+    """Patterns of layer names: channel groups that a matching layer produces are not pruned."""
     layers: Layers = "all"
     """conv: rank and prune the weights of convolutions only, not those of linear layers."""
     shuffle: Shuffle = "none"
-    """Control of a ticket: prune as many weights per layer (layerwise), or over all pruned layers
-    together (global), at random positions."""
+    """Control experiment for a ticket: prune the same number of weights at random positions, per
+    layer (layerwise) or over all pruned layers together (global)."""
     shuffle_seed: int = 0
     finetune: FinetuneParams = FinetuneParams()
 
     @property
     def ranking(self) -> str:
-        """How units were ranked, in words: the saliency, its data, the groups or layers it was
-        limited to, and whether its mask was shuffled."""
+        """Description of the ranking: the saliency, its data, the groups or layers it was limited
+        to, and whether its mask was shuffled."""
         seen = f" on {self.saliency_batches} batches of {self.saliency_batch_size}"
         lost = f", shuffled {self.shuffle} ({self.shuffle_seed})"
         told = self.saliency + seen * (self.saliency in FROM_DATA)
@@ -160,9 +160,9 @@ class SweepParams(Strict):
     sparsities: tuple[Sparsity, ...] = ()
     """Fractions of the ranked units that are removed."""
     ranked: Annotated[tuple[Ranked, ...], Field(min_length=1)] = ("weights",)
-    """Magnitudes ranked together. weights: of convolution and linear layers; all: of every
-    parameter, as Miao et al.; all_strict: the same with the count and tie rule of their program;
-    channels: by the norm of their group, removed by surgery."""
+    """Units ranked together by magnitude. weights: those of convolution and linear layers; all:
+    every parameter, as Miao et al.; all_strict: the same with the count and tie rule of their
+    program; channels: by the norm of their group, removed by surgery."""
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("global",)
     """global: rank the whole network; layer: remove the same fraction in every layer."""
     recalibration_batches: Count = 50
@@ -177,7 +177,7 @@ class State(Strict):
 
 
 class Pair(Strict):
-    """Two states of one network, the ends of a straight line."""
+    """Two states of one network: the ends of a straight line."""
 
     one: State
     other: State
@@ -198,14 +198,14 @@ class EvaluateParams(Strict):
 
     batch_size: Count = 256
     latency_batches: tuple[Count, ...] = (1, 128)
-    """Batch sizes that latency is measured at."""
+    """Batch sizes at which latency is measured."""
     latency_threads: Few = 1
     """CPU threads while latency is measured."""
     latency_repeats: Annotated[int, Field(ge=3, le=4096)] = 20
 
 
 class ComputeParams(Strict):
-    """How the machine is used. It decides no result, so it is no DVC parameter."""
+    """How the machine is used. It determines no result, so it is not a DVC parameter."""
 
     processes: Few | Literal["auto"] = 1
     """Processes of one training; auto: one per GPU."""
@@ -222,7 +222,7 @@ class File(Strict):
     """Path from this file to the code."""
     data: DataConfig
     train: Recipe
-    """How every training is trained, unless it overrides a key."""
+    """The recipe of every training, unless it overrides a key."""
     finetune: FinetuneDefaults = FinetuneDefaults()
     evaluate: EvaluateParams = EvaluateParams()
     compute: ComputeParams = ComputeParams()

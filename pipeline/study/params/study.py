@@ -1,4 +1,4 @@
-"""The class of a validated params.yaml: what it asks of each training and pruning."""
+"""The class of a validated params.yaml: the settings of each training and pruning."""
 
 from __future__ import annotations
 
