@@ -1,1 +1,1 @@
-"""What was found: records, artefacts, and what follows from them."""
+"""Results: records, artefacts, and numbers computed from them."""

@@ -1,4 +1,4 @@
-"""A record, its entry in dvc.lock and params.yaml must agree before anything is reported."""
+"""Check that records, dvc.lock and params.yaml agree before anything is reported."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Facts = Mapping[str, Any]
 def require_agreement(params: Params) -> None:
     """
     Raises:
-        ValueError: a record answers other settings than params.yaml's, or other data than the
-            record of the data, or is not the file that dvc.lock lists.
+        ValueError: a record was made with other settings than those of params.yaml, or with other
+            data than the record of the data, or is not the file that dvc.lock lists.
     """
     listed = _listed(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
     files = list(_files(params))
@@ -50,7 +50,7 @@ def require_agreement(params: Params) -> None:
 
 
 def _files(params: Params) -> Iterator[tuple[str, Path]]:
-    """Every record that is there, behind the stage that wrote it."""
+    """Every existing record, as (stage that wrote it, path)."""
     file = params.file
     asked = [("prepare-data", paths.DATA_RECORD)]
     asked += [(f"train@{key}", paths.record("train", key)) for key in file.trainings]
@@ -61,7 +61,7 @@ def _files(params: Params) -> Iterator[tuple[str, Path]]:
 
 
 def _compared(params: Params, stage: str, path: Path) -> tuple[Facts, Facts]:
-    """What a record answers, and what params.yaml asks."""
+    """The settings of a record, and those of params.yaml."""
     kind, _, key = stage.partition("@")
     if kind == "train":
         return _of_training(params, key, read_record(TrainRecord, path))
@@ -76,7 +76,7 @@ def _compared(params: Params, stage: str, path: Path) -> tuple[Facts, Facts]:
 
 
 def _of_training(params: Params, key: str, record: TrainRecord) -> tuple[Facts, Facts]:
-    """Settings are compared as typed values, so that a key added since stands at its default."""
+    """Settings are compared as typed values, so a key added since the record has its default."""
     training = params.training(key)
     config = registry.method_spec(training.method).config
     recorded = {
@@ -112,11 +112,11 @@ def _of_training(params: Params, key: str, record: TrainRecord) -> tuple[Facts, 
 def _of_pruning(params: Params, key: str, record: EvalRecord) -> tuple[Facts, Facts]:
     pruning, retraining = params.pruning(key), params.retraining(key)
     target = {k: v for k, v in record.target.items() if k != "achieved"}
-    beside = ("start_from", "draw", "delivered")  # in a record beside the recipe
+    beside = ("start_from", "draw", "delivered")  # beside the recipe in a record
     recipe = {k: v for k, v in record.finetune.items() if k not in beside}
     told = Recipe.model_validate(recipe).model_dump(mode="json")
     wanted = params.retraining_recipe(key).model_dump(mode="json")
-    if isinstance(retraining.epochs, MatchCost):  # stretched by what pruning saved
+    if isinstance(retraining.epochs, MatchCost):  # stretched in proportion to the saved MACs
         for name in ("epochs", "schedule"):
             del told[name], wanted[name]
     else:
@@ -169,7 +169,7 @@ def _of_pair(params: Params, key: str, record: ConnectRecord) -> tuple[Facts, Fa
 
 
 def _listed(lock: str) -> dict[str, str]:
-    """MD5 of every output in a dvc.lock, by path; read line by line, since YAML takes seconds."""
+    """MD5 of every output in a dvc.lock, by path. Read line by line: parsing YAML takes seconds."""
     found: dict[str, str] = {}
     block = path = ""
     for line in lock.splitlines():

@@ -3,7 +3,7 @@
 artifacts/train/<training>/      spec.json, <state>/model.safetensors, <state>/saliency.safetensors
 artifacts/prune/<pruning>/       spec.json, plan.safetensors, model.safetensors
 artifacts/finetune/<pruning>/    the same, retrained: what is delivered; and delivered/, a folder
-                                 in the form of the network's own world, where it has one
+                                 in the format of the network's own library, if it has one
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DELIVERED = "delivered"
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """How to build a network again: registry names, width arguments, the data's shape."""
+    """How to rebuild a network: registry names, width arguments, shape of the data."""
 
     family: str
     name: str
@@ -59,14 +59,14 @@ class NetworkSpec:
         return registry.build_model(self.family, self.name, self.info, self.args)
 
     def example(self, batch: int = 1) -> Tensor:
-        """Inputs, noise for images, (batch, C, H, W); draws nothing from the global RNG."""
+        """Example inputs; for images noise (batch, C, H, W). Draws nothing from the global RNG."""
         if self.registered.example is not None:
             return self.registered.example(self.info, batch)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, *self.info.input_shape, generator=generator)
 
     def units(self, model: nn.Module) -> Units:
-        """The prunable units of `model`, which must be as built, not shrunk."""
+        """The prunable units of `model`, which must be as built, without surgery."""
         spec = self.registered
         if spec.units is not None:
             return spec.units(model)
@@ -90,11 +90,15 @@ class TrainArtifact:
 
     @property
     def granularity(self) -> Granularity:
-        """Of the units that the method of this training scores."""
+        """Granularity of the units that this training's method scores."""
         return Granularity(self.spec["granularity"])
 
     def weights(self, state: str) -> dict[str, Tensor]:
-        """Raises FileNotFoundError: no such state; lists the known ones."""
+        """Weights of a state.
+
+        Raises:
+            FileNotFoundError: no such state; lists the known ones.
+        """
         path = self.folder / state / "model.safetensors"
         if not path.is_file():
             known = ", ".join(
@@ -104,10 +108,10 @@ class TrainArtifact:
         return load_tree(path)
 
     def saliency(self, state: str) -> dict[str, Tensor]:
-        """The scores that the method gave its units in that state.
+        """The method's scores of its units in that state.
 
         Raises:
-            FileNotFoundError: it was not asked ("init", "rewind"); the message says the way out.
+            FileNotFoundError: the state has none ("init", "rewind"); says what to do.
         """
         path = self.folder / state / "saliency.safetensors"
         if not path.is_file():
@@ -133,7 +137,7 @@ class TrainArtifact:
 
 @dataclass(frozen=True)
 class PrunedArtifact:
-    """A pruned network on disk: rebuild = build, shrink (structured), load strictly."""
+    """A pruned network on disk. To load it: build, shrink (if structured), load strictly."""
 
     folder: Path
 

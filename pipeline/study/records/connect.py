@@ -13,7 +13,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class PathEnd:
-    """A state of a training; `training_sha` is the hash of the training's record."""
+    """One end of the path: a state of a training. `training_sha` is the hash of its record."""
 
     __pydantic_config__: ClassVar = _STRICT
     training: str
@@ -23,8 +23,8 @@ class PathEnd:
 
 @dataclass(frozen=True)
 class PathPoint:
-    """(1 - alpha) * one + alpha * other; `recalibrated` = BatchNorm statistics were recomputed on
-    training data instead of interpolated."""
+    """Scores of (1 - alpha) * one + alpha * other. `recalibrated`: BatchNorm statistics were
+    recomputed on training data instead of interpolated."""
 
     __pydantic_config__: ClassVar = _STRICT
     alpha: float
@@ -69,10 +69,12 @@ class ConnectRecord:
         return [p.scores[score] for p in self.points if p.recalibrated == recalibrated]
 
     def barrier(self, score: str, recalibrated: bool) -> float:
-        """How much worse the worst point is than the mean of the ends (Frankle et al., "Linear
-        Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020, arXiv:1912.05671, section
-        2): in the loss, or in percentage points of a score in percent. Never negative, since the
-        ends are on the path."""
+        """How much worse the worst point of the path is than the mean of its ends, in the loss or
+        in percentage points of a score. Never negative, since the ends are on the path.
+
+        Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020,
+        arXiv:1912.05671, section 2.
+        """
         line = self.line(score, recalibrated)
         mean = (line[0] + line[-1]) / 2
         return max(line) - mean if score == "loss" else mean - min(line)

@@ -1,10 +1,10 @@
-"""What a network cost to train, in multiply-accumulates.
+"""Cost of training a network, in multiply-accumulates.
 
     training    3 x MACs of the dense network x examples seen, over all rounds and phases
-    retraining  3 x MACs that pruning kept    x examples seen
+    retraining  3 x MACs after pruning        x examples seen
 
-A step costs a forward pass and twice that for the backward pass (one product for the gradient of
-the inputs, one for that of the weights). A masked network is as large as a dense one, so its rounds
+The backward pass of a step costs twice its forward pass (one product for the gradient of the
+inputs, one for that of the weights). A masked network is as large as a dense one, so its rounds
 count as dense. The arithmetic of the optimizer is not counted.
 """
 
@@ -17,13 +17,13 @@ from pipeline.study.records.record import CurvePoint, EvalRecord, TrainRecord
 from pipeline.study.records.sweep import SweepRecord
 
 PASSES = 3
-EXAMPLES = "examples"  # the loop's own count in a curve, cumulative as `step` is
+EXAMPLES = "examples"  # the loop's own count in a curve, cumulative like `step`
 TICKET = "eb/ticket_epoch/"  # early_bird logs it in the epoch in which a ticket emerges
 
 
 def examples_seen(curve: Sequence[CurvePoint], recipe: Mapping[str, Any]) -> float:
-    """Examples of a whole training: the loop's count, else steps x batch size, which counts the
-    last, smaller batch of an epoch as a full one."""
+    """Examples of a whole training: the loop's count or, without it, steps x batch size, which
+    counts a small last batch as a full one."""
     if not curve:
         return 0.0
     counted = curve[-1].values.get(EXAMPLES)
@@ -31,8 +31,8 @@ def examples_seen(curve: Sequence[CurvePoint], recipe: Mapping[str, Any]) -> flo
 
 
 def curve_until(training: TrainRecord, state: str) -> tuple[CurvePoint, ...]:
-    """The whole epochs it took to reach a named state: "final", "init", "rewind", one that was kept
-    ("epoch-5", "best", "ema", "ticket-0.3"), or the end of a phase."""
+    """The whole epochs up to a named state: "final", "init", "rewind", one named by recipe or
+    method ("epoch-5", "best", "ema", "ticket-0.3"), or the end of a phase."""
     return training.curve[: _epochs_until(training, state)]
 
 
@@ -54,8 +54,8 @@ def _epochs_until(training: TrainRecord, state: str) -> int:
 
 
 def examples_until(training: TrainRecord, state: str) -> float:
-    """Examples seen until a named state. A step inside an epoch comes before its last batch, so all
-    batches up to it are full; at the end of an epoch none is added."""
+    """Examples seen until a named state. A state inside an epoch comes before its last batch, so
+    all its batches so far are full."""
     reached, recipe = curve_until(training, state), training.recipe
     seen = examples_seen(reached, recipe)
     kept = (training.kept or {}).get(state)
@@ -67,13 +67,13 @@ def examples_until(training: TrainRecord, state: str) -> float:
 
 
 def training_cost(macs_dense: int, training: TrainRecord, state: str = "final") -> float:
-    """MACs spent on a training until `state`."""
+    """MACs of a training until `state`."""
     return PASSES * macs_dense * examples_until(training, state)
 
 
 def costs(record: EvalRecord | SweepRecord, training: TrainRecord) -> dict[str, float]:
-    """MACs spent until the network of `record` was finished (for a sweep: any of its points), as
-    metrics of its run."""
+    """MACs until the network of `record` was finished (for a sweep: any of its points), as metrics
+    of its run."""
     if isinstance(record, SweepRecord):
         spent, again = training_cost(record.macs_dense, training), 0.0
     else:

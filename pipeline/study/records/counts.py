@@ -1,8 +1,8 @@
 """Parameters and MACs of registered networks.
 
-Pruning from Scratch learns widths on a network wider than the standard one and is asked for a
-fraction of the standard one's MACs. A record holds the counts of the trained network only; those of
-the reference follow from its width arguments, the record of the data and the code of the network.
+Pruning from Scratch learns widths on a network wider than the standard one, and its target is a
+fraction of the standard one's MACs. A record holds only the counts of the trained network. Those of
+the reference are computed from its width arguments, the record of the data and the network's code.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def reference_of(
     args: Mapping[str, Any] | None,
     data: DataRecord | None,
 ) -> Reference | None:
-    """The reference with the width arguments `args` of a pruning; None: it names none.
+    """The reference with the width arguments `args` of a pruning; None if it names none.
 
     Args:
-        data: of the data that `training` was trained on; needed where there are `args`.
+        data: record of the data that `training` used; needed if there are `args`.
 
     Raises:
-        ValueError: no record of the data, or of other data; or the code of the network no longer
-            gives what `record` counted.
+        ValueError: the record of the data is missing or of other data, or the network's code no
+            longer gives the counts in `record`.
     """
     if args is None:
         return None

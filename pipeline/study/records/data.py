@@ -1,4 +1,4 @@
-"""The record of a study's data: what of the data card decides sizes, without machine or path."""
+"""The record of a study's data: the part of the data card that determines network sizes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class DataRecord:
     """A prepared data set.
 
     Attributes:
-        name: of the data set, as in params.yaml.
-        input_shape: of one example as the network sees it.
+        name: name of the data set, as in params.yaml.
+        input_shape: shape of one example as the network sees it.
         num_classes: number of labels.
-        splits: examples of each split: images, or windows of text.
-        card_sha: SHA-256 of the data card, which lists the SHA-256 of every prepared file; the
-            "data" parent of every training on it.
+        splits: number of examples (images, or windows of text) of each split.
+        card_sha: SHA-256 of the data card, which lists the SHA-256 of every prepared file. It is
+            the "data" parent of every training on this data.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
@@ -33,7 +33,7 @@ class DataRecord:
 
 
 def data_record(card: Mapping[str, Any], card_sha: str) -> DataRecord:
-    """The record of a data card."""
+    """Make the record of a data card."""
     return DataRecord(
         name=card["name"],
         input_shape=tuple(card["input_shape"]),

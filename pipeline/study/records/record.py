@@ -1,9 +1,9 @@
-"""Records: what was measured, deterministic, tracked in git.
+"""Records: deterministic results, tracked in git.
 
-A record holds no clock, host, duration, run id or git commit: the same inputs give the same bytes,
-so `git diff` of the records is the change of results. The file of a record is its canonical JSON
-and `sha` is the SHA-256 of exactly those bytes: `sha256sum` of the file is the hash that tables and
-MLflow runs cite. A record cites the hashes of its parents, so its own hash pins its lineage.
+A record holds no time, host, duration, run id or git commit, so the same inputs give the same
+bytes, and `git diff` of the records shows the change of results. A record's file is its canonical
+JSON. `sha` is the SHA-256 of these bytes, as `sha256sum` prints it; tables and MLflow runs cite it.
+A record cites the hashes of its parents, so its own hash identifies its lineage.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest difference of two networks' outputs; `max_rel` by the largest absolute output."""
+    """Largest difference of two networks' outputs. `max_rel` is relative to the largest absolute
+    output."""
 
     __pydantic_config__: ClassVar = _STRICT
     max_abs: float
@@ -50,8 +51,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Exactness:
-    """How exact surgery was: the shrunk network against the masked one and, where the rule is
-    "zeros" (removing zeros promises no change), against the dense one."""
+    """How exact surgery was: the shrunk network compared with the masked one and, for the rule
+    "zeros" (where no output may change), with the dense one."""
 
     __pydantic_config__: ClassVar = _STRICT
     masked: Difference
@@ -60,8 +61,8 @@ class Exactness:
 
 @dataclass(frozen=True)
 class Counts:
-    """Integers, counted. Kept = present after surgery; nonzero = not zero after masking. A masked
-    network has `params_kept == params_dense`. MACs: one forward, batch 1."""
+    """Counts. Kept = present after surgery; nonzero = not zero after masking. A masked network has
+    `params_kept == params_dense`. MACs are those of one forward pass with batch size 1."""
 
     __pydantic_config__: ClassVar = _STRICT
     params_dense: int
@@ -80,11 +81,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Reference:
-    """The network whose sizes are 100% of a row whose pruning names a `reference`.
+    """The network whose sizes are 100% for a pruning that names a `reference`.
 
     Attributes:
         label: its width arguments as text, "width=16".
-        params, macs: what was counted with them.
+        params, macs: its counts.
     """
 
     label: str
@@ -94,13 +95,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class KeptState:
-    """A state of a training that was kept: after how many epochs, and what it scored on the
-    validation split (nothing, where there is none).
+    """A named state of a training, with its validation scores (none without a validation split).
 
     Attributes:
         epochs: whole epochs before it.
-        step, phase_step: of an early-stop state: optimizer steps done in the whole training and in
-            its phase (the early-stop iteration); absent for states at the end of an epoch.
+        step, phase_step: only for an early-stop state: optimizer steps so far in the whole training
+            and in its phase (the early-stop iteration).
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -116,11 +116,11 @@ class TrainRecord:
 
     Attributes:
         model: family/name.
-        model_args, method_params, recipe: as in params.yaml, defaults filled in.
-        parents: what it was made from, name -> SHA-256: "data" (the data card), "weights".
-        weights_sha: of the final weights (`files.tensors_sha256`).
-        kept: the states of `keep_epochs`, `keep_best` and `ema_decay`, by name; absent when
-            none was asked for.
+        model_args, method_params, recipe: as in params.yaml, with defaults filled in.
+        parents: SHA-256 of its inputs, by name: "data" (the data card), "weights".
+        weights_sha: hash of the final weights (`files.tensors_sha256`).
+        kept: the states of `keep_epochs`, `keep_best`, `evaluate_steps` and `ema_decay`, by name;
+            absent if the recipe names none.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -149,14 +149,14 @@ class EvalRecord:
 
     Attributes:
         training_sha: `sha` of the TrainRecord it prunes.
-        at: which state of the training was pruned: "final", a kept phase or state by name.
-        saliency: who ranked the units, "method" or a name, as in params.yaml.
-        target: the selection rule as in params.yaml: rule, value, scope, round_to, min_units; of a
-            latency also "achieved", as the search measured it.
-        finetune: the recipe of the fine-tuning, epochs included; `finetuned` = it had any. With
-            "delivered": "ema" the average of the weights is what was delivered and scored.
+        at: name of the state of the training that was pruned.
+        saliency: what ranked the units, "method" or the name of a criterion, as in params.yaml.
+        target: the selection rule as in params.yaml: rule, value, scope, round_to, min_units; for a
+            latency also "achieved", the latency that the search measured.
+        finetune: the recipe of the fine-tuning, including epochs; `finetuned`: there were epochs.
+            With "delivered": "ema" the average of the weights was delivered and scored.
         dense, pruned, final: test scores before pruning, after it, and after fine-tuning.
-        weight_sparsity, group_sparsity: achieved by the plan, fraction removed; no groups: None.
+        weight_sparsity, group_sparsity: fraction removed by the plan; None if there are no groups.
         exactness: None for unstructured pruning, where no surgery is done.
         finetune_curve: the epochs of the fine-tuning.
     """
@@ -209,7 +209,7 @@ def _check_curve(curve: tuple[CurvePoint, ...]) -> None:
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON: sorted keys, shortest floats that read back equal, a newline at the end.
+    """Canonical JSON: sorted keys, shortest exact floats, a newline at the end.
 
     Raises:
         ValueError: a number is not finite.
@@ -217,7 +217,7 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-_LATER = ("kept",)  # added later: omitted at its default, so that published hashes stay valid
+_LATER = ("kept",)  # fields added later: omitted at their default, so published hashes stay valid
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     cls: TypeAdapter(cls)
     for cls in (TrainRecord, EvalRecord, SweepRecord, ConnectRecord, DataRecord)
@@ -225,7 +225,7 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {
 
 
 def to_json(record: Record) -> str:
-    """The text of the record's file. Every field is validated as when it is read.
+    """The text of the record's file. Fields are validated as in `from_json`.
 
     Raises:
         ValueError: a field has the wrong type or is not finite; the message names it.
@@ -244,11 +244,11 @@ def to_json(record: Record) -> str:
 
 
 def from_json(cls: type[R], text: str, name: str = "record") -> R:
-    """Inverse of `to_json`; `name` (the file) opens every error.
+    """Inverse of `to_json`. Every error begins with `name` (the file).
 
     Raises:
-        ValueError: not JSON, unknown or missing keys, wrong types, counts that contradict each
-            other, or text that is not canonical: it was damaged or edited by hand.
+        ValueError: not JSON; unknown or missing keys; wrong types; counts that contradict each
+            other; or text that is not canonical, so it was damaged or edited.
     """
     try:
         record: R = _ADAPTERS[cls].validate_json(text)
@@ -277,7 +277,7 @@ def sha(record: Record) -> str:
 
 def write_record(path: Path, record: Record) -> str:
     """Write atomically; returns the hash."""
-    from pipeline.files import write_text  # pulls in torch; reading records must not
+    from pipeline.files import write_text  # imports torch; reading records must not
 
     text = to_json(record)
     write_text(path, text)

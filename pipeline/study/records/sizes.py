@@ -1,4 +1,4 @@
-"""How large the weights of a network are, as a record holds it."""
+"""The distribution of a network's weight magnitudes, for its record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def distribution_of(model: nn.Module) -> WeightDistribution:
 
 
 def _trimmed(found: MagnitudeHistogram) -> Histogram:
-    """Without the empty bins at both ends."""
+    """The histogram without the empty bins at both ends."""
     filled = [i for i, count in enumerate(found.counts) if count]
     if not filled:
         return Histogram(found.zeros, 0, ())

@@ -17,10 +17,10 @@ class SweepPoint:
     """One-shot pruning to one sparsity, no retraining.
 
     Attributes:
-        ranked, scope: what was ranked together, and how far, as in params.yaml.
-        sparsity: the requested fraction of the units that were ranked.
-        recalibrated: BatchNorm statistics were recomputed on training data.
-        units, units_kept: what the plan speaks of, and what it keeps.
+        ranked, scope: which units were ranked together, as in params.yaml.
+        sparsity: the requested fraction of the ranked units.
+        recalibrated: whether BatchNorm statistics were recomputed on training data.
+        units, units_kept: number of units in the plan, and how many it keeps.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -46,7 +46,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of |w| > 0: `counts[i]` belong to bin `first + i`, the bins around them are empty."""
+    """Counts of |w| > 0. `counts[i]` belongs to bin `first + i`; all other bins are empty."""
 
     __pydantic_config__: ClassVar = _STRICT
     zeros: int
@@ -56,12 +56,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class WeightDistribution:
-    """How large the parameters of a trained network are.
+    """The distribution of the parameter magnitudes of a trained network.
 
     Attributes:
-        thresholds, above: how many entries of all parameters exceed each, largest threshold first.
-        edges: of the histograms; bin i holds edges[i-1] < |w| <= edges[i], the last the rest.
-        layers: the histogram of every parameter by name, and of all of them as "all".
+        thresholds, above: number of entries of all parameters that exceed each threshold, largest
+            threshold first.
+        edges: bin edges; bin i counts edges[i-1] < |w| <= edges[i], the last bin the rest.
+        layers: the histogram of every parameter by name, and of all together as "all".
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -79,7 +80,7 @@ class WeightDistribution:
 class SweepRecord:
     """One training pruned one-shot to every sparsity of `sweep.sparsities`.
 
-    `weights` is what the pruning finds; a record of one point alone (`leaves`) leaves it out.
+    `weights` is the distribution before pruning; a record of one point (`leaves`) omits it.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -104,5 +105,5 @@ class SweepRecord:
             raise ValueError("points: the same protocol, sparsity and recalibration twice")
 
     def leaves(self) -> tuple[SweepRecord, ...]:
-        """One record per point: its hash does not change when other sparsities are added."""
+        """One record per point, whose hash does not change when other sparsities are added."""
         return tuple(replace(self, weights=None, points=(point,)) for point in self.points)

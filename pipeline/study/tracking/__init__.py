@@ -1,1 +1,1 @@
-"""How MLflow learns of a study: events, live mirror, runs and saved views."""
+"""Tracking in MLflow: events, live mirror, runs and saved views."""

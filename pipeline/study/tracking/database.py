@@ -1,8 +1,8 @@
-"""Where runs go, and MLflow's SQLite file: made in one piece, sound, of the folder it lies in.
+"""The tracking URI, and MLflow's SQLite file: create it atomically, repair it, relocate it.
 
-MLflow migrates a new file through some fifty steps. A process that ends among them leaves a file
-that no later process can open; a file that was copied or moved still names the folder it came from,
-as an absolute path in every run.
+MLflow creates a new file in about fifty migrations. A process that ends in between leaves a file
+that no later process can open. A file that was copied or moved still has the absolute path of its
+former folder in every run.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ _log = logging.getLogger("espalier.tracking")
 
 
 def root() -> Path:
-    """The folder of the study: DVC tells it to its stages; by hand it is the working directory."""
+    """The folder of the study: from DVC's environment or, without DVC, the working directory."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd())
 
 
 def tracking_uri() -> str:
-    """Where runs go."""
+    """The URI of the tracking store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root() / "mlflow.db")
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a file. None can hold `?`: where the folder's name does, it is relative to the
-    working directory, which is the folder itself in every stage."""
+    """The SQLite URI of a file. A URI cannot contain `?`. If the folder's name does, the URI is
+    relative to the working directory, which is this folder in every stage."""
     path = path.absolute()
     return f"sqlite:///{os.path.relpath(path) if set('?#%') & set(str(path)) else path}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a URI; None where it is none, or lies in memory."""
+    """The file of a SQLite URI; None for other URIs and for databases in memory."""
     scheme, _, path = uri.partition(":///")
     return Path(path).absolute() if scheme.startswith("sqlite") and path else None
 
 
 def local_path(uri: str) -> Path | None:
-    """The path of a file: URI; None where it is another one."""
+    """The path of a file: URI; None for other URIs."""
     parts = urlsplit(uri)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def make_ready(database: Path, fill: Callable[[str], None]) -> None:
-    """Make, replace or adapt the file; to be called by one process at a time.
+    """Create, replace or relocate the file. Only one process may call this at a time.
 
-    A damaged file is set aside under another name and a new one made: the records fill it again.
+    A damaged file is renamed and a new one is created, which is filled again from the records.
 
     Args:
-        fill: makes MLflow's tables in the file of a URI.
+        fill: creates MLflow's tables in the file of a URI.
     """
     reason = damage(database)
     if reason:
@@ -80,7 +80,7 @@ def make_ready(database: Path, fill: Callable[[str], None]) -> None:
 
 
 def damage(database: Path) -> str:
-    """What is wrong with the file; "" when it is sound, empty or absent."""
+    """A description of the damage; "" if the file is intact, empty or absent."""
     if not database.exists() or not database.stat().st_size:
         return ""
     try:
@@ -91,13 +91,13 @@ def damage(database: Path) -> str:
                 return f"its set-up was interrupted at {table[0].removeprefix('_alembic_tmp_')}"
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-            return ""  # somebody writes to it
+            return ""  # another process is writing to it
         return str(error)
     return "" if said == "ok" else str(said).splitlines()[0][:120]
 
 
 def relocate(database: Path) -> None:
-    """Let every run name the artifacts beside this file, wherever the file was made."""
+    """Make every run refer to the artifacts beside this file, wherever the file was created."""
     here = (database.parent / ARTIFACTS).as_uri()
     with contextlib.closing(_connect(database)) as db, db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
@@ -118,7 +118,7 @@ def relocate(database: Path) -> None:
 
 
 def metric_counts(database: Path) -> dict[tuple[str, str], int]:
-    """How many steps each metric of each run has: (run id, metric) -> steps."""
+    """Number of steps by (run id, metric)."""
     with contextlib.closing(_connect(database)) as db:
         rows = db.execute("SELECT run_uuid, key, COUNT(DISTINCT step) FROM metrics GROUP BY 1, 2")
         return {(run, key): count for run, key, count in rows}
@@ -129,7 +129,7 @@ def _connect(database: Path) -> sqlite3.Connection:
 
 
 def _free(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, ... that is not there."""
+    """The path, or the first of path-2, path-3, ... that does not exist."""
     number, free = 1, path
     while free.exists():
         number += 1

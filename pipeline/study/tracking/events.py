@@ -1,8 +1,8 @@
 """Event files: everything a stage reports while it runs, one JSON object per line, in order.
 
 Kinds: params {values}, tags {values}, metrics {values, step, epoch}, artifact {path}, note {text};
-each with the wall time. Append-only and flushed line by line, so a killed process loses at most a
-torn last line; the next stage never depends on the file, so it may hold clocks and hosts.
+each has the wall time. The file is append-only and flushed after each line, so a killed process
+leaves at most one incomplete line. No stage depends on the file, so it may hold times and hosts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = frozenset(get_args(Kind))
 
 @dataclass(frozen=True)
 class Event:
-    """One line: `time` in seconds since 1970, `data` as the kind says."""
+    """One line. `time` is in seconds since 1970; `data` depends on the kind."""
 
     kind: Kind
     time: float
@@ -30,7 +30,7 @@ class Event:
 
 
 class EventLog:
-    """An event file open for appending; a torn last line of an earlier process is cut off."""
+    """An event file open for appending. Removes an incomplete last line of an earlier process."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -46,7 +46,7 @@ class EventLog:
         """Write one event and flush it.
 
         Raises:
-            ValueError: a metric is not finite, which no later step could repair.
+            ValueError: a metric is not finite.
         """
         if kind == "metrics":
             _check_finite(data["values"], self.path)
@@ -57,20 +57,20 @@ class EventLog:
         return event
 
     def offset(self) -> int:
-        """Bytes written so far, safely on the disk: what a checkpoint stores."""
+        """Number of bytes written and synced so far; stored in checkpoints."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def truncate(self, offset: int) -> bool:
-        """Drop what was written after `offset`: a resumed training writes it again. Where the
-        events before it are no longer whole, drop them too and return False."""
+        """Drop what was written after `offset`, since a resumed training writes it again. If the
+        events before it are damaged, drop them too and return False."""
         before = self.path.read_bytes()[:offset]
         whole = len(before) == offset and _readable(before)
         self._cut(offset if whole else 0)
         return whole
 
     def close(self) -> None:
-        """Close the file; closing twice is harmless."""
+        """Close the file. May be called twice."""
         self._file.close()
 
     def _cut(self, offset: int) -> None:
@@ -79,10 +79,10 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events of a file, in order; a torn last line (no newline) is left out.
+    """All events of a file, in order. An incomplete last line (no newline) is ignored.
 
     Raises:
-        ValueError: another line is damaged; the message names file and line.
+        ValueError: another line is damaged; names file and line.
     """
     return _events(Path(path).read_bytes(), path)
 
@@ -93,7 +93,7 @@ def _events(raw: bytes, path: Path) -> list[Event]:
 
 
 def _readable(raw: bytes) -> bool:
-    """Whole lines, each an event."""
+    """Whether `raw` consists of complete lines, each a valid event."""
     try:
         _events(raw, Path())
     except ValueError:

@@ -1,7 +1,7 @@
 """The live mirror: copies events to MLflow from a background thread, so that training never waits.
 
-A server that is down, slow or absent costs one warning line and the live view, nothing else: the
-run is left unsealed and the publisher logs a complete one from the event file.
+If the server is down, slow or absent, there is one warning and no live view, but nothing else
+changes: the run stays unfinished, and the publisher logs a complete one from the event file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _log = logging.getLogger("espalier.tracking")
 
 
 class RunStore(Protocol):
-    """What the mirror needs of `tracking.Store`."""
+    """The part of `store.Store` that the mirror needs."""
 
     def runs(self, where: str) -> list[Any]: ...
     def create(self, name: str, tags: Mapping[str, str], started: float | None = None) -> str: ...
@@ -43,9 +43,9 @@ class _End:
 class Mirror:
     """One MLflow run that follows one event file.
 
-    `begin` starts the thread; `put` never blocks; `close` waits at most LAST_WAIT_S. A training
-    that resumes finds its run by the tag `log_id`, written in the event file, and logs only the
-    points that are not there yet: one run, no duplicate step.
+    `begin` starts the thread; `put` never blocks; `close` waits at most LAST_WAIT_S. A resumed
+    training finds its run by the tag `log_id`, which is in the event file, and logs only missing
+    points. So there is one run without duplicate steps.
     """
 
     def __init__(self, connect: Callable[[], RunStore], spec: RunSpec) -> None:
@@ -58,11 +58,11 @@ class Mirror:
 
     @property
     def failed(self) -> bool:
-        """True once mirroring is off."""
+        """Whether mirroring has failed and is off."""
         return self._failed.is_set()
 
     def begin(self, tags: Mapping[str, str], events: Sequence[Event]) -> None:
-        """Start, with the tags of the run and what the event file holds already."""
+        """Start, with the run's tags and the events that are already in the file."""
         self._tags = tags
         self.put(events)
         self._thread.start()
@@ -74,7 +74,7 @@ class Mirror:
             self._queue.put(points)
 
     def close(self, status: str, view: RunView | None) -> None:
-        """Send what is left and end the run; with `view` it becomes the run of that record."""
+        """Send the remaining events and end the run. With `view` it becomes that record's run."""
         if not self._thread.is_alive():
             return
         self._queue.put(_End(status, view))
@@ -89,7 +89,7 @@ class Mirror:
             while not isinstance(item := self._queue.get(), _End):
                 self._send(store, run_id, item)
             self._end(store, run_id, item)
-        except Exception as error:  # whatever happens to tracking, the training goes on
+        except Exception as error:  # the training continues whatever happens to tracking
             self._give_up(f"{type(error).__name__}: {error}")
 
     def _find(self, store: RunStore) -> str:

@@ -1,5 +1,5 @@
-"""The delivered network as an MLflow model: loadable and servable by whoever has MLflow and torch,
-without this code. Opt-in (`deliver` in params.yaml), since an export takes seconds."""
+"""The delivered network as an MLflow model, which can be loaded and served with MLflow and torch,
+without this code. Opt-in (`deliver` in params.yaml), because an export takes seconds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.study.tracking.store import open_store
 
 
 def deliver(study: str, view: RunView, artifact: PrunedArtifact) -> str | None:
-    """Log the network of an evaluate run once; returns the model's URI, None without the artefact.
+    """Log the network of an evaluate run once. Returns the model's URI; None without the artefact.
 
     Raises:
-        ValueError: the artefact is not the one that the record was measured on.
+        ValueError: the record was measured on another artefact.
     """
     if not (artifact.folder / "spec.json").is_file():
         log.warning("%s is not here: `dvc pull` or `dvc repro` brings it back", artifact.folder)

@@ -1,4 +1,4 @@
-"""Facts of this process that no record may hold: host, versions, git commit, who is alive."""
+"""Facts about this process that no record may hold: host, versions, git commit, live processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def machine_facts() -> dict[str, str]:
-    """Tags of a run: host, platform, cores, versions of what computes, git commit."""
+    """Tags of a run: host, platform, cores, versions of numeric libraries, git commit."""
     facts = {
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -28,7 +28,7 @@ def machine_facts() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """HEAD, with "-dirty" behind it when tracked files differ; "none" outside a git repository."""
+    """HEAD, with the suffix "-dirty" if tracked files differ; "none" outside a git repository."""
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -49,12 +49,12 @@ def _git(*args: str) -> str:
 
 
 def owner() -> str:
-    """This process: host, pid and start time, so that a reused pid is not mistaken for it."""
+    """Identifies this process by host, pid and start time, so that a reused pid differs."""
     return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def is_dead(who: str) -> bool:
-    """True when `who` was a process of this host and has ended; other hosts cannot be asked."""
+    """Whether `who` was a process of this host that has ended. Unknown (False) for other hosts."""
     host, _, process = who.partition(":")
     pid, _, started = process.partition(":")
     if host != socket.gethostname() or not pid.isdigit():
@@ -63,7 +63,7 @@ def is_dead(who: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Clock ticks since boot at which `pid` started; "gone" without such a process."""
+    """Start time of `pid` in clock ticks since boot; "gone" if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -73,7 +73,7 @@ def _started(pid: int) -> str:
 
 
 def _alive(pid: int) -> str:
-    """Without /proc (macOS) the pid alone must do."""
+    """Without /proc (macOS) only the pid is checked."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,8 +1,8 @@
-"""Publishing: every record of a study as a complete MLflow run, once, wherever it was computed.
+"""Publish every record of a study as one complete MLflow run, wherever it was computed.
 
 A run is found by the hash of its record (tag `record_sha`), never by name or age. So a stage that
-DVC restored, a clone without its database and another server all end with the same runs, and the
-tables, which read MLflow only (read_back.py), come out byte-identical.
+DVC restored, a clone without its database and another server all end with the same runs. The
+tables, which read only MLflow (read_back.py), are then byte-identical.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Counts = Mapping[tuple[str, str], int] | None
 
 
 def publish(study: Study) -> dict[str, str]:
-    """Make MLflow hold one complete run per record; returns record hash -> run id.
+    """Make MLflow hold one complete run per record. Returns run ids by record hash.
 
-    Runs that are there and complete are not touched. Runs of killed processes are marked KILLED,
-    or removed where a complete run now stands for them.
+    Complete runs are not changed. Runs of killed processes are marked KILLED, or removed if a
+    complete run replaces them.
 
     Raises:
-        RuntimeError: no mlflow, or no answer from the server; the message says what to do.
+        RuntimeError: mlflow is not installed, or the server does not answer; says what to do.
     """
     try:
         store = open_store(study.name)
         with store.lock("publish"):
             return _publish(store, study)
     except (ValueError, FileNotFoundError):
-        raise  # a damaged record or event file: its own message names it
+        raise  # a damaged record or event file; the message names it
     except Exception as error:
         raise RuntimeError(_no_answer(error)) from error
 
@@ -57,14 +57,14 @@ def _publish(store: Store, study: Study) -> dict[str, str]:
             store.describe(run.info.run_id, {}, told)
     for run in store.runs(SEALED):
         if ids.get(run.data.tags["record_sha"], run.info.run_id) != run.info.run_id:
-            store.delete(run.info.run_id)  # the same work twice: `dvc repro -f`, another machine
+            store.delete(run.info.run_id)  # the same work done twice: `dvc repro -f`, two machines
     _reconcile(store, study)
     store.show_views({v.tags["row"] for group in study.views.values() for v in group})
     return ids
 
 
 def _nested(view: RunView, ids: Mapping[str, str]) -> dict[str, str]:
-    """Tags that show a run under its parent. They change when a sweep gets another point."""
+    """Tags that nest a run under its parent. They change when a sweep gets another point."""
     if view.parent is None:
         return {}
     return {"mlflow.parentRunId": ids[view.parent], "parent_sha": view.parent}
@@ -85,7 +85,7 @@ def _log(store: Store, view: RunView, nested: Mapping[str, str]) -> str:
 
 
 def _holds(store: Store, run: Any, view: RunView, counts: Counts) -> bool:
-    """Does the run say what the record says? Nobody edited it, and it has every point."""
+    """Whether the run agrees with the record: it was not edited and has every point."""
     metrics, params = run.data.metrics, run.data.params
     return (
         all(metrics.get(k) == v for k, v in view.summary().items())
@@ -95,7 +95,7 @@ def _holds(store: Store, run: Any, view: RunView, counts: Counts) -> bool:
 
 
 def _has_points(store: Store, run_id: str, view: RunView, counts: Counts) -> bool:
-    """Every step of every metric. In a local file, one query says how many there are of each."""
+    """Whether the run has every step of every metric. In a local file, one query counts them."""
     asked: dict[str, dict[int, float]] = {}
     for point in view.points:
         asked.setdefault(point.name, {})[point.step] = point.value
@@ -109,7 +109,7 @@ def _has_points(store: Store, run_id: str, view: RunView, counts: Counts) -> boo
 
 
 def _reconcile(store: Store, study: Study) -> None:
-    """Runs without a record whose process has ended: superseded ones go, the rest are KILLED."""
+    """Runs without a record whose process has ended: delete superseded ones, mark others KILLED."""
     done = {tuple(name.split("/", 1)) for name in study.views}
     done |= {(stage, key) for kind, key in done if kind == "evaluate" for stage in _BEFORE}
     for run in store.runs("tags.owner != ''"):
@@ -123,7 +123,7 @@ def _reconcile(store: Store, study: Study) -> None:
                 store.end(run.info.run_id, "KILLED")
 
 
-_BEFORE = ("prune", "finetune")  # stages without a record; the evaluate record stands for them
+_BEFORE = ("prune", "finetune")  # stages without a record; the evaluate record covers them
 
 
 def _no_answer(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""What MLflow holds of the records: the tables are made of these alone.
+"""Read records back from MLflow. Tables are made from these values only.
 
-Every function takes the name of the experiment and hashes of records.
+Every function takes the name of the experiment and record hashes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def runs_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
-    """The runs of these records, in this order: columns record_sha, run, metrics.*, params.*,
-    tags.*; what MLflow holds, not what the files say.
+    """The MLflow runs of these records, in this order. Columns: record_sha, run, metrics.*,
+    params.*, tags.*.
 
     Raises:
-        KeyError: a record has no finished run; it was not published.
+        KeyError: a record has no finished run, so it was not published.
     """
     import pandas as pd
 
@@ -41,8 +41,8 @@ def runs_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
 
 
 def curves_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
-    """Long table of the curves of these records: training, epoch, step, metric, value. Only what
-    the records hold: no wall times."""
+    """Long table of the curves of these records: training, epoch, step, metric, value. It has no
+    wall times, because records have none."""
     import pandas as pd
 
     store = open_store(experiment)
@@ -62,7 +62,7 @@ def curves_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
 
 
 def sweeps_for(experiment: str, shas: Sequence[str]) -> list[SweepRecord]:
-    """The records of these sweeps as MLflow holds them: their weight distributions are too many
+    """The records of these sweeps, from MLflow's artifacts: weight distributions have too many
     numbers for metrics."""
     store = open_store(experiment)
     found = store.sealed()
@@ -71,7 +71,7 @@ def sweeps_for(experiment: str, shas: Sequence[str]) -> list[SweepRecord]:
 
 
 def show_in_runs(experiment: str, figures: Mapping[str, Path]) -> None:
-    """Put figures into the runs of these records: record hash -> file."""
+    """Attach figures to the runs of records; `figures` is record hash -> file."""
     store = open_store(experiment)
     found = store.sealed()
     for record_sha, path in figures.items():
@@ -99,5 +99,6 @@ def lines_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
 
 
 def _timed(name: str) -> bool:
-    """Seconds of an epoch are of one machine and one day: no table or figure is made of them."""
+    """Whether a metric is a wall time. Those depend on the machine, so tables and figures omit
+    them."""
     return name.startswith("curve/system/")

@@ -1,10 +1,10 @@
-"""What MLflow shows of a record: name, flat params, metrics in named groups, tags.
+"""MLflow's view of a record: name, flat params, metrics in named groups, tags.
 
-Metric groups: dense/ pruned/ final/ (test scores), size/ (integers), percent/ (what is left of the
-dense network, or of the pruning's reference where it names one), sparsity/, exact/, cost/ (MACs
-spent), weights/ (how many exceed a magnitude), kept/ (validation scores of a kept state), curve/
-(numbers of an epoch), latency/ and time/ (from the event file only). Numbers one ranks by (seed,
-sparsity) are metrics too, since MLflow params are strings.
+Metric groups: dense/ pruned/ final/ (test scores), size/ (integers), percent/ (size relative to the
+dense network or, if the pruning names one, to its reference), sparsity/, exact/, cost/ (MACs of
+training), weights/ (how many exceed a magnitude), kept/ (validation scores of named states), curve/
+(numbers of an epoch), latency/ and time/ (from the event file only). Numbers to sort by (seed,
+sparsity) are also metrics, because MLflow params are strings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.study.tracking.run_views import Point, RunSpec, RunView, flat
 
 
 def training_spec(draft: TrainRecord, experiment: str, tags: Mapping[str, str]) -> RunSpec:
-    """The run of a training that is about to start; `draft` has no curve and no weights yet."""
+    """The run of a training that is about to start. `draft` has no curve and no weights yet."""
     own = _train_tags(draft) | dict(tags)
     return RunSpec("train", draft.training, experiment, train_params(draft), own)
 
@@ -66,7 +66,7 @@ def evaluate_view(
     if reference is not None:
         own["reference"] = reference.label
         counts |= {"params_reference": reference.params, "macs_reference": reference.macs}
-    metrics = {  # the first one is what MLflow's compare view shows
+    metrics = {  # MLflow's compare view shows the first one
         **_scores(final=record.final, pruned=record.pruned, dense=record.dense),
         **_counted(counts),
         "sparsity/weight": record.weight_sparsity,
@@ -85,7 +85,7 @@ def evaluate_view(
     return RunView(
         stage="evaluate",
         key=record.pruning,
-        name=record.pruning,  # a row of a table: the narrow column of names shows what it is
+        name=record.pruning,  # without a prefix, because MLflow's column of names is narrow
         sha=sha(record),
         params=train_params(training) | flat(own),
         points=(*_points(metrics), *curve_points(record.finetune_curve)),
@@ -103,14 +103,14 @@ def evaluate_view(
 
 
 def sweep_view(record: SweepRecord, training: TrainRecord) -> RunView:
-    """The run of a sweep: parent of its points, its scores as curves over the sparsity, and what
-    tells how large the weights are."""
+    """The run of a sweep, parent of its points: scores as curves over sparsity, and the
+    distribution of weight magnitudes."""
     view = _swept(record, training)
     return replace(view, points=(*view.points, *_sweep_curves(record)))
 
 
 def _swept(record: SweepRecord, training: TrainRecord) -> RunView:
-    """What the run of a sweep and those of its points have in common."""
+    """The common part of the run of a sweep and those of its points."""
     metrics = {"seed": float(record.seed), **_scores(dense=record.dense), **_sizes(record)}
     return RunView(
         stage="sweep",
@@ -127,8 +127,8 @@ def _swept(record: SweepRecord, training: TrainRecord) -> RunView:
 
 
 def _sweep_curves(record: SweepRecord) -> Iterable[Point]:
-    """oneshot/top1, oneshot/top1-bn (recalibrated), ... and oneshot/sparsity; a step is a
-    thousandth of the sparsity."""
+    """oneshot/top1, oneshot/top1-bn (recalibrated), ... and oneshot/sparsity. The MLflow step is
+    the sparsity in thousandths."""
     found: dict[tuple[str, int], float] = {}
     for point in record.points:
         step, marks = round(1000 * point.sparsity), _marks(point)
@@ -139,7 +139,7 @@ def _sweep_curves(record: SweepRecord) -> Iterable[Point]:
 
 
 def _marks(point: SweepPoint) -> str:
-    """What tells a point from one of its sparsity that was pruned in the usual way."""
+    """Suffix that distinguishes a point from the default point of the same sparsity."""
     unusual = [m for m in (point.ranked, point.scope) if m not in ("weights", "global")]
     return "".join(f"-{m}" for m in unusual) + "-bn" * point.recalibrated
 
@@ -174,7 +174,7 @@ def point_view(leaf: SweepRecord, training: TrainRecord, parent: str) -> RunView
 
 
 def curve_points(curve: Iterable[CurvePoint]) -> list[Point]:
-    """The curve of a record, as `points_of` gives it for events."""
+    """The curve of a record, in the form that `points_of` returns for events."""
     return [
         Point(f"curve/{name}", float(value), at.step)
         for at in curve
@@ -183,8 +183,8 @@ def curve_points(curve: Iterable[CurvePoint]) -> list[Point]:
 
 
 def train_params(record: TrainRecord) -> dict[str, str]:
-    """Flat params of a training; the ones of a method or network under one common prefix, so that
-    the compare view lines them up."""
+    """Flat params of a training. Those of method and network have common prefixes, so that the
+    compare view aligns them."""
     tree = {
         "training": record.training,
         "data": record.data,
@@ -211,8 +211,8 @@ def _train_tags(record: TrainRecord) -> dict[str, str]:
 
 
 def _row(training: TrainRecord, name: str) -> str:
-    """The same for all seeds: what runs are grouped by. The method comes first, since MLflow cuts
-    long names: "hspg-p90 | resnet20-hspg" for a pruning resnet20-hspg-s0-p90."""
+    """The tag by which runs are grouped, equal for all seeds: "hspg-p90 | resnet20-hspg" for a
+    pruning resnet20-hspg-s0-p90. The method comes first, because MLflow cuts off long names."""
     base = re.sub(rf"-s{training.seed}(?=-|$)", "", training.training, count=1)
     if not name.startswith(training.training):
         return f"{training.method} | {re.sub(rf'-s{training.seed}(?=-|$)', '', name, count=1)}"
@@ -220,8 +220,7 @@ def _row(training: TrainRecord, name: str) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> dict[str, float]:
-    """The integers, and what is left in percent of the reference or, without one, of the dense
-    network."""
+    """The counts, and the same in percent of the reference or, without one, the dense network."""
     whole = {k: counts.get(f"{k}_reference", counts[f"{k}_dense"]) for k in ("macs", "params")}
     percent = {
         f"percent/{what}_{left}": 100.0 * counts[f"{what}_{left}"] / whole[what]
@@ -240,7 +239,7 @@ def _points(metrics: Mapping[str, float]) -> tuple[Point, ...]:
 
 
 def _kept(record: TrainRecord) -> Iterable[Point]:
-    """kept/best-10/top1, kept/best-10/epochs: at the step where that epoch ended."""
+    """kept/best-10/top1, kept/best-10/epochs, at the step at which that epoch ended."""
     for name, state in (record.kept or {}).items():
         step = record.curve[state.epochs - 1].step if state.step is None else state.step
         told = {"epochs": float(state.epochs), **state.validation}
@@ -251,7 +250,7 @@ def _kept(record: TrainRecord) -> Iterable[Point]:
 
 
 def _sizes(record: SweepRecord) -> dict[str, float]:
-    """How many parameters exceed 10, 1, ..., 1e-10: weights/above_1e1, weights/above_1e0, ..."""
+    """Number of parameters above 10, 1, ..., 1e-10: weights/above_1e1, weights/above_1e0, ..."""
     if record.weights is None:
         return {}
     pairs = zip(record.weights.thresholds, record.weights.above, strict=True)
@@ -262,7 +261,7 @@ def _sizes(record: SweepRecord) -> dict[str, float]:
 
 
 def _scores(**groups: Mapping[str, float]) -> dict[str, float]:
-    """The loss comes last."""
+    """Scores by group, with the loss last."""
     return {
         f"{group}/{name}": scores[name]
         for group, scores in groups.items()

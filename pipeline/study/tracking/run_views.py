@@ -1,4 +1,4 @@
-"""What an MLflow run holds, as plain data: a name, flat params, metric points, tags."""
+"""The content of an MLflow run as plain data: a name, flat params, metric points, tags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.study.tracking.events import Event
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one metric; `time` in seconds, None = not known (a record has no clock)."""
+    """One value of one metric. `time` is in seconds; None if unknown (records have no times)."""
 
     name: str
     value: float
@@ -22,9 +22,9 @@ class Point:
 
 @dataclass(frozen=True)
 class RunView:
-    """Everything one MLflow run holds. `document` is the record's canonical JSON, `data` the name
-    and hash of the data set, `parent` the hash of the record whose run it is nested under, `extra`
-    what only an event file knows."""
+    """The whole content of one MLflow run. `document` is the record's canonical JSON, `data` the
+    name and hash of the data set, `parent` the hash of the record whose run it is nested under,
+    `extra` the metric points that only the event file has."""
 
     stage: str
     key: str
@@ -39,7 +39,7 @@ class RunView:
     extra: tuple[Point, ...] = ()
 
     def summary(self) -> dict[str, float]:
-        """Last value of every metric of the record, as MLflow shows it in its table of runs."""
+        """Last value of every metric of the record, as in MLflow's table of runs."""
         last: dict[str, Point] = {}
         for point in self.points:
             if point.name not in last or point.step >= last[point.name].step:
@@ -49,10 +49,10 @@ class RunView:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run before its result is known: what a stage tells the tracker when it starts.
+    """A run before its result is known; a stage passes it to the tracker at its start.
 
     Attributes:
-        experiment: MLflow experiment, the name of the study.
+        experiment: name of the MLflow experiment, which is the name of the study.
     """
 
     stage: str
@@ -63,9 +63,9 @@ class RunSpec:
 
 
 def with_events(view: RunView, events: Sequence[Event]) -> RunView:
-    """Add what only the event file knows: wall times, host and versions, latencies.
+    """Add what only the event file has: wall times, host and versions, latencies.
 
-    Where both know a metric, the record's values stand.
+    If both have a metric, the record's values are used.
     """
     told = points_of(events)
     times = {(p.name, p.step): p.time for p in told}
@@ -77,7 +77,7 @@ def with_events(view: RunView, events: Sequence[Event]) -> RunView:
 
 
 def points_of(events: Iterable[Event]) -> list[Point]:
-    """Metric events as MLflow points: numbers of an epoch go into the group curve/."""
+    """Metric events as MLflow points. Numbers of an epoch are in the group curve/."""
     found = []
     for event in events:
         if event.kind != "metrics":

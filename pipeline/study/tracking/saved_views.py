@@ -1,7 +1,7 @@
-"""What MLflow shows above the runs of a study: saved views that answer the usual questions.
+"""Saved views of a study's runs in MLflow, and the text above the runs.
 
 A saved view is a tag of the experiment that MLflow's page reads (3.17: the menu "Views"): filter,
-order, grouping, columns and charts. The page writes the same tag when somebody saves a view there.
+order, grouping, columns and charts. The page writes the same kind of tag when a user saves a view.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def _line(metric: str, title: str) -> _Chart:
         "xAxisKey": "step",
         "yAxisKey": "metric",
         "scaleType": "linear",
-        "lineSmoothness": 0,  # MLflow smooths by default: a curve would not show its numbers
+        "lineSmoothness": 0,  # MLflow smooths curves by default
         "useGlobalLineSmoothing": False,
     }
 
 
 def _line_over(x: str, metrics: Sequence[str], title: str) -> _Chart:
-    """A line per run, over another metric than the step."""
+    """A chart with a line per run, over a metric instead of the step."""
     chart = {**_line(metrics[0], title), "selectedMetricKeys": list(metrics)}
     return {**chart, "xAxisKey": "metric", "selectedXAxisMetricKey": x}
 
@@ -66,7 +66,7 @@ def _parallel(params: Sequence[str], metrics: Sequence[str], title: str) -> _Cha
 
 @dataclass(frozen=True)
 class Section:
-    """Charts under one heading, so many in a row."""
+    """Charts under one heading, `columns` in a row."""
 
     name: str
     columns: int
@@ -78,11 +78,11 @@ class View:
     """One saved view.
 
     Attributes:
-        name: the question it answers; also its text above the runs.
+        name: the question it answers; also the text of its link above the runs.
         where: MLflow filter of the runs.
-        sections: the first charts; MLflow adds some of its own below.
-        grouped: one line per tag `row`, the mean over its runs, that is over seeds.
-        order: metric to sort by, the best first.
+        sections: the first charts; MLflow adds its own below.
+        grouped: show one line per tag `row`, the mean over its runs, that is, over seeds.
+        order: metric to sort by, best first.
     """
 
     key: str
@@ -93,8 +93,8 @@ class View:
     order: str = "final/top1"
 
     def tag(self, rows: Iterable[str]) -> tuple[str, str]:
-        """Name and value of the experiment tag. MLflow shows a group opened unless told otherwise:
-        `rows` are the values of the tag `row` to keep closed."""
+        """Name and value of the experiment tag. MLflow expands groups by default; `rows` are the
+        values of the tag `row` to collapse."""
         closed = {f"tag.row.{row}": False for row in sorted(rows)} if self.grouped else {}
         state = json.dumps(self._state() | {"groupsExpanded": closed})
         packed = base64.b64encode(zlib.compress(state.encode(), 9)).decode()
@@ -203,14 +203,14 @@ VIEWS = (
 
 
 def view_tags(rows: Iterable[str] = ()) -> dict[str, str]:
-    """The experiment tags that make the views; `rows` are all values of the tag `row`."""
+    """The experiment tags of all views; `rows` are all values of the tag `row`."""
     known = tuple(rows)
     return dict(view.tag(known) for view in VIEWS)
 
 
 def views_guide(experiment: str) -> str:
-    """What the page of an experiment says: a link to every view, as charts; one line, since MLflow
-    shows no more without a click."""
+    """The description of an experiment: a link to the charts of every view. It is one line, because
+    MLflow shows only one without a click."""
     address = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     links = [f"[{view.name}]({address}&viewStateShareKey={view.key})" for view in VIEWS]
     return " · ".join(links)

@@ -1,4 +1,4 @@
-"""The tracking server, as the few operations that this project needs. The only importer of mlflow.
+"""The tracking server, reduced to the operations of this project. The only importer of mlflow.
 
 Importing this module costs nothing and works without mlflow. Stages use `tracker.open_tracker`,
 reports `open_store`. The server is MLFLOW_TRACKING_URI, else `mlflow.db` in the study's folder with
@@ -28,10 +28,10 @@ from pipeline.study.tracking.saved_views import view_tags, views_guide
 
 _METRICS_PER_CALL, _TEXTS_PER_CALL = 500, 90  # the REST interface takes 1000 and 100
 _DOCUMENT = "record.json"
-_KIND = "custom_model_development"  # else MLflow opens its pages for language models
+_KIND = "custom_model_development"  # otherwise MLflow opens its pages for language models
 SEALED = "attributes.status = 'FINISHED' AND tags.record_sha != ''"
 _SETTINGS = {
-    # One outage costs seconds: with MLflow's own settings one call blocks for four minutes.
+    # With MLflow's own settings one call to a server that is down blocks for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,8 +43,7 @@ _opened: dict[tuple[str, str], tuple[Store, tuple[Path | None, int]]] = {}
 
 
 def open_store(experiment: str) -> Store:
-    """The store of an experiment, opened once for all that one process reads and writes; anew where
-    its file was replaced.
+    """The store of an experiment. A process opens it once, and again only if its file was replaced.
 
     Raises: as `Store`.
     """
@@ -60,7 +59,7 @@ def open_store(experiment: str) -> Store:
 
 
 class Store:
-    """One MLflow experiment: the few operations this project needs, on entities of its own.
+    """One MLflow experiment: the operations that this project needs, on its own entities.
 
     Raises:
         ImportError: mlflow is not installed.
@@ -83,8 +82,8 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, purpose: str = "init") -> Iterator[None]:
-        """One process at a time where the store is a local file; a server does its own locking.
-        Two processes that meet in a new sqlite file damage it for good."""
+        """Admit one process at a time if the store is a local file; a server does its own locking.
+        Two processes that create the same SQLite file at once damage it irreparably."""
         database = sqlite_file(self.uri)
         if database is None:
             yield
@@ -114,11 +113,12 @@ class Store:
                 return found
 
     def sealed(self) -> dict[str, Any]:
-        """Finished runs by record hash; of two the older one."""
+        """Finished runs by record hash; the older one if there are two."""
         return {run.data.tags["record_sha"]: run for run in reversed(self.runs(SEALED))}
 
     def metric_counts(self) -> dict[tuple[str, str], int] | None:
-        """Steps by run id and metric, where one query tells them: in a local file."""
+        """Number of steps by (run id, metric) for a local file, with one query; None for a
+        server."""
         database = sqlite_file(self.uri)
         return None if database is None else metric_counts(database)
 
@@ -129,7 +129,7 @@ class Store:
         return str(run.info.run_id)
 
     def log(self, run_id: str, points: Iterable[Point]) -> None:
-        """Metrics, in as few calls as the interface allows."""
+        """Log metrics, in as few calls as the interface allows."""
         from mlflow.entities import Metric
 
         now = time.time()
@@ -141,7 +141,7 @@ class Store:
             self._client.log_batch(run_id, metrics=part)
 
     def describe(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Params (immutable once set) and tags."""
+        """Set params (immutable once set) and tags."""
         from mlflow.entities import Param, RunTag
 
         for part in _parts([Param(k, v) for k, v in params.items()], _TEXTS_PER_CALL):
@@ -150,7 +150,7 @@ class Store:
             self._client.log_batch(run_id, tags=part)
 
     def attach(self, run_id: str, view: RunView) -> None:
-        """The record as an artifact, the data set as an input."""
+        """Attach the record as an artifact and the data set as an input."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         self.attach_document(run_id, view.document)
@@ -161,23 +161,23 @@ class Store:
         )
 
     def attach_document(self, run_id: str, document: str) -> None:
-        """The record as an artifact."""
+        """Attach the record as an artifact."""
         path = self._artifacts(run_id)
         if path is None:
             self._client.log_text(run_id, document, _DOCUMENT)
-        else:  # not through the client, which remembers where a run's artifacts once were
+        else:  # not through the client, which caches the former location of a run's artifacts
             path.mkdir(parents=True, exist_ok=True)
             temporary = path / f".{_DOCUMENT}.tmp"
             temporary.write_text(document, encoding="utf-8")
             temporary.replace(path / _DOCUMENT)
 
     def has_document(self, run: Any) -> bool:
-        """Is the record still among the artifacts of a run? A server keeps its own."""
+        """Whether the record is still among a local run's artifacts. Not checked on a server."""
         path = local_path(run.info.artifact_uri)
         return path is None or (path / _DOCUMENT).is_file()
 
     def document(self, run_id: str) -> str:
-        """The canonical JSON that `attach` stored."""
+        """The canonical JSON stored by `attach`."""
         path = self._artifacts(run_id)
         if path is not None:
             return (path / _DOCUMENT).read_text(encoding="utf-8")
@@ -189,25 +189,26 @@ class Store:
         return local_path(self._client.get_run(run_id).info.artifact_uri)
 
     def has_model(self, uri: str) -> bool:
-        """Are the files of a logged model, `models:/<id>`, still there?"""
+        """Whether the files of a logged model, `models:/<id>`, still exist."""
         model = self._client.get_logged_model(uri.rpartition("/")[2])
         path = local_path(model.artifact_location)
         return path is None or path.is_dir()
 
     def show_views(self, rows: Iterable[str]) -> None:
-        """Keep the saved views of the experiment's page up to date; `rows`: see `view_tags`. Views
-        that somebody saved there are left alone."""
+        """Update the saved views of the experiment's page; `rows`: see `view_tags`. Views that a
+        user saved are not changed."""
         there = self._client.get_experiment(self._id).tags
         for key, value in view_tags(rows).items():
             if there.get(key) != value:
                 self._client.set_experiment_tag(self._id, key, value)
 
     def attach_figure(self, run_id: str, path: Path) -> None:
-        """A figure of the report, in the run's folder "figures"."""
+        """Attach a figure of the report, in the run's folder "figures"."""
         self._client.log_artifact(run_id, str(path), "figures")
 
     def seal(self, run_id: str, view: RunView, ended: float | None = None) -> None:
-        """Cite the record, then FINISHED: last of all, so half a run is never taken for one."""
+        """Set the record's hash, then FINISHED. Done last, so an incomplete run is never taken for
+        a complete one."""
         self._client.set_tag(run_id, "record_sha", view.sha)
         self.end(run_id, "FINISHED", ended)
 
@@ -217,18 +218,18 @@ class Store:
         self._client.set_terminated(run_id, status, at)
 
     def reopen(self, run_id: str) -> None:
-        """RUNNING again, for a resumed training."""
+        """Set a run to RUNNING again, for a resumed training."""
         self._client.update_run(run_id, "RUNNING")
 
     def log_network(
         self, run_id: str, name: str, model: Any, example: Any, tags: Mapping[str, str]
     ) -> str:
-        """An MLflow model of this run, and the next version of the registered model `name`: an
-        exported graph (no pickle) with a signature, for any batch size; returns its URI.
+        """Log an MLflow model of this run and register it as the next version of `name`: an
+        exported graph (no pickle) with a signature, for any batch size. Returns its URI.
 
         Args:
             model: a torch module in evaluation mode.
-            example: float32 numpy input, batch of two or more (one would be taken for a constant).
+            example: float32 numpy input with a batch of at least two (one would become a constant).
         """
         import mlflow.pytorch
         import torch
@@ -281,7 +282,7 @@ class Store:
                 self._client.set_experiment_tag(made, key, value)
             self._client.set_experiment_tag(made, "mlflow.note.content", views_guide(made))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process
                 raise
         return self._client.get_experiment_by_name(name)
 

@@ -28,12 +28,12 @@ class Entry:
     """One training, pruning or swept training of params.yaml.
 
     Attributes:
-        key: its name there; training: the training it belongs to (itself for a training).
-        record: where its record is, if it was run.
-        events: its event files, e.g. of finetune and evaluate; missing ones are no error.
-        asked: what a table says of it when it was not run: model, method, rule, target, ...
-        reference: width arguments of the network that its sizes count from, where a pruning names
-            one; its record does not.
+        key: its name in params.yaml; training: the training it belongs to, or its own name.
+        record: path of its record, if it was run.
+        events: its event files, e.g. of finetune and evaluate; they may be missing.
+        asked: the table columns for an entry that was not run: model, method, rule, target, ...
+        reference: width arguments of the network that its sizes are relative to, if the pruning
+            names one; records do not hold them.
     """
 
     key: str
@@ -46,10 +46,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """What params.yaml asks for, in its order; `name` is the MLflow experiment.
+    """All entries of params.yaml, in its order; `name` is the MLflow experiment.
 
-    `data` is the file of the record of its data, needed where a pruning names a reference.
-    `prunings`, `sweeps` and `pairs` whose record is absent were not run; so were trainings.
+    `data` is the file of the record of its data, needed if a pruning names a reference. Entries
+    without a record were not run.
     """
 
     name: str
@@ -67,11 +67,11 @@ class Study:
     @cached_property
     def views(self) -> dict[str, tuple[RunView, ...]]:
         """The runs of this study by "train/<key>", "evaluate/<key>", "sweep/<key>",
-        "connect/<key>"; parents first, a sweep with its points behind it. Entries without a record
-        are left out.
+        "connect/<key>"; parents first, a sweep followed by its points. Entries without a record
+        are omitted.
 
         Raises:
-            ValueError: a record is damaged, or cites another training record than the one there.
+            ValueError: a record is damaged, or cites another training record than the present one.
         """
         from pipeline.study.records.counts import reference_of  # imports torch
 

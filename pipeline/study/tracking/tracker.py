@@ -1,7 +1,7 @@
-"""What a stage reports to: every event to its file first, then to the live mirror in MLflow.
+"""The tracker of a stage: writes every event to a file, then to the live mirror in MLflow.
 
-ESPALIER_MLFLOW=off turns the live view off; nothing else changes, since the report stage publishes
-whatever is not mirrored.
+ESPALIER_MLFLOW=off turns the live view off. Nothing else changes, since the report stage publishes
+everything that is not mirrored.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from pipeline.study.tracking.store import Store
 def open_tracker(
     spec: RunSpec, events: Path, *, work: Path | None = None, live: bool = True
 ) -> Iterator[Tracker]:
-    """A tracker for one stage instance; leaving the block without `finish` is a finish.
+    """A tracker for one stage instance. Leaving the block calls `finish` if it was not called; an
+    exception stops the run as FAILED or KILLED.
 
-    `live=False` writes the event file only: for stages of seconds, whose runs the publisher logs.
+    `live=False` writes the event file only, for short stages, whose runs the publisher logs.
     """
     mirrored = live and os.environ.get("ESPALIER_MLFLOW", "").lower() != "off"
     mirror = Mirror(partial(Store, spec.experiment), spec) if mirrored else None
@@ -46,11 +47,11 @@ def open_tracker(
 
 
 class Tracker:
-    """What a stage reports to. Writes every event to its file, then hands it to the mirror.
+    """Writes every event of a stage to its file, then passes it to the mirror.
 
-    Call `begin(offset)` with the offset stored in the checkpoint to resume; without it the first
-    metric begins anew. `events` is the finished file (a DVC out, which DVC deletes before a run);
-    while the stage runs the file is `work`, kept beside the checkpoints.
+    To resume, call `begin(offset)` with the offset stored in the checkpoint; otherwise the first
+    metric starts a new file. `events` is the finished file, a DVC output, which DVC deletes before
+    a run. While the stage runs, the file is `work`, beside the checkpoints.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class Tracker:
     def begin(self, offset: int = 0) -> bool:
         """Start, or resume after the events before `offset`; later ones are dropped.
 
-        Returns whether those before `offset` are lost (the file was deleted, shortened or damaged):
-        the file then begins anew, and whoever has the curve tells it again.
+        Returns True if the events before `offset` are lost (the file was deleted, shortened or
+        damaged). The file then starts empty, and the caller must send the curve again.
         """
         lost = not self._log.truncate(offset)
         offset = 0 if lost else offset
@@ -104,25 +105,25 @@ class Tracker:
         self._log.append("note", text=text)
 
     def artifact(self, path: Path) -> None:
-        """Name a file this run made."""
+        """Record the name of a file that this run made."""
         self._ensure_begun()
         self._log.append("artifact", path=str(path))
 
     def offset(self) -> int:
-        """Where the event file stands, for the checkpoint."""
+        """Position in the event file, for the checkpoint."""
         self._ensure_begun()
         return self._log.offset()
 
     def finish(self, view: RunView | None = None) -> None:
-        """End well. `view` is the record's run: with it the mirrored run becomes the run of that
-        record; without one (a stage that writes no record) it stands until the publisher has
-        logged the record that follows."""
+        """End normally. With `view`, the view of a record, the mirrored run becomes that record's
+        run. Without it (a stage that writes no record) the run stays until the publisher has logged
+        the later record."""
         self._ensure_begun()
         assert self._begun is not None
         self.metrics({"time/session_s": time.monotonic() - self._begun})
         self._log.close()
         if self._work != self._events:
-            from pipeline.files import replacing  # pulls in torch; importing this module must not
+            from pipeline.files import replacing  # imports torch; importing this module must not
 
             with replacing(self._events) as temporary:  # it may be on another file system
                 shutil.copyfile(self._work, temporary)
@@ -133,7 +134,7 @@ class Tracker:
             self._mirror = None
 
     def stop(self, status: str) -> None:
-        """End otherwise: FAILED or KILLED. The event file stays for a resumed run."""
+        """End with FAILED or KILLED. The event file stays for a resumed run."""
         self._log.close()
         if self._mirror is not None:
             self._mirror.close(status, None)
@@ -141,7 +142,7 @@ class Tracker:
 
     @property
     def ended(self) -> bool:
-        """True after `finish` or `stop`."""
+        """Whether `finish` or `stop` was called."""
         return self._log.closed
 
     def _ensure_begun(self) -> None:
