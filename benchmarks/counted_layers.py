@@ -1,4 +1,4 @@
-"""Layers whose multiply-accumulates are known, for `benchmarks.counters` and its test."""
+"""Layers with known numbers of multiply-accumulates, for `benchmarks.counters` and its test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENS, WIDTH, HEADS = 10, 32, 4
 
 
 class Calls(nn.Module):
-    """A module of its own around a function of the input and one layer or parameter."""
+    """A module that calls a function of the input and one layer or parameter."""
 
     def __init__(
         self, run: Callable[[Calls, Tensor], Tensor], inner: nn.Module | nn.Parameter | None = None
@@ -29,7 +29,7 @@ class Calls(nn.Module):
 
 @dataclass(frozen=True)
 class Row:
-    """A layer, its input, and its multiply-accumulates by hand."""
+    """A layer, its input, and its multiply-accumulates, counted by hand."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -116,7 +116,7 @@ def rows() -> list[Row]:
 
 
 def networks() -> list[Row]:
-    """Two whole networks of torchvision; by hand: convolutions, linear layers, attention."""
+    """Two networks of torchvision; counted by hand: convolutions, linear layers, attention."""
     from torchvision.models import resnet50, vit_b_16
 
     image = torch.randn(1, 3, 224, 224)

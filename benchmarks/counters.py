@@ -1,10 +1,10 @@
 """How other tools count: `pip install -e .[counters]`, then `python -m benchmarks.counters`.
 
-Every layer below is given to every counter as it is, batch 1, evaluation mode. Numbers are printed
-as the tool returns them, in its own unit; docs/counting.md explains where they differ. A tool that
-is not installed, or that fails on a layer, has the name of the exception in its cell. Each number
-comes from a process of its own: some tools replace functions of torch and leave them replaced after
-an error.
+Every counter gets every layer below, with batch size 1 in evaluation mode. Numbers are printed as
+the tool returns them, in its own unit; docs/counting.md explains the differences. If a tool is not
+installed or fails on a layer, its cell has the name of the exception. Each number is computed in a
+separate process, because some tools replace functions of torch and do not restore them after an
+error.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _torch_pruning(model: nn.Module, x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Tool:
-    """A column: heading, package (for its version), module to import, what its number is called."""
+    """A column: heading, package (for its version), module to import, name of its number."""
 
     name: str
     package: str
@@ -129,7 +129,7 @@ TOOLS = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The tools print, warn and log."""
+    """Suppress what the tools print, warn and log."""
     logging.disable(logging.CRITICAL)
     with (
         warnings.catch_warnings(),
@@ -144,7 +144,7 @@ def quiet() -> Iterator[None]:
 
 
 def cell(tool: Tool, row: Row) -> str:
-    """What one tool says of one layer, asked in a fork of this process."""
+    """The result of one tool for one layer, computed in a fork of this process."""
     receive, send = FORK.Pipe(duplex=False)
     process = FORK.Process(target=_answer, args=(tool, row, send))
     process.start()

@@ -1,4 +1,4 @@
-"""How much of which networks can be pruned, and whether surgery is exact.
+"""What fraction of each network can be pruned, and whether surgery is exact.
 
     python -m benchmarks.coverage [--only timm] [--out docs/coverage.md]
 
@@ -22,7 +22,7 @@ from tests.zoo.check import Row, measure
 from tests.zoo.networks import Network, networks
 
 LIMIT = 120
-"""Seconds for one network."""
+"""Time limit per network, in seconds."""
 
 
 def _too_long(*_: Any) -> None:

@@ -3,8 +3,8 @@
     python -m benchmarks.data_path [--images 12800] [--batch-size 128] [--repeats 5]
 
 CIFAR-shaped random images, pad 4 + crop + flip + normalise, float32 batches of 128. Both sides run
-in this process on one thread; time is this thread's CPU time, so other load hardly disturbs it;
-variants are interleaved and the median of the repeats is shown. Read the ratio.
+in this process on one thread. Times are CPU time of this thread, which other load hardly affects;
+variants are interleaved, and the median of the repeats is shown. Compare ratios.
 
 Measured 2026-11 on a shared 2-core AMD EPYC, torch 2.15 (images/s, ratio to torchvision):
 torchvision 6,100 (1.0x); ours 141,000 (23x), channels_last 101,000 (16x); gather and convert
@@ -50,7 +50,7 @@ class PilImages(Dataset[tuple[Tensor, int]]):
 
 
 def _torchvision(split: TensorSplit, transform: Transform, batch_size: int) -> Epoch:
-    """Dataset + Compose + DataLoader, as tutorials have it."""
+    """Dataset + Compose + DataLoader, as in tutorials."""
     from torchvision import transforms
 
     steps = transforms.Compose(
@@ -73,7 +73,7 @@ def _ours(split: TensorSplit, transform: Transform, batch_size: int, placement: 
 
 
 def _copy(split: TensorSplit, batch_size: int) -> Epoch:
-    """The limit: gather a batch and convert it to float."""
+    """The lower bound of the time: gather a batch and convert it to float."""
     order = torch.randperm(len(split))
 
     def epoch() -> Iterable[tuple[Tensor, Tensor]]:

@@ -1,17 +1,19 @@
-"""One training epoch: our loop beside OTO v1's and SFW-pruning's, re-stated.
+"""One training epoch: our loop and re-implementations of OTO v1's and SFW-pruning's loops.
 
     python -m benchmarks.epoch [--steps 2] [--rounds 3] [--only vgg16_bn] [--compile]
 
-Same network, same initial weights, same images, batch and epoch; one thread of one process, thread
-time, variants interleaved, medians. Of every epoch a few steps are run; an epoch is its number of
-steps times a step, plus what is done once (plan, checkpoint, log). Neither side evaluates.
+Same network, initial weights, images, batch size and epoch; one thread of one process, thread time,
+variants interleaved, medians. Only a few steps of every epoch are run: the time of an epoch is its
+number of steps times the time of a step, plus the work done once (plan, checkpoint, log). Neither
+side evaluates.
 
-"half dead": so many channels are zero already, and `train.compact` leaves them out; the other
-program computes them whatever they are.
+"half dead": this fraction of the channels is zero, and `train.compact` removes them from the
+computation; the other program computes them.
 
-Read the ratios to the first line. Only "fp32" lines are the same arithmetic. "network alone" is
-forward, loss and backward on batches that are there already; "multiply-adds alone" what they would
-take at the rate of this core's best matrix product: no fp32 loop that makes all of them is faster.
+Compare the ratios to the first line. Only "fp32" lines do the same arithmetic. "network alone" is
+forward, loss and backward on prepared batches; "multiply-adds alone" is the time of their
+multiply-adds at the rate of this core's fastest matrix product, a lower bound for any fp32 loop
+that computes all of them.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ def multiply_adds(setting: Setting, size: int = 1536) -> Variant:
 
 
 def optimizer_in_sgd_steps(loop: HalfSpaceLoop | FrankWolfeLoop, rounds: int) -> float:
-    """The re-stated optimizer's step in steps of torch's fused SGD with momentum."""
+    """Time of the re-implemented optimizer's step relative to torch's fused SGD with momentum."""
     copies = [torch.nn.Parameter(p.detach().clone()) for p in loop.model.parameters()]
     for p in copies:
         p.grad = torch.randn_like(p)
@@ -116,12 +118,12 @@ def optimizer_in_sgd_steps(loop: HalfSpaceLoop | FrankWolfeLoop, rounds: int) ->
 def variants(
     loop: PlainLoop, name: str, setting: Setting, split: TensorSplit, compiled: bool
 ) -> dict[str, Variant]:
-    """What is compared; the re-stated loop is the unit."""
+    """The variants to compare; the re-implemented loop is the unit."""
     found: dict[str, Variant] = {name: loop.run}
     for form, recipe in (FORMS | (COMPILED if compiled else {})).items():
         asked = replace(setting, recipe={**setting.recipe, **recipe})
         found[form] = partial(run_fit, asked, split)
-    if setting.method == "hspg":  # its dead channels stay dead
+    if setting.method == "hspg":  # its zero channels are permanently zero
         recipe = {**setting.recipe, "channels_last": True, "compact": True}
         for what, dead in DEAD.items():
             asked = replace(setting, recipe=recipe, dead=dead)

@@ -1,11 +1,12 @@
-"""OTO's VGG16-BN recipe on a GPU: seconds per epoch of each stage, and what 300 epochs would take.
+"""OTO's VGG16-BN recipe on a GPU: seconds per epoch of each stage, extrapolated to 300 epochs.
 
     python -m benchmarks.gpu_recipe [--epochs 3] [--device cuda] [--steps 782]
 
-`fit` with HSPG on made-up CIFAR-10 that lies on the device, batch 64 (782 steps an epoch), a few
-epochs of warm-up and as many of the half-space stage; wall time of the last epoch of each, at whose
-end the host waits for the device. Forms: fp32; bf16 with channels_last; the same with steps
-replayed as a CUDA graph. Without a GPU (--device cpu --steps 2 --epochs 1) that one is left out.
+`fit` with HSPG on random images of CIFAR-10's shape on the device, batch 64 (782 steps per epoch),
+with a few epochs of warm-up and as many of the half-space stage. Wall time of the last epoch of
+each, at whose end the host synchronises with the device. Variants: fp32; bf16 with channels_last;
+the same with steps replayed as a CUDA graph. The last variant is skipped without a GPU (--device
+cpu --steps 2 --epochs 1).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ WARMUP, ALL = 75, 300  # epochs of the recipe
 
 
 class Seconds(Silent):
-    """Remembers how long every epoch took."""
+    """Records the time of every epoch."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
@@ -51,7 +52,7 @@ class Seconds(Silent):
 
 
 def stages(setting: Setting, split: TensorSplit, epochs: int, steps: int) -> tuple[float, float]:
-    """Seconds of an epoch of the warm-up, and of one of the half-space stage."""
+    """Seconds per epoch of the warm-up and of the half-space stage."""
     options = {**setting.options, "warmup_epochs": epochs}
     job, _ = make_job(replace(setting, options=options), split, steps - WARM)
     recipe = job.recipe.model_copy(update={"epochs": 2 * epochs})

@@ -1,4 +1,4 @@
-"""What the benchmarks of the training loop share: real jobs of `fit` on made-up CIFAR-10."""
+"""Shared by the benchmarks of the training loop: jobs of `fit` on random CIFAR-10 images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipeline.units.plan import PruningPlan
 
 INFO = DatasetInfo("cifar10", (3, 32, 32), 10)
 IMAGES = 50_000
-WARM = 1  # steps of every measurement that do not count: they allocate what later ones reuse
+WARM = 1  # untimed first steps of every measurement: they allocate what later ones reuse
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Setting:
     """A network, a method and a batch size, trained as params.yaml could say it.
 
     Attributes:
-        preset: whose augmentation and statistics.
+        preset: data preset, for augmentation and statistics.
         options: settings of the method.
         recipe: further keys of `train`: precision, channels_last, compile, ...
-        dead: this fraction of the channels of every group is zero from the start.
+        dead: fraction of the channels of every group that is zero from the start.
     """
 
     family: str
@@ -86,19 +86,19 @@ def alive(units: Units, dead: float) -> PruningPlan:
 
 
 def images() -> TensorSplit:
-    """As many as CIFAR-10's training split has; noise."""
+    """Random images, as many as in CIFAR-10's training split."""
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=g)
     return TensorSplit(pixels, torch.randint(0, 10, (IMAGES,), generator=g))
 
 
 class FirstSteps:
-    """The first steps of an epoch over all images, and when they began and ended (thread time).
+    """The first steps of an epoch over all images, with their start and end (thread time).
 
     Attributes:
-        planned: seconds the plan of the epoch took: order and random numbers.
-        began, ended: the clock after `WARM` steps and after the last one.
-        warming: seconds on the wall that the first `WARM` steps took, compilers included.
+        planned: seconds to plan the epoch (order and random numbers).
+        began, ended: the clock after `WARM` steps and after the last step.
+        warming: wall seconds of the first `WARM` steps, including compilation.
     """
 
     def __init__(self, inner: TrainBatches, steps: int) -> None:
@@ -148,7 +148,7 @@ def make_job(setting: Setting, split: TensorSplit, steps: int) -> tuple[Job, Fir
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one step, of what an epoch does once, and of the first steps on the wall."""
+    """Seconds of one step, of the work done once per epoch, and of the first steps (wall)."""
 
     step: float
     once: float

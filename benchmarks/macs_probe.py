@@ -1,9 +1,9 @@
-"""Time of computing the MACs of pruned ResNet-50s: by arithmetic, and by rebuilding the network.
+"""Time to compute the MACs of pruned ResNet-50s: by arithmetic, and by rebuilding the network.
 
     python -m benchmarks.macs_probe [--probes 100] [--rebuilds 3]
 
 One thread, CPU time. Every probe is a different plan (uniformly random gates, 0 to 90% of the
-channels removed). Where a network is rebuilt (copy, surgery, count), both answers must be equal.
+channels removed). If a network is rebuilt (copy, surgery, count), both results must be equal.
 Goal: 100 probes of ResNet-50 in under a second.
 """
 

@@ -1,8 +1,8 @@
 """A masked training step beside a dense one: `python -m benchmarks.masked_step [--batch 128]`.
 
-ResNet20 for CIFAR-10, SGD with momentum, one thread, the two networks step by step in turn; medians
-of thread time (CPU) or wall time (GPU). Masked = what iterative magnitude pruning adds to a step:
-gradients multiplied by the mask, the plan enforced after the step.
+ResNet20 for CIFAR-10, SGD with momentum, one thread, alternating steps of the two networks; medians
+of thread time (CPU) or wall time (GPU). The masked step has the additional work of iterative
+magnitude pruning: it multiplies gradients by the mask and enforces the plan after the step.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Cost of one optimizer step of HSPG, DHSPG, HESSO and HESSO-CRIC in steps of foreach SGD.
+"""Cost of one optimizer step of HSPG, DHSPG, HESSO and HESSO-CRIC relative to foreach SGD.
 
     python -m benchmarks.oto_step [--steps 15] [--device cpu]
 
-Side by side in one process and on one thread, variants interleaved, medians of thread time (of wall
-time with synchronisation on a GPU). Read the ratios, not the milliseconds.
+One process, one thread, variants interleaved, medians of thread time (of wall time with
+synchronisation on a GPU). Compare ratios, not milliseconds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOMENTUM, DECAY = 0.9, 1e-4
 
 
 class _Shapes:
-    """Parameters and channel groups of a network, written down by hand."""
+    """Parameters and channel groups of a network, listed by hand."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -105,7 +105,7 @@ def hesso_cric(params: list[nn.Parameter], rows: Rows, direction: OptimizerConfi
 def optimizers(
     build: Callable[[torch.device], Network], device: torch.device
 ) -> dict[str, Optimizer]:
-    """Every variant over its own copy of the network, in its most expensive state."""
+    """Every variant on its own copy of the network, in its most expensive state."""
     lr = 1e-4
     dhspg = DHSPGConfig()
     makers: dict[str, Callable[[list[nn.Parameter], Rows], Optimizer]] = {
@@ -157,7 +157,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(made: dict[str, Optimizer], steps: int, device: torch.device) -> dict[str, float]:
-    """Median seconds per step, variants interleaved, after two steps each to warm up."""
+    """Median seconds per step, variants interleaved, after two warm-up steps each."""
     taken: dict[str, list[float]] = {name: [] for name in made}
     for k in range(steps + 2):
         for name, optimizer in made.items():

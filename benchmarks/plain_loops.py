@@ -1,10 +1,10 @@
-"""The training loops of two programs, re-stated from descriptions of what they do.
+"""The training loops of two programs, re-implemented from descriptions of them.
 
 Not their code: the same work in the same order, written for this benchmark, so that both sides run
-on one network, one set of images and one clock. OTO v1 trains VGG16-BN with HSPG and then passes
-over the training set a second time for a number in its log; SFW-pruning reads numbers back in every
-step. Both take images from torchvision's transforms one by one. Their loaders' worker processes
-are left out: the work is the same and is counted where it is done.
+on the same network, images and clock. OTO v1 trains VGG16-BN with HSPG and makes a second pass over
+the training set to log one number; SFW-pruning reads values back from the device in every step.
+Both apply torchvision's transforms image by image. The worker processes of their loaders are
+omitted: the work is the same and is timed in the main process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def torchvision_batches(split: TensorSplit, setting: Setting) -> DataLoader[Any]
 
 
 class PlainLoop(ABC):
-    """A loop that is timed by its thread: `run` gives the cost of a step and of an epoch's rest."""
+    """A loop timed in thread time: `run` returns the cost of a step and of the rest of an epoch."""
 
     def __init__(self, setting: Setting, split: TensorSplit) -> None:
         self.model, self.units = setting.build()
@@ -68,11 +68,11 @@ class PlainLoop(ABC):
 
     @abstractmethod
     def passes(self) -> list[Any]:
-        """What is done with every batch: one function per pass over the training set."""
+        """One function per pass over the training set, called with every batch."""
 
     @abstractmethod
     def epoch_end(self) -> None:
-        """What is done once."""
+        """The work done once per epoch."""
 
 
 def _seconds(work: Any, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> float:
@@ -109,7 +109,7 @@ class HalfSpaceLoop(PlainLoop):
         self.optimizer_step()
 
     def log(self, images: Tensor, labels: Tensor) -> None:
-        """In training mode and with the graph, as the description says."""
+        """In training mode and with autograd, as described."""
         self.loss_sum += F.cross_entropy(self.model(images), labels).item() * len(labels)
 
     @torch.no_grad()
@@ -142,14 +142,14 @@ class HalfSpaceLoop(PlainLoop):
 
     @torch.no_grad()
     def epoch_end(self) -> None:
-        """The group norms and the share of zero groups, for the log."""
+        """The group norms and the fraction of zero groups, for the log."""
         for group in self.groups:
             norm = torch.cat([p.reshape(len(p), -1) for p in group], 1).norm(dim=1)
             self.loss_sum += norm.sum().item() + (norm == 0).sum().item()
 
 
 class FrankWolfeLoop(PlainLoop):
-    """SFW-pruning: an oracle with sorted top-k per tensor, numbers read back in every step."""
+    """SFW-pruning: an oracle with sorted top-k per tensor, and values read back in every step."""
 
     def __init__(self, setting: Setting, split: TensorSplit, log: IO[str]) -> None:
         super().__init__(setting, split)
@@ -179,7 +179,7 @@ class FrankWolfeLoop(PlainLoop):
         per_tensor_loop(self.params, list(self.sets.values()), self.momenta, 1.0)
 
     def epoch_end(self) -> None:
-        """How many weights exceed each of twelve thresholds: twelve passes over all of them."""
+        """Count the weights above each of twelve thresholds, in twelve passes over all weights."""
         for power in range(1, -11, -1):
             over = sum((np.abs(p.detach().cpu().numpy()) > 10.0**power).sum() for p in self.params)
             self.log.write(f"{power} {over}\n")

@@ -1,9 +1,9 @@
 """One SFW step beside one SGD step: `python -m benchmarks.sfw_step [--rounds 15] [--device cpu]`.
 
-Parameters of ResNet18 and VGG16-BN for CIFAR-10, gradients that drift as a momentum's do, one
-thread, thread time (CPU) or events (GPU), all optimizers interleaved in one process; read the
-ratios, not the milliseconds. "per-tensor loop" is the plain way to write the step: `torch.topk`
-per tensor and Python numbers for the norms.
+Parameters of ResNet18 and VGG16-BN for CIFAR-10, slowly varying gradients as with momentum, one
+thread, thread time (CPU) or events (GPU), all optimizers interleaved in one process. Compare
+ratios, not milliseconds. "per-tensor loop" is the straightforward implementation: `torch.topk`
+per tensor and norms as Python numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Run = Callable[[list[Tensor]], None]
 def per_tensor_loop(
     params: list[nn.Parameter], sets: list[ConvexSet], momenta: list[Tensor | None], lr: float
 ) -> None:
-    """The same step, tensor by tensor with sorted top-k and numbers read back from the device."""
+    """The same step per tensor, with sorted top-k and values read back from the device."""
     for i, (w, feasible) in enumerate(zip(params, sets, strict=True)):
         assert w.grad is not None
         last = momenta[i]
@@ -53,7 +53,7 @@ def clone(model: nn.Module) -> list[nn.Parameter]:
 
 
 def steppers(model: nn.Module) -> dict[str, Run]:
-    """Every contender over its own copy of the parameters, taking the gradients of a step."""
+    """Every optimizer on its own copy of the parameters, as a function of a step's gradients."""
     sets = list(feasible_sets(model, SFWConfig(), ()).values())
 
     def with_gradients(params: list[nn.Parameter], step: Callable[[], object]) -> Run:
@@ -96,7 +96,7 @@ def seconds(run: Run, gradients: list[Tensor]) -> float:
 
 
 def measure(model: nn.Module, rounds: int) -> dict[str, float]:
-    """Median seconds of a step per contender, after 3 rounds to warm up."""
+    """Median seconds of a step per optimizer, after 3 warm-up rounds."""
     generator = torch.Generator(device=next(model.parameters()).device).manual_seed(0)
     contenders = steppers(model)
     times: dict[str, list[float]] = {name: [] for name in contenders}

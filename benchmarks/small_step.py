@@ -1,15 +1,16 @@
-"""Training LeNet-300-100: our loop beside a plain one, where the loop itself is the cost.
+"""Training LeNet-300-100 with our loop and a plain one; the loop itself dominates the cost.
 
     python -m benchmarks.small_step [--steps 400] [--rounds 7]
 
-784-300-100-10 on made-up MNIST, batch 60, Adam (lr 0.0012), one thread of one process, thread time,
-variants in turn, medians. "dense" trains all weights; "masked" 20% of them, as a round of iterative
-magnitude pruning does. Seconds of a step include everything that the loop does in an epoch except
-its checkpoint: order of the data, batches, hooks, masks, sums for the curve.
+784-300-100-10 on random images of MNIST's shape, batch 60, Adam (lr 0.0012), one thread of one
+process, thread time, variants interleaved, medians. "dense" trains all weights; "masked" trains 20%
+of them, like a round of iterative magnitude pruning. The seconds of a step include everything that
+the loop does in an epoch except its checkpoint: order of the data, batches, hooks, masks, sums for
+the curve.
 
-The plain loop is what one would write by hand: images as normalised floats in memory, one
-permutation per epoch, torch's fused Adam, weights multiplied by their masks after each step. It
-counts nothing and could not be resumed.
+The plain loop is a minimal one: normalised float images in memory, one permutation per epoch,
+torch's fused Adam, weights multiplied by their masks after each step. It records no metrics and
+cannot be resumed.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ from pipeline.units.plan import PruningPlan
 INFO = DatasetInfo("mnist", (1, 28, 28), 10)
 SPEC = NetworkSpec("lenet", "lenet_300_100", {}, INFO)
 MEAN, STD, BATCH, LR, SPARSITY = 0.1307, 0.3081, 60, 1.2e-3, 0.8
-WARM = 20  # steps that do not count
+WARM = 20  # untimed first steps
 
 Variant = Callable[[int], float]
-"""Seconds of a step, measured over so many of them."""
+"""Maps a number of steps to the seconds of one step, measured over them."""
 
 
 def images(count: int = 12_000) -> TensorSplit:
@@ -60,7 +61,7 @@ def images(count: int = 12_000) -> TensorSplit:
 
 
 def network(sparsity: float) -> tuple[nn.Module, Units, dict[str, Tensor]]:
-    """The network, its units, and masks that keep its largest weights."""
+    """The network, its units, and masks of its largest weights."""
     torch.manual_seed(0)
     model = SPEC.build()
     units = SPEC.units(model)
@@ -70,7 +71,7 @@ def network(sparsity: float) -> tuple[nn.Module, Units, dict[str, Tensor]]:
 
 
 def plain(split: TensorSplit, sparsity: float) -> Variant:
-    """The loop one would write by hand."""
+    """The minimal loop."""
     model, _, keep = network(sparsity)
     parameters = dict(model.named_parameters())
     masks = [(parameters[n], m.float()) for n, m in keep.items()] if sparsity else []
@@ -97,7 +98,7 @@ def plain(split: TensorSplit, sparsity: float) -> Variant:
 
 
 class Timed:
-    """The training batches of one epoch; the clock of all steps but the first ones."""
+    """The training batches of one epoch; times all steps except the first ones."""
 
     def __init__(self, inner: TrainBatches, steps: int) -> None:
         self._inner, self._steps = inner, steps

@@ -1,14 +1,14 @@
-"""Where the time of a training step goes: the loop itself, taken apart while it runs.
+"""Time of each part of a training step, measured while the loop runs.
 
     python -m benchmarks.step_profile [--steps 4] [--rounds 3] [--network resnet18]
         [--method sfw] [--bf16] [--channels-last] [--device cpu]
 
-`fit` trains on made-up CIFAR-10; clocks stand at the seams between the loop and its parts. On a
-CPU the clock is the time of one thread, on a GPU events on the stream (times of the device; what
-the host does meanwhile is free until it is late). Percent of the step, medians over the rounds,
-networks and methods interleaved. "outside" is all that is neither the network's forward nor its
-backward pass. "waits": operators of one step whose result the host must wait for, and on a GPU
-what torch's own debug mode for synchronisation reports besides.
+`fit` trains on random images of CIFAR-10's shape; clocks are read between the loop and its parts.
+On a CPU the clock is the time of one thread. On a GPU it is events on the stream, i.e. device time:
+work of the host does not count unless the device has to wait for it. Percent of the step, medians
+over the rounds, networks and methods interleaved. "outside" is everything except the network's
+forward and backward pass. "waits": operators of one step whose result the host must wait for and,
+on a GPU, the synchronisations that torch's debug mode reports.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 class Clock:
-    """Points in time: of this thread, or on the stream of a GPU."""
+    """Points in time: thread time, or events on the stream of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -64,12 +64,12 @@ class Clock:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds; on a GPU the device must have come to the end."""
+        """Seconds; on a GPU the device must have reached `end`."""
         return float(start.elapsed_time(end)) / 1e3 if self._cuda else float(end - start)
 
 
 class Spans:
-    """Stretches of time by name. Those inside another one count for the inner name only."""
+    """Spans of time by name. Nested spans count for the inner name only."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.on = clock, False
@@ -105,7 +105,7 @@ class Spans:
 
 
 class Watched:
-    """The job's batches: the steps after the warm ones are timed, the first of them counted."""
+    """The job's batches: times the steps after the first ones and counts the waits of one."""
 
     def __init__(self, inner: Any, spans: Spans, waits: Waits) -> None:
         self._inner, self._spans, self._waits = inner, spans, waits
@@ -120,7 +120,7 @@ class Watched:
         take = self._spans.around("data", lambda: next(source))
         for number in range(len(self)):
             if number == WARM:
-                self._spans.clear()  # of several epochs the last one counts
+                self._spans.clear()  # only the last epoch is reported
                 self._waits.found.clear()
                 self._spans.on, self.began = True, self._spans.clock.now()
             batch = take()
@@ -132,7 +132,7 @@ class Watched:
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for the device."""
+    """Counts the operators that make the host wait for the device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def _by_mask(args: Sequence[Any]) -> bool:
 
 @contextmanager
 def seams(job: Job, spans: Spans) -> Iterator[None]:
-    """Clocks around everything the loop calls in a step."""
+    """Read clocks around everything that the loop calls in a step."""
     make = job.method.optimizer
 
     def optimizer(*args: Any) -> Any:
@@ -188,7 +188,7 @@ def seams(job: Job, spans: Spans) -> Iterator[None]:
 def profile(
     setting: Setting, split: TensorSplit, steps: int
 ) -> tuple[dict[str, float], Counter[str]]:
-    """Seconds per step of each part and in all, and what one step waits for."""
+    """Seconds per step of each part and in total, and the waits of one step."""
     device = torch.device(setting.device)
     job, _ = make_job(setting, split, steps + 1)
     spans, waits = Spans(Clock(device)), Waits(device)

@@ -1,12 +1,12 @@
-"""Finding the channel groups of a network and cutting half of each, beside Torch-Pruning.
+"""Finding the channel groups of a network and pruning half of each: ours and Torch-Pruning.
 
     python -m benchmarks.surgery [--rounds 5] [--networks resnet50 vgg16_bn mobilenet_v2 bert_base]
 
-Needs `pip install -e .[benchmarks]`. Side by side in one process and on one thread, engines
-interleaved, medians of thread time; the peak is what the process grew by beyond the network itself.
-Both engines cut the first half of the channels of every group, and the networks that remain are as
-large as each other, as the printed parameters show. "exact to": the largest difference, relative,
-between our masked and our shrunk network for a random half of every group.
+Needs `pip install -e .[benchmarks]`. One process, one thread, engines interleaved, medians of
+thread time; the peak is the growth of the process beyond the network itself. Both engines prune the
+first half of the channels of every group, and the pruned networks have equal size, as the printed
+numbers of parameters show. "exact to": the largest relative difference between our masked and our
+shrunk network for a random half of every group.
 """
 
 from __future__ import annotations
@@ -36,8 +36,13 @@ from pipeline.units.trace import trace_units
 
 @dataclass(frozen=True)
 class Case:
-    """A network; `head`: the module whose outputs stay; `only`: one of these words is in the name
-    of every linear layer that loses channels (Torch-Pruning would cut through LayerNorm)."""
+    """A network.
+
+    Attributes:
+        head: the module whose outputs are never pruned.
+        only: every linear layer that loses channels has one of these words in its name
+            (Torch-Pruning would prune through LayerNorm).
+    """
 
     build: Callable[[], nn.Module]
     example: Any
@@ -82,7 +87,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def memory(line: str) -> int:
-    """A line of /proc/self/status in bytes; 0 where there is none."""
+    """A line of /proc/self/status in bytes; 0 if there is none."""
     status = Path("/proc/self/status")
     for row in status.read_text().splitlines() if status.exists() else ():
         if row.startswith(line):
@@ -91,7 +96,7 @@ def memory(line: str) -> int:
 
 
 def forget_peak() -> int:
-    """Let the kernel's high-water mark start from here, what was freed given back to it."""
+    """Return freed memory to the kernel and reset its high-water mark."""
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
@@ -101,7 +106,7 @@ def forget_peak() -> int:
 
 
 def half(units: Units, only: tuple[str, ...]) -> PruningPlan:
-    """The first half of the channels of every prunable group goes."""
+    """The plan that removes the first half of the channels of every prunable group."""
     keep = {}
     for group in units.prunable:
         if any(word in group.name for word in only):
@@ -145,7 +150,7 @@ ENGINES = {"ours": ours, "Torch-Pruning": torch_pruning}
 
 
 def measure(case: Case, rounds: int) -> dict[str, Taken]:
-    """Both engines in turns, each on a copy of its own; the first round only warms up."""
+    """Both engines in turn, each on its own copy; the first round is a warm-up."""
     results = {name: Taken() for name in ENGINES}
     dense = case.build().eval()
     for turn in range(rounds + 1):

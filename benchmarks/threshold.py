@@ -1,9 +1,9 @@
 """The global threshold of many weights: `python -m benchmarks.threshold [--millions 25]`.
 
 One pruning step at 80% over normally distributed magnitudes in tensors of unequal size. One thread,
-contenders interleaved. Printed are medians of thread time, and by how many weights each mask misses
-the requested count (ours is exact; the position of a quantile is a float). Where torch.quantile
-refuses more than 2^24 numbers, its message is printed instead of a time.
+methods interleaved. Prints medians of thread time, and the difference between each mask's count and
+the requested one (ours is exact; the position of a quantile is a float). If torch.quantile refuses
+more than 2^24 numbers, its message is printed instead of a time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def measure(total: int, repeats: int) -> dict[str, tuple[float, int] | str]:
-    """Median seconds and weights removed too many, or why there are none."""
+    """Median seconds and the number of weights removed in excess, or the error message."""
     scores = magnitudes(total)
     count = int(FRACTION * sum(s.numel() for s in scores.values()))
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}

@@ -1,4 +1,4 @@
-"""The small network of the recorded IMP runs, and rounds without their epochs."""
+"""The small network of the recorded IMP runs, and rounds without training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def units_of(net: nn.Module) -> Units:
 
 
 def pretend_to_train(net: nn.Module, round_number: int) -> None:
-    """The trace's stand-in for training: a fixed ripple on every weight alive."""
+    """Replaces training, as in the trace: a fixed perturbation of every weight alive."""
     with torch.no_grad():
         for layer, module in enumerate(net.children()):
             index = np.arange(module.weight.numel())
@@ -65,7 +65,7 @@ Masks = dict[str, Tensor]
 
 
 def run_rounds(method: IMP, net: nn.Module, reset_to: dict[str, Tensor] | None) -> list[Masks]:
-    """All phases with a ripple for training; returns the masks each phase trained with."""
+    """Run all phases with this perturbation; return the masks with which each phase trained."""
     seen = []
     for phase in method.phases(RECIPE):
         if method._number(phase) and reset_to is not None:

@@ -1,4 +1,4 @@
-"""Dense: trains as the recipe says, ranks weights by magnitude."""
+"""Dense: trains with the recipe, ranks weights by magnitude."""
 
 from __future__ import annotations
 

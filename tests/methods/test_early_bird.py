@@ -41,7 +41,7 @@ def gammas(sequence: dict[str, Any], call: int) -> Tensor:
 
 
 class Norms(nn.Module):
-    """Convolutions with BatchNorm: all that the method looks at."""
+    """Convolutions with BatchNorm, which is all that the method uses."""
 
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def percents() -> list[Any]:
 def test_reference_masks_distances_and_tickets(
     sequence: dict[str, Any], percent: dict[str, Any]
 ) -> None:
-    """The reference drops the channels up to and with rank floor(N p): one more than we do."""
+    """The reference drops the channels up to and including rank floor(N p): one more than ours."""
     masks, first = [], None
     for call in percent["calls"]:
         scores = gammas(sequence, call["call"]).abs()
@@ -170,7 +170,7 @@ def test_earliest_ticket_and_min_epoch(window: str, needed: int) -> None:
 
 
 def test_the_windows_differ() -> None:
-    """A mask that drifts by one channel in 20 per epoch: neighbours are near, history is not."""
+    """A mask drifts by one channel in 20 per epoch: successive masks are close, others are not."""
     masks = torch.ones(8, 40, dtype=torch.bool)
     masks[torch.arange(40) < 2 * torch.arange(8)[:, None]] = False
     consecutive = recent_distances(masks, "consecutive", 5)
@@ -311,7 +311,7 @@ def test_networks_of_the_original_have_its_macs_flops_and_parameters(name: str) 
 
 
 def _rest(model: nn.Module) -> int:
-    """Operations beside multiplying and adding, as the original counts them."""
+    """Operations other than multiply-adds, as the original counts them."""
     found: list[int] = []
     for kind, each in ((nn.BatchNorm2d, 3), (nn.MaxPool2d, 4), (nn.Linear, 1)):
         for module in model.modules():

@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: the curve of Zhu & Gupta, exact counts, never a resurrection."""
+"""Gradual magnitude pruning: the curve of Zhu & Gupta, exact counts, permanent zeros."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_curve_of_equation_1() -> None:
 
 
 def masks(config: GMPConfig, epochs: int) -> list[dict[str, torch.Tensor]]:
-    """The mask in force before training and after every epoch; weights move between."""
+    """The mask before training and after every epoch; weights change in between."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 10, 3), nn.Conv2d(10, 20, 1), nn.Linear(5, 8))
     method = GMP(config)
@@ -118,7 +118,7 @@ class _StopIn(Batches):
 
 
 def test_a_plan_tightened_after_an_epoch_holds_at_once(tmp_path: Path) -> None:
-    """In the network, in its average, in every named state, and the same after a resume."""
+    """In the network, its average and every named state, also after a resume."""
     whole = gradual(ema_decay=0.5, keep_epochs=(1, 2, 3))
     fit(whole, CheckpointFolder(tmp_path / "whole", "x"), Recorder())
     for name, size in SIZES.items():

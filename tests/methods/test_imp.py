@@ -1,4 +1,4 @@
-"""IMP: masks bit for bit, exact counts, never a resurrection."""
+"""IMP: masks bit for bit, exact counts, permanent zeros."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_which_layers() -> None:
 
 @pytest.mark.parametrize("rule", ["exact", "quantile", "openlth"])
 def test_frozen_weights_are_neither_ranked_nor_removed(rule: str) -> None:
-    """2 of 4 * 2 * 9 = 72 in the frozen first layer are the smallest, and stay."""
+    """2 of 4 * 2 * 9 = 72 in the frozen first layer are the smallest, and are kept."""
     net = trace_net()
     net[0].weight.requires_grad_(False).mul_(1e-3)
     method = started(IMPConfig(rounds=1, prune_per_round=0.5, rule=rule, rewind="lr"), net)

@@ -1,4 +1,4 @@
-"""IMP: rewinding as data, levels with their own mask, zeros that stay zero, extension, resume."""
+"""IMP: rewinding, levels with their own mask, permanent zeros, extension, resume."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_masked_weights_and_their_momentum_stay_zero(optimizer: str) -> None:
             optimizer_of.zero_grad()
             net(torch.randn(4, 1, 8, 8)).square().mean().backward()
             method.after_backward(net, StepContext(phase, step, step, 4))
-            optimizer_of.step()  # no enforcement: the law holds by itself
+            optimizer_of.step()  # without enforcement: removed weights must remain zero anyway
         method.end_phase(net, phase)
     for name, mask in method.keep.items():
         parameter = net.get_parameter(name)

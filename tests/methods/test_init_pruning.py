@@ -25,7 +25,7 @@ Seen = Sequence[tuple[Tensor, Tensor]]
 
 
 class Batches:
-    """What the loop gives to `prepare`."""
+    """The batches that the loop passes to `prepare`."""
 
     def __init__(self, seen: Seen, task: Task) -> None:
         self.seen, self.task = seen, task
@@ -86,7 +86,7 @@ def test_allocations(allocation: str) -> None:
 
 
 def test_synflow_in_rounds_avoids_layer_collapse() -> None:
-    """One shot empties a layer at this density; 100 rounds, the default, do not."""
+    """At this density one round empties a layer; 100 rounds, the default, do not."""
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((36, 4), (4, 60), (60, 3))))
     units = Units(tuple(f"{k}.weight" for k in range(3)), ())
@@ -162,8 +162,8 @@ def test_question_answering(criterion: str, pooler: bool) -> None:
     assert method.plan().kept == method.plan().total // 2
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
     moved = prepared_on(asked(SPANS + 3), net, units, criterion=criterion, sparsity=0.5)
-    assert moved.plan().digest() != method.plan().digest()  # it is the spans that count
-    if pooler and criterion == "snip":  # a layer that this task does not use
+    assert moved.plan().digest() != method.plan().digest()  # the loss uses the answer spans
+    if pooler and criterion == "snip":  # this task does not use the pooler
         assert not method.keep["bert.pooler.dense.weight"].any()
 
 

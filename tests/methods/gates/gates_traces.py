@@ -24,8 +24,8 @@ def recorded(name: str) -> Any:
 
 
 def group(name: str, size: int, *layers: str, **more: Any) -> ChannelGroup:
-    """Slices from words: "P conv1" (producer), "N bn1", "C conv2" (consumer), "D dw" (depthwise),
-    with an optional offset ("N bn 4") or repeat ("C linear 0 9") of the channels."""
+    """A group from strings: "P conv1" (producer), "N bn1", "C conv2" (consumer), "D dw"
+    (depthwise), with an optional offset ("N bn 4") or repeat ("C linear 0 9") of the channels."""
     pieces: list[Slice] = []
     for layer in layers:
         kind, module, *where = layer.split()

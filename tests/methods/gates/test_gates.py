@@ -1,4 +1,4 @@
-"""Channel gates: where they sit, the laws they obey, their state."""
+"""Channel gates: their positions, invariants and state."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_all_gates_count_alike_in_the_mean() -> None:
 
 
 class Killed(toy.Recorder):
-    """Stops the training in its third epoch."""
+    """Aborts the training in its third epoch."""
 
     def metrics(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
         super().metrics(values, epoch=epoch, step=step)

@@ -52,8 +52,10 @@ def test_regulariser_and_adam_step_are_the_originals(case: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("case", recorded("forward"), ids=lambda c: f"{c['block']}-{c['bn_mode']}")
 def test_gated_blocks_are_the_originals(case: dict[str, Any]) -> None:
-    """In double precision, so that what differs is the rounding of their float32 run alone, on any
-    machine; it grows with what a gradient sums up."""
+    """In double precision, so that on any machine only the rounding of their float32 run differs.
+
+    It grows with the number of terms in a gradient.
+    """
     block = BLOCKS[case["block"].split()[0]]().double()
     units = Units((), tuple(group(*spec) for spec in block.groups))  # type: ignore[union-attr]
     state = {k: torch.tensor(v) for k, v in case["state_dict"].items()}
@@ -106,7 +108,7 @@ SEARCHES = recorded("search")["cases"]
 
 
 def recorded_gates(case: dict[str, Any], groups: list[ChannelGroup]) -> dict[str, Tensor]:
-    """The tie-free numbers the searches ran on: multiples of the golden ratio modulo 1, falling
+    """The tie-free values used in the searches: multiples of the golden ratio modulo 1, decreasing
     with depth for the kinds "depth..."; MobileNetV2's second vector is that of its last layer."""
     lengths, vectors, start = case["gate_lens"], [], 0
     for depth, length in enumerate(lengths):
@@ -161,7 +163,7 @@ def widths(plan: PruningPlan) -> list[int]:
     "case", SEARCHES, ids=lambda c: f"{c['arch']}-{c['gates']}-{c['target_ratio']}"
 )
 def test_search_is_as_good_as_the_originals(case: dict[str, Any]) -> None:
-    """Budgets are of the standard network's MACs; ours is never exceeded, the original's may be."""
+    """Budgets refer to the standard network; ours never exceeds one, the original may."""
     macs, groups = searched(case["arch"], case["expanded_inchannel"], case["multiplier"])
     gates, total = recorded_gates(case, groups), case["n_gates"]
     dense = macs(PruningPlan(Granularity.STRUCTURED, {}))

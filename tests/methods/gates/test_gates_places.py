@@ -1,4 +1,4 @@
-"""Where channel gates sit: the paper's positions in the registered networks, the rule elsewhere."""
+"""Positions of gates: the paper's in the registered networks, the general rule elsewhere."""
 
 from __future__ import annotations
 

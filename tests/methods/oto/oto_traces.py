@@ -19,14 +19,14 @@ DATA = Path(__file__).parent / "data"
 
 
 def sgd(lr: float, momentum: float = 0.0, decay: float = 0.0) -> OptimizerConfig:
-    """The recipe's block, plain unless told otherwise; 0 is allowed for lr."""
+    """The recipe's optimizer block; plain SGD by default. lr may be 0."""
     return direction("sgd", lr, momentum, decay)
 
 
 def direction(
     name: str, lr: float, momentum: float = 0.0, decay: float = 0.0, **more: Any
 ) -> OptimizerConfig:
-    """As `sgd`, of any optimizer with a row-wise form."""
+    """Like `sgd`, for any optimizer with a row-wise form."""
     made = OptimizerConfig(name=name, momentum=momentum, weight_decay=decay, **more)
     return made.model_copy(update={"lr": lr})
 
@@ -68,7 +68,7 @@ def plain_group(name: str, size: int, tensors: Sequence[str], dim: int = 0) -> C
 
 
 def zero_rows(group: ChannelGroup, named: dict[str, nn.Parameter]) -> list[int]:
-    """Channels all of whose weights are exactly zero, by plain indexing."""
+    """Channels whose weights are all exactly zero, by plain indexing."""
     alive = torch.zeros(group.size, dtype=torch.bool)
     for s in group.zig:
         rows = named[s.tensor].detach().movedim(s.dim, 0)
@@ -97,7 +97,7 @@ def no_host_reads() -> Iterator[None]:
 
 
 class _NoLargeMemory(TorchDispatchMode):
-    """Refuses every operator that makes a new tensor of so many numbers."""
+    """Refuses every operator that allocates a tensor of at least so many elements."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -114,12 +114,12 @@ class _NoLargeMemory(TorchDispatchMode):
 
 
 def no_large_memory(numbers: int) -> TorchDispatchMode:
-    """Fresh memory the size of a weight costs a CPU more than the arithmetic of a step."""
+    """On a CPU, allocating memory of the size of a weight costs more than a step's arithmetic."""
     return _NoLargeMemory(numbers)
 
 
 def wide_problem() -> tuple[dict[str, nn.Parameter], list[ChannelGroup]]:
-    """Two weights of 8,000 numbers, eight channels each."""
+    """Two weights of 8,000 elements and eight channels each."""
     generator = torch.Generator().manual_seed(0)
     named = {n: nn.Parameter(torch.randn(8, 1000, generator=generator)) for n in ("a", "b")}
     for p in named.values():
@@ -128,7 +128,7 @@ def wide_problem() -> tuple[dict[str, nn.Parameter], list[ChannelGroup]]:
 
 
 def is_plain_tree(tree: Any) -> bool:
-    """Only dicts, lists, numbers, strings, None and tensors."""
+    """Whether it holds only dicts, lists, numbers, strings, None and tensors."""
     if isinstance(tree, dict):
         return all(isinstance(k, str | int) and is_plain_tree(v) for k, v in tree.items())
     if isinstance(tree, list | tuple):

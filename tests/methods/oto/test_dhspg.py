@@ -142,7 +142,7 @@ def test_nothing_is_penalised_before_the_start() -> None:
 
 @pytest.mark.parametrize(("variant", "torch_class"), [("adam", "Adam"), ("adamw", "AdamW")])
 def test_adam_is_torchs_adam(variant: str, torch_class: str) -> None:
-    """Before the partition, weight decay included, on rows and plain parameters alike."""
+    """Before the partition, including weight decay, for both rows and plain parameters."""
     named, rows = _problem(2)
     twin = {n: nn.Parameter(p.detach().clone()) for n, p in named.items()}
     ours = DHSPG(named.values(), rows, direction(variant, 0.01, decay=0.1), DHSPGConfig())
@@ -225,7 +225,7 @@ def test_kept_channels_come_in_multiples() -> None:
     _run(optimizer, named, 1)
     masks = rows.split(optimizer.units["penalized"])
     assert [int((~m).sum()) for m in masks.values()] == [5, 5, 5]
-    assert not masks["1"].any()  # five channels are not more than five
+    assert not masks["1"].any()  # a group of five channels is not larger than five
 
 
 @pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])

@@ -1,4 +1,4 @@
-"""Settings of DHSPG beside its core: when projection begins, frozen zeros, decay per row."""
+"""Further settings of DHSPG: start of the projection, permanent zeros, decay per row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _still(named: dict[str, nn.Parameter], optimizer: DHSPG) -> None:
 
 
 def test_row_decay_spares_what_its_param_group_does_not_decay() -> None:
-    """A row of length 5, lr * decay 0.1: 3 -> 3 - 0.1 * 3 / 5; a bias of 4 without decay stays."""
+    """A row of length 5, lr * decay 0.1: 3 -> 3 - 0.1 * 3 / 5; a bias of 4 without decay is 4."""
     named = {"w": nn.Parameter(torch.tensor([[3.0]])), "b": nn.Parameter(torch.tensor([4.0]))}
     params = [
         {"params": [named["w"]], "weight_decay": 1.0},
@@ -39,8 +39,7 @@ def test_row_decay_spares_what_its_param_group_does_not_decay() -> None:
 
 
 def test_row_decay_enters_the_projection() -> None:
-    """x = 1, lr * penalty 0.3, lr * decay 0.3: <x^, x> = 0.4, projected by epsilon 0.5 only if both
-    count."""
+    """x = 1, lr * penalty 0.3, lr * decay 0.3: <x^, x> = 0.4, below epsilon 0.5 only with both."""
     named = {"w": nn.Parameter(torch.ones(2, 1, dtype=torch.float64))}
     rows = Rows(named, [plain_group("g", 2, ("w",))])
     config = DHSPGConfig(weight_decay_type="l1_norm", penalty=3.0, epsilon=0.5)
@@ -50,8 +49,8 @@ def test_row_decay_enters_the_projection() -> None:
 
 
 def _falling(fixed: bool) -> tuple[dict[str, nn.Parameter], DHSPG]:
-    """Four channels, one zero; all but one are penalised with lr * penalty = 2, which turns a
-    channel of length 1 around in each step. Partition in step 2, projection from step 4 on."""
+    """Four channels, one zero; all but one are penalised with lr * penalty = 2, which flips the
+    sign of a channel of norm 1 in each step. Partition in step 2, projection from step 4 on."""
     named = {"w": nn.Parameter(torch.tensor([[0.0], [1.0], [1.0], [1.0]], dtype=torch.float64))}
     rows = Rows(named, [plain_group("g", 4, ("w",))])
     config = DHSPGConfig(penalty=20.0, target_group_sparsity=0.7, fixed_zero_groups=fixed)

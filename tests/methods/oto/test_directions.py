@@ -1,4 +1,4 @@
-"""Adam's direction: the fused kernel against list operations and the definition."""
+"""Adam's direction: the fused kernel against foreach operations and the definition."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_fused_kernel_and_list_operations_agree(
     decay: float, faithful: bool, layout: torch.memory_format
 ) -> None:
-    """Also where the gradient (contiguous here) does not lie in memory as the parameter does."""
+    """Also if the gradient (contiguous here) has another memory layout than the parameter."""
     one, kept = _run(faithful, decay, True, _tensors(0, layout))
     other, listed = _run(faithful, decay, False, _tensors(0, layout))
     for a, b in zip(one, other, strict=True):
@@ -76,7 +76,7 @@ def test_the_first_step_is_the_sign_of_the_gradient(fuse: bool, faithful: bool) 
 
 
 def test_moments_from_a_file_go_on_with_the_same_bits() -> None:
-    """Layout decides which numbers the kernel takes at a time, and so the last bits."""
+    """The memory layout determines how the kernel vectorises, and so the last bits."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(8, 5, 3, 3, generator=generator).to(memory_format=torch.channels_last)
     grads = [torch.randn(8, 5, 3, 3, generator=generator) for _ in range(6)]

@@ -1,4 +1,4 @@
-"""`groups: inner`: the channels inside a block and never a residual stream, as OTO on ImageNet."""
+"""`groups: inner`: only channels inside a block, no residual stream, as in OTO on ImageNet."""
 
 from __future__ import annotations
 

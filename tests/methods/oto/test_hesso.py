@@ -49,7 +49,7 @@ GROUPS = (
 
 
 class _Recorded(HESSO):
-    """Remembers its last scores."""
+    """Stores its last scores."""
 
     seen: Tensor
 
@@ -227,7 +227,7 @@ def test_a_step_makes_nothing_as_large_as_a_weight(variant: str, momentum: float
 
 
 def test_channels_behind_a_concat_stay_zero() -> None:
-    """What the original gets wrong: see `faithful`."""
+    """In the original they become nonzero again: see `faithful`."""
     trace = load("hesso_ms_sgd")
     named = parameters(trace)
     optimizer = HESSO(named.values(), Rows(named, GROUPS), sgd(0.05, 0.9), HESSOConfig(periods=3))

@@ -77,7 +77,7 @@ def test_removes_exactly_the_target_and_zeros_stay(
     before = _copies(named)
     _step(optimizer, named, generator)
     assert torch.equal(rows.square_norms() == 0, gone)
-    assert all(not torch.equal(p, before[n]) for n, p in named.items())  # the others train on
+    assert all(not torch.equal(p, before[n]) for n, p in named.items())  # the others train
     assert not any("reference" in own for own in optimizer.state.values())
 
 
@@ -99,8 +99,8 @@ def test_a_trial_sets_the_lowest_of_one_group_to_zero_and_nothing_learns() -> No
 
 
 def test_the_loss_term_is_the_mean_excess_over_the_trials_of_a_channel() -> None:
-    """Four channels, half of them zero doubles the loss, a quarter leaves it as it is, three
-    quarters make it five times as large."""
+    """Four channels: zeroing half of them doubles the loss, a quarter does not change it, three
+    quarters multiply it by five."""
     named = {"w": nn.Parameter(torch.arange(1.0, 5.0)[:, None])}
     rows = Rows(named, [plain_group("w", 4, ("w",))])
     optimizer = HESSOCRIC(named.values(), rows, sgd(0.0), HESSOCRICConfig())
@@ -184,7 +184,7 @@ def test_the_final_score_is_the_mean_of_all_samples() -> None:
 
 
 def _spared(loss_weight: float) -> bool:
-    """Whether a channel with small weights survives that the loss cannot do without."""
+    """Whether a channel with small weights but a large effect on the loss survives."""
     named, rows = _problem(5)
     with torch.no_grad():
         named["2.w"][4], named["2.b"][4] = 1e-3, 1e-3

@@ -1,4 +1,4 @@
-"""HESSO-CRIC in a training: its timetable, what it is told, and that a killed one ends alike."""
+"""HESSO-CRIC in a training: its timetable, the loss it is given, and resuming when killed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _through_the_loop(folder: Path, kills: Sequence[int]) -> Job:
 
 
 def test_a_training_killed_in_trials_and_cycles_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """72 steps: 7 of plain training, one, 14 of trials, 21 in cycles, 7 of shrinking."""
+    """72 steps: 7 of plain training, one to begin, 14 of trials, 21 in cycles, 7 of shrinking."""
     whole = _through_the_loop(tmp_path / "whole", ())
     stepped = whole.method.stepped
     assert stepped.units["excess"][0].abs().min() > 0

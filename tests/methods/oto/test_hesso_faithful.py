@@ -1,4 +1,4 @@
-"""HESSO's `faithful`: which candidates the authors' program draws, spares, and how it decays."""
+"""HESSO's `faithful`: the candidates the authors' program draws and spares, and its decay."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_spared_candidate_is_never_drawn_again() -> None:
 
 
 def test_a_group_spares_its_last_candidates() -> None:
-    """Three of four are candidates and two must stay; the smallest, at position 2, is spared."""
+    """Three of four are candidates and two must be kept; the smallest, at position 2, is spared."""
     sizes = {"a": [0.3, 0.2, 0.1, 0.9], "b": [1.0, 1.0, 1.0, 1.0]}
     made = _by_magnitude(sizes, target_group_sparsity=0.4, periods=1, group_divisible=2)
     assert _pruned(*made, steps=1) == {"a": [0, 1], "b": []}

@@ -39,7 +39,7 @@ GROUPS = (
 
 
 class _TracedChoice(HSPG):
-    """Takes the rows that the original's random choice took."""
+    """Chooses the rows that the original chose at random."""
 
     chosen: list[Tensor]
 
@@ -82,7 +82,7 @@ def test_trace(name: str) -> None:
 
 
 def test_trace_of_a_network() -> None:
-    """Gradients computed here, through our own phases: warm-up, then half-space."""
+    """With our own gradients and phases: warm-up, then half-space."""
     trace = load("hspg_v1_net")
     net = nn.Sequential(
         nn.Conv2d(1, 5, 3, padding=1, bias=False),
@@ -275,12 +275,12 @@ def test_adapting_epsilon_follows_the_bert_rule() -> None:
 
 
 def _pull(p: nn.Parameter, to: list[float]) -> None:
-    """The gradient with which a step of lr 1 ends at `to` times the weight."""
+    """Set the gradient such that a step of lr 1 multiplies the weight by `to`."""
     p.grad = p.detach() * (1.0 - torch.tensor(to, dtype=p.dtype)[:, None])
 
 
 def test_an_adapted_epsilon_acts_from_the_next_step_on() -> None:
-    """A step to 0.05 x leaves the half-space of epsilon 0.1, not that of 0."""
+    """A step to 0.05 x leaves the half-space for epsilon 0.1 but not for 0."""
     named = {"a": nn.Parameter(torch.ones(1, 1, dtype=torch.float64))}
     config = HSPGConfig(penalty=0.0, adapt_epsilon_steps=1)
     optimizer = HSPG(named.values(), Rows(named, [plain_group("a", 1, ("a",))]), 1.0, config)

@@ -1,4 +1,4 @@
-"""How HSPG takes part in a training: phases, penalty schedule, presets, what it logs."""
+"""HSPG in a training: phases, penalty schedule, presets, logged values."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_epoch_end_logs_sparsity_and_steps_the_penalty() -> None:
 
 
 def test_split_norms_make_8448_groups_of_vgg16_bn() -> None:
-    """Convolution with bias, and BatchNorm, each by itself; the linear layers have no norm."""
+    """Separate groups for convolution (with bias) and BatchNorm; the linear layers have no norm."""
     model = build_model("vgg", "vgg16_bn", DatasetInfo("cifar10", (3, 32, 32), 10))
     units = trace_units(model, torch.randn(1, 3, 32, 32), model_spec("vgg", "vgg16_bn").never_prune)
     counts = {}
@@ -83,7 +83,7 @@ def test_a_split_channel_goes_only_if_both_halves_are_zero() -> None:
         net[1].bias.zero_()
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
-    optimizer.step()  # lr * penalty = 3: norms of length 1 and the first filter go
+    optimizer.step()  # lr * penalty = 3: projects norms of length 1 and the first filter
     assert net[1].weight.tolist() == [0.0, 0.0]
     (scores,) = method.saliency(net, units).values()
     assert (scores == 0).tolist() == [True, False]

@@ -35,7 +35,7 @@ def toy_batches(count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class ToyBatches:
-    """They, with the loss of a task, as the loop gives them to `prepare`."""
+    """Batches with the loss of a task, as the loop passes them to `prepare`."""
 
     def __init__(self, seen: Iterable[tuple[Tensor, Tensor]], loss: Loss = cross_entropy) -> None:
         self.seen, self._loss = seen, loss
@@ -48,7 +48,7 @@ class ToyBatches:
 
 
 class OneShot(ToyBatches):
-    """They, for a single walk."""
+    """Batches that can be iterated only once."""
 
     def __init__(self, seen: Iterable[tuple[Tensor, Tensor]]) -> None:
         super().__init__(iter(seen))

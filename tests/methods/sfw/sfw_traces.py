@@ -29,7 +29,7 @@ def close(actual: Tensor, expected: list[float] | Tensor) -> None:
 
 
 def set_of(facts: dict[str, Any]) -> ConvexSet:
-    """The set of a recorded `constraint_per_tensor` entry or case."""
+    """The set for a recorded `constraint_per_tensor` entry or case."""
     if "K" in facts:
         return KSparsePolytope(facts["K"], facts["radius"])
     n = facts.get("n") or len(facts["x"])

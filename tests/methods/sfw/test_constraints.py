@@ -1,4 +1,4 @@
-"""Laws of the feasible sets; the recorded cases are in tests/methods/sfw/test_sfw_parity.py."""
+"""Properties of the feasible sets; recorded cases are in tests/methods/sfw/test_sfw_parity.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ vectors = st.lists(numbers, min_size=N, max_size=N).map(
 
 
 def _feasible_points(feasible: ConvexSet, count: int, seed: int) -> Tensor:
-    """Random points of the set: each is scaled to the boundary, then inwards by chance."""
+    """Random points of the set: scaled to the boundary, then inwards by a random factor."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(count, N, generator=generator, dtype=torch.float64)
     points *= torch.rand(count, N, generator=generator, dtype=torch.float64) < 0.6

@@ -14,7 +14,7 @@ from pipeline.selection.threshold import SAMPLE
 
 
 def _by_sorting(x: Tensor, k: int) -> Tensor:
-    """The definition: stable sort by falling magnitude, so the first of equals comes first."""
+    """The definition: stable sort by decreasing magnitude, so ties remain in order."""
     order = x.abs().flatten().argsort(descending=True, stable=True)[:k]
     signs = torch.zeros_like(x).flatten()
     signs[order] = x.flatten()[order].sign()
@@ -22,7 +22,7 @@ def _by_sorting(x: Tensor, k: int) -> Tensor:
 
 
 def _on_device(x: Tensor, k: int) -> Tensor:
-    """The path of a GPU, run here."""
+    """The code path of a GPU, run on the CPU."""
     mask = largest._mask_on_device(x.abs().flatten(), k).to(x.dtype)
     return mask.view_as(x) * x.sign()
 

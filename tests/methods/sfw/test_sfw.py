@@ -1,4 +1,4 @@
-"""The SFW optimizer: feasible for ever, resumable, never waiting for the device."""
+"""The SFW optimizer: always feasible, resumable, no synchronisation with the device."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class _NoSync(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("constraint", ["k_sparse", "l1", "l2", "linf", "none"])
 def test_no_host_synchronisation(constraint: str, dtype: torch.dtype, rescale: str) -> None:
-    """bfloat16 takes the path of a GPU."""
+    """bfloat16 takes the code path of a GPU."""
     method, model = prepared(constraint=constraint, rescale=rescale)
     model.to(dtype)
     optimizer = method.optimizer(model, PHASE, RECIPE)

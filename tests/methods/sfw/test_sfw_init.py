@@ -1,4 +1,4 @@
-"""SFW-Init on any task: the loss that is descended is the task's, question answering too."""
+"""SFW-Init minimises the loss of any task, including question answering."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Questions:
 
 
 def questions(padded_to: int | None = None) -> Questions:
-    """Batches of 3 windows of 32 and of 2 of 16 tokens, or all padded to one length."""
+    """Batches of 3 windows of 32 tokens and of 2 of 16 tokens, or all padded to one length."""
     seen = []
     for seed, (count, length) in enumerate(((3, 32), (2, 16), (2, 16), (3, 32))):
         inputs = windows(count, length, seed)
@@ -58,7 +58,7 @@ def scales(batches: Questions) -> dict[str, float]:
 
 
 def test_windows_of_several_lengths_give_the_scales_of_padded_ones() -> None:
-    """What is behind a window is padding; two batches count by their windows."""
+    """Tokens after a window are padding; two batches are weighted by their number of windows."""
     found, padded = scales(questions()), scales(questions(padded_to=32))
     assert found == pytest.approx(padded, abs=1e-5)
     assert max(abs(s - 1.0) for s in found.values()) > 2e-3
