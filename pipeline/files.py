@@ -1,6 +1,6 @@
-"""Files that are whole or absent: atomic writing, and trees of tensors and plain values.
+"""Atomic writing of files, and files with trees of tensors and plain values.
 
-A leaf: imports nothing of ours, any room may import it.
+Imports no other package of this project; every package may import it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_KEY = "espalier"  # one metadata key only: safetensors writes several in random order
+_KEY = "espalier"  # only one metadata key: safetensors writes several in random order
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
 class DamagedFileError(ValueError):
-    """A file that exists but is not what was written."""
+    """A file exists, but its content is not what was written."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is synced and renamed to `path`.
 
-    On any error (a full disk, a kill) the old `path` stands untouched.
+    On any error (a full disk, a kill) the old `path` is unchanged.
 
     Raises:
-        OSError: as raised inside; for a full disk it names the file and the free space.
+        OSError: as raised inside; on a full disk it names the file and the free space.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
-        temporary.chmod(0o644)  # safetensors writes for the owner alone; a DVC cache is shared
+        temporary.chmod(0o644)  # safetensors files are owner-only; a DVC cache is shared
         temporary.replace(path)
     except OSError as error:
         if error.errno not in _FULL:
@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write canonical JSON atomically: sorted keys, two spaces, a newline at the end.
+    """Write canonical JSON atomically: sorted keys, indent of two, a newline at the end.
 
     Raises:
         ValueError: a number is not finite.
@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        DamagedFileError: not JSON; the message names the file.
+        DamagedFileError: the content is not JSON; names the file.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def read_json(path: Path) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
+    """SHA-256 of a file's bytes."""
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -106,11 +106,12 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def save_tree(path: Path, tree: Any) -> None:
     """Save a tree of dicts, lists, tuples, numbers, strings, None and tensors, atomically.
 
-    One safetensors file: tensors as tensors, the rest as JSON in its header, a CRC over both.
+    The result is one safetensors file: tensors as tensors, the rest as JSON in its header, a CRC
+    over both.
 
     Raises:
-        TypeError: the tree holds something else, e.g. a sparse tensor.
-        OSError: it cannot be written, e.g. the disk is full; an older file at `path` is intact.
+        TypeError: the tree contains something else, e.g. a sparse tensor.
+        OSError: writing failed, e.g. the disk is full; an older file at `path` is intact.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -127,7 +128,7 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def load_tree(path: Path) -> Any:
-    """Load what `save_tree` wrote; tensors on the CPU.
+    """Inverse of `save_tree`; tensors are on the CPU.
 
     Raises:
         FileNotFoundError: no such file.
@@ -156,12 +157,12 @@ def _os_error(text: str) -> int:
 
 
 def _dense(tensor: Tensor, name: str) -> Tensor:
-    """A copy on the CPU whose bytes follow each other, or TypeError."""
+    """A contiguous copy on the CPU. Raises TypeError if `tensor` is not dense."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = str(tensor.layout).removeprefix("torch.")
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else kind
         raise TypeError(f"{name}: a {kind} tensor has no plain bytes; make it dense first")
-    copied = torch.empty(tensor.shape, dtype=tensor.dtype)  # strides, conj and neg bits go
+    copied = torch.empty(tensor.shape, dtype=tensor.dtype)  # drops strides, conj and neg bits
     return copied.copy_(tensor.detach())
 
 

@@ -28,8 +28,8 @@ Weights = Mapping[str, Tensor]
 
 
 def between(one: Weights, other: Weights, alpha: float) -> dict[str, Tensor]:
-    """(1 - alpha) * one + alpha * other, exactly the ends at 0 and 1; integers (BatchNorm's count
-    of batches) stay those of `one`."""
+    """(1 - alpha) * one + alpha * other; exactly the ends at 0 and 1. Integers (BatchNorm's count
+    of batches) are taken from `one`."""
     return {
         name: torch.lerp(a, other[name], alpha) if a.is_floating_point() else a.clone()
         for name, a in one.items()
@@ -37,7 +37,7 @@ def between(one: Weights, other: Weights, alpha: float) -> dict[str, Tensor]:
 
 
 def distance(one: Weights, other: Weights, model: nn.Module) -> float:
-    """Euclidean, over the parameters of `model`."""
+    """Euclidean distance over the parameters of `model`."""
     squares = [(one[n] - other[n]).double().square().sum() for n, _ in model.named_parameters()]
     return float(torch.stack(squares).sum().sqrt())
 
@@ -45,7 +45,7 @@ def distance(one: Weights, other: Weights, model: nn.Module) -> float:
 def path(
     model: nn.Module, one: Weights, other: Weights, points: int
 ) -> Iterator[tuple[float, nn.Module]]:
-    """`model` at equal steps from one state to the other."""
+    """Yield (alpha, `model` with the weights at alpha) at equal steps of alpha."""
     for step in range(points):
         alpha = step / (points - 1)
         model.load_state_dict(between(one, other, alpha))
@@ -53,9 +53,9 @@ def path(
 
 
 def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> ConnectRecord:
-    """Score every point as interpolated and with BatchNorm statistics of its own.
+    """Score every point, with interpolated and with recomputed BatchNorm statistics.
 
-    On the test split, like a sweep: nothing is chosen by these scores.
+    Uses the test split, like a sweep, because these scores choose nothing.
     """
     asked, pair = params.file.connect, params.pair(key)
     refs = (pair.one, pair.other)

@@ -43,7 +43,7 @@ LATENCY_SEARCH = (
 def exactness(
     pruned: PrunedArtifact, dense: nn.Module, zeros: bool, test: EvalSource
 ) -> Exactness | None:
-    """Masked against shrunk, and dense against shrunk where removing zeros promises no change."""
+    """Compare the shrunk network with the masked one and, for the rule "zeros", the dense one."""
     if not pruned.structured:
         return None
     shrunk = pruned.model()
@@ -53,7 +53,7 @@ def exactness(
 
 
 def counts(network: NetworkSpec, dense: nn.Module, final: nn.Module) -> Counts:
-    """Integers of the dense and the delivered network, counted on the CPU."""
+    """Parameters and MACs of the dense and the delivered network, counted on the CPU."""
     before, after = count_network(network, dense), count_network(network, final)
     return Counts(
         params_dense=before.params,
@@ -66,7 +66,7 @@ def counts(network: NetworkSpec, dense: nn.Module, final: nn.Module) -> Counts:
 
 
 def weight_sparsity(dense: nn.Module, final: nn.Module, names: tuple[str, ...]) -> float:
-    """Fraction of the convolution and linear weights that were removed or are zero."""
+    """Fraction of the convolution and linear weights that are removed or zero."""
     before, after = dense.state_dict(), final.state_dict()
     total = sum(before[n].numel() for n in names)
     left = sum(int(after[n].count_nonzero()) for n in names if n in after)
@@ -74,14 +74,14 @@ def weight_sparsity(dense: nn.Module, final: nn.Module, names: tuple[str, ...]) 
 
 
 def achieved(pruned: PrunedArtifact) -> dict[str, float]:
-    """The latency that the search for a `latency` target reached. Measured once and stored
-    with the plan, so that records stay deterministic."""
+    """The latency that the search for a `latency` target reached. It was measured once and stored
+    with the plan, so that records are deterministic."""
     found = pruned.spec.get("latency")
     return {"achieved": found["achieved"]} if found else {}
 
 
 def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalRecord:
-    """Measure everything that is the same on every run."""
+    """Measure everything that is deterministic."""
     pruning = params.pruning(key)
     source = TrainArtifact(paths.training(pruning.training))
     pruned, delivered = PrunedArtifact(paths.prune(key)), PrunedArtifact(paths.finetune(key))
@@ -127,7 +127,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalR
 
 
 def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker) -> None:
-    """Wall-clock latency of the delivered network and its size on disk: never in the record."""
+    """Track wall-clock latency and file size of the delivered network, which no record holds."""
     delivered = PrunedArtifact(paths.finetune(key))
     model = delivered.model().to(place.device)
     values: dict[str, float] = {"size/file_bytes": float(delivered.file_bytes)}

@@ -45,8 +45,8 @@ def start(network: NetworkSpec, params: Params, key: str, pruned: PrunedArtifact
 
 
 def recipe_of(network: NetworkSpec, params: Params, key: str, model: nn.Module) -> Recipe:
-    """The recipe with the epochs asked for; `{match: ...}` spends as many MACs as its epochs would
-    on the dense network, or on the pruning's reference."""
+    """The recipe with the requested epochs. `{match: ...}` takes as many MACs as the recipe's
+    epochs would on the dense network, or on the pruning's reference."""
     recipe, wanted = params.retraining_recipe(key), params.retraining(key).epochs
     if not isinstance(wanted, MatchCost):
         return recipe.model_copy(update={"epochs": wanted})
@@ -67,8 +67,8 @@ def recipe_of(network: NetworkSpec, params: Params, key: str, model: nn.Module) 
 
 
 def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer) -> None:
-    """Retrain for the epochs asked for (none: deliver as pruned) and write the artefact: the last
-    weights, or their average where the recipe asks for one."""
+    """Retrain for the requested epochs (0: deliver as pruned) and write the artefact: the last
+    weights, or their average if the recipe has `ema_decay`."""
     pruned = PrunedArtifact(paths.prune(key))
     network = pruned.network
     model = start(network, params, key, pruned)

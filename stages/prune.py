@@ -35,7 +35,7 @@ CPU = Device("cpu")
 
 
 def batches(pruning: PruningParams, prepared: Prepared, seed: int) -> list[Batch]:
-    """Training batches for a saliency computed from data; an empty list for the others."""
+    """Training batches for a saliency computed from data; an empty list for other saliencies."""
     if pruning.saliency not in FROM_DATA:
         return []
     size = pruning.saliency_batch_size
@@ -46,11 +46,11 @@ def batches(pruning: PruningParams, prepared: Prepared, seed: int) -> list[Batch
 def narrowed(
     saliency: dict[str, Tensor], pruning: PruningParams, model: nn.Module, units: Units
 ) -> dict[str, Tensor]:
-    """The saliency of the groups that may lose channels, or of the layers that may lose weights.
-    What has no saliency stays whole.
+    """The saliency of the groups or layers that may be pruned. The plan keeps all units without a
+    saliency.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no group or layer may be pruned.
     """
     if pruning.layers != "all":
         names = choose_weights(model, units, pruning.layers)
@@ -68,8 +68,8 @@ def narrowed(
 
 
 def moved(plan: PruningPlan, pruning: PruningParams) -> PruningPlan:
-    """The plan or, with `shuffle`, its control: as many weights pruned at random positions of the
-    tensors that the plan prunes."""
+    """The plan or, with `shuffle`, its control: the same number of weights, at random positions of
+    the tensors that the plan prunes."""
     if pruning.shuffle == "none":
         return plan
     cut = {name: mask for name, mask in plan.keep.items() if not mask.all()}
@@ -80,8 +80,8 @@ def moved(plan: PruningPlan, pruning: PruningParams) -> PruningPlan:
 def costs(
     pruning: PruningParams, network: NetworkSpec, model: nn.Module, units: Units, place: Device
 ) -> tuple[Cost | None, float | None]:
-    """The cost function of the target's rule, and the cost that the target is a fraction of; None
-    stands for that of the dense network."""
+    """The cost function of the target's rule, and the cost that the target is a fraction of (None:
+    that of the dense network)."""
     rule, reference = pruning.target.rule, None
     if rule == "latency":
         probe = pruning.target.probe
@@ -102,7 +102,8 @@ def run(
     out: PrunedArtifact,
     place: Device = CPU,
 ) -> PruningPlan:
-    """Rank the units, cut to the target, mask or shrink, write. Time is measured on `place`."""
+    """Rank the units, select by the target, mask or shrink, write. Latency is measured on
+    `place`."""
     network, model = source.network, source.model(pruning.at)
     units = network.units(model)
     granularity, seed = pruning.granularity or source.granularity, source.spec["seed"]

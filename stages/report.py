@@ -1,4 +1,4 @@
-"""report: publish every record to MLflow, then tables and figures from MLflow alone."""
+"""report: publish every record to MLflow, then make tables and figures from MLflow alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from reports.build.report import build_report
 
 
 def asked(params: Params, training: str) -> dict[str, str]:
-    """What a table says of a row that was not run."""
+    """The table columns for a row that was not run."""
     entry = params.training(training)
     model = f"{entry.model.family}/{entry.model.name}"
     return {"model": model, "method": entry.method, "data": params.file.data.name}
 
 
 def study(params: Params) -> Study:
-    """Everything params.yaml asks for, run or not: params are iterated, never files."""
+    """All entries of params.yaml, run or not. Iterates over params, never over files."""
     trainings = [
         Entry(k, k, paths.record("train", k), (paths.events("train", k),), asked(params, k))
         for k in params.file.trainings

@@ -43,7 +43,7 @@ def ranking(ranked: Ranked, model: nn.Module, units: Units) -> dict[str, Tensor]
     """The magnitudes that are ranked together.
 
     Raises:
-        ValueError: the network has no channels that could go.
+        ValueError: the network has no channels that can be pruned.
     """
     if ranked == "weights":
         return magnitude(model, units)
@@ -56,9 +56,9 @@ def ranking(ranked: Ranked, model: nn.Module, units: Units) -> dict[str, Tensor]
 
 
 def not_below(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Masks as in Miao et al.'s program: an entry goes if it is strictly below the entry
-    floor(sparsity * n) of the sorted scores with one extra 0 in front. So one entry fewer goes than
-    the sparsity says, and none of those equal to the threshold."""
+    """Masks as in Miao et al.'s program: an entry is removed if it is strictly below the threshold,
+    which is entry floor(sparsity * n) of the sorted scores with an additional 0 in front. So one
+    entry fewer than the sparsity says is removed, and no entry equal to the threshold."""
     count = count_of(sparsity, sum(s.numel() for s in scores.values()))
     threshold = kth_smallest(list(scores.values()), count) if count else 0.0
     return {name: s >= threshold for name, s in scores.items()}
@@ -67,8 +67,8 @@ def not_below(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
 def plan_of(
     ranked: Ranked, scope: Scope, sparsity: float, scores: dict[str, Tensor]
 ) -> PruningPlan:
-    """A plan that removes floor(sparsity * units) of all units, or of those of each layer. Every
-    channel group keeps one channel as long as the sparsity can be reached that way."""
+    """A plan that removes floor(sparsity * units) of all units, or of the units of each layer.
+    Keeps one channel of every channel group if the sparsity can still be reached."""
     if ranked == "all_strict":
         parts = [scores] if scope == "global" else [{name: s} for name, s in scores.items()]
         masks = {n: mask for part in parts for n, mask in not_below(part, sparsity).items()}
@@ -84,7 +84,7 @@ def plan_of(
 def plans(
     asked: SweepParams, model: nn.Module, units: Units
 ) -> Iterator[tuple[PruningPlan, dict[str, Any]]]:
-    """Every plan of the sweep, and what its points say of it."""
+    """Every plan of the sweep, with the fields of its points."""
     for ranked in (r for r in get_args(Ranked) if r in asked.ranked):
         scores = ranking(ranked, model, units)
         for scope in sorted(asked.scopes):
@@ -96,7 +96,7 @@ def plans(
 
 
 def cost(found: Counts) -> dict[str, int]:
-    """Parameters and MACs of a pruned network: present, and nonzero."""
+    """Parameters and MACs of a pruned network, kept and nonzero."""
     return {
         "params_kept": found.params,
         "params_nonzero": found.params_nonzero,
@@ -106,7 +106,7 @@ def cost(found: Counts) -> dict[str, int]:
 
 
 def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> SweepRecord:
-    """Load once; per plan: cut, score as it is and with new BatchNorm statistics."""
+    """For each plan: prune the network, score it, and score it with new BatchNorm statistics."""
     asked, source = params.file.sweep, TrainArtifact(paths.training(key))
     training = read_record(TrainRecord, paths.record("train", key))
     network, placement = source.network, Placement(device=place.device)

@@ -43,7 +43,7 @@ from pipeline.units.groups import Units
 
 
 def draft(params: Params, key: str) -> TrainRecord:
-    """The record of a training before it is run: everything asked, nothing found."""
+    """The record of a training before it runs: settings without results."""
     training, recipe = params.training(key), params.recipe(key)
     parents = {"data": file_sha256(paths.CARD)}
     if training.weights is not None:
@@ -66,7 +66,8 @@ def draft(params: Params, key: str) -> TrainRecord:
 def run(
     params: Params, key: str, prepared: Prepared, place: Workplace, observer: Observer
 ) -> TrainRecord:
-    """Train; write the artefact; return the record (in the first process; else what was asked)."""
+    """Train, write the artefact, return the record. Processes other than the first return the
+    draft."""
     training, asked = params.training(key), draft(params, key)
     network = NetworkSpec.of(training.model, prepared.info)
     method = registry.method_spec(training.method).build(params.method_config(key))
@@ -94,8 +95,8 @@ def run(
 def _checkpoints(
     params: Params, asked: TrainRecord, method: Method, place: Workplace
 ) -> CheckpointFolder:
-    """Of everything that decides the result. Settings that only add phases at the end are no part
-    of the lineage: a finished training with fewer is where this one begins."""
+    """The checkpoint folder, with all inputs that determine the result. The lineage excludes
+    settings that only add phases at the end: this training extends a finished one with fewer."""
     family, recipe = asked.model.partition("/")[0], params.recipe(asked.training)
     root, stated = Path(params.file.root), asdict(asked)
     code = code_digest(root, f"models/{family}.py") | method_code(root, asked.method)
@@ -115,7 +116,7 @@ def _write_states(
     method: Method,
     units: Units,
 ) -> None:
-    """The final state, then every snapshot; each with the saliency the method gave it there."""
+    """Write the final state, then every snapshot, each with the method's saliency in that state."""
     weights, kept = clone_state(model), method.state_dict()
     final = method.saliency(model, units)
     for name, path in folder.snapshots().items():

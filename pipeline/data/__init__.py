@@ -1,1 +1,1 @@
-"""Data sets: reading, preparing, augmenting, loading. Imports nothing of ours."""
+"""Data sets: reading, preparing, augmenting, loading. Imports only `pipeline.files`."""

@@ -1,7 +1,7 @@
-"""Augmentation of a whole batch at once, on the batch's device, without waiting for it.
+"""Augmentation of a whole batch at once, on the batch's device, without waiting for the device.
 
-Random numbers come first, as one tensor per augmentation with one row per example (`draw`); the
-pixels come second (`apply`). So a batch depends on its rows alone, not on the order of the calls.
+`draw` makes the random numbers, as one tensor per augmentation with one row per example; `apply`
+then computes the pixels. So a batch depends only on its rows, not on the order of calls.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EIGENVECTORS = (
 
 @dataclass(frozen=True)
 class Transform:
-    """How uint8 images become the network's input: augmentation, size, statistics."""
+    """How uint8 images become network input: augmentation, size, statistics."""
 
     augment: tuple[Augmentation, ...]
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class Transform:
 
 
 def seeded(*key: int) -> Generator:
-    """A CPU generator for that key, unrelated to torch's global one."""
+    """A CPU generator seeded by `key`, independent of torch's global one."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
@@ -56,8 +56,8 @@ def _draw_pad_crop(op: PadCrop, n: int, g: Generator) -> Tensor:
 def _pad_crop(op: PadCrop, images: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut rows `offsets[:, 0]` and columns `offsets[:, 1]` onward out of the padded images.
 
-    Every row of every plane is one window of the padded batch's memory, so a single gather of
-    whole rows does the work (10x faster than a gather of pixels).
+    Every row of every plane is contiguous in the padded batch, so one gather of whole rows is
+    enough (10x faster than a gather of pixels).
     """
     del size
     n, c, h, w = images.shape
@@ -79,7 +79,8 @@ def _draw_flip(op: Flip, n: int, g: Generator) -> Tensor:
 
 
 def _flip(op: Flip, images: Tensor, flipped: Tensor, size: tuple[int, int]) -> Tensor:
-    """Choose each image from the batch or its mirror: a copy of whole images beats `where`."""
+    """Take each image from the batch or from its mirror. Copying whole images is faster than
+    `where`."""
     del op, size
     n = len(images)
     both = torch.cat([images, images.flip(-1)])
@@ -97,8 +98,8 @@ def _draw_resized_crop(op: ResizedCrop, n: int, g: Generator) -> Tensor:
 def crop_boxes(op: ResizedCrop, uniforms: Tensor, height: int, width: int) -> Tensor:
     """Boxes (top, left, height, width), int64 [N, 4], from uniforms [N, 4 * ATTEMPTS].
 
-    The first of ten (area, ratio) pairs that fits; if none does, the largest central box whose
-    ratio is allowed: the rule of torchvision's RandomResizedCrop.
+    Takes the first of ten (area, ratio) pairs that fits or, if none does, the largest central box
+    with an allowed ratio, like torchvision's RandomResizedCrop.
     """
     area, ratio, top, left = uniforms.double().view(len(uniforms), 4, ATTEMPTS).unbind(1)
     low, high = (math.log(r) for r in op.ratio)
@@ -128,8 +129,8 @@ def _central_box(op: ResizedCrop, height: int, width: int) -> tuple[int, int, in
 def _resampling(start: Tensor, length: Tensor, old: int, new: int) -> Tensor:
     """Matrices [N, new, old] that scale `length` pixels from `start` to `new` pixels.
 
-    Bilinear with antialiasing: the triangle filter is as wide as the step between new pixels, and
-    sees nothing outside the box.
+    Bilinear with antialiasing: the triangle filter is as wide as the step between new pixels and
+    does not extend beyond the box.
     """
     device = start.device
     start, length = start.float().view(-1, 1, 1), length.float().view(-1, 1, 1)
@@ -162,7 +163,8 @@ def _draw_jitter(op: ColorJitter, n: int, g: Generator) -> Tensor:
 
 
 def _jitter(op: ColorJitter, images: Tensor, drawn: Tensor, size: tuple[int, int]) -> Tensor:
-    """Each of the three blends the image with an anchor: black, its mean grey, its own grey."""
+    """Brightness, contrast and saturation blend the image with black, with its mean grey level and
+    with its own grey version."""
     del op, size
     images = images.float()
     factors, order = drawn[:, :3], drawn[:, 3:].to(torch.int64)
@@ -208,7 +210,7 @@ def draw(op: Augmentation, n: int, generator: Generator) -> Tensor:
 def apply(op: Augmentation, images: Tensor, drawn: Tensor, size: tuple[int, int]) -> Tensor:
     """`op` on images [N, C, H, W] with values 0..255 and the rows `drawn` for them.
 
-    `size` is what an augmentation that scales shall give.
+    `size` is the output size of an augmentation that scales.
     """
     return _OPS[op.name][1](op, images, drawn, size)
 
@@ -216,6 +218,6 @@ def apply(op: Augmentation, images: Tensor, drawn: Tensor, size: tuple[int, int]
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Values 0..255 to float32 (x / 255 - mean) / std; `mean` and `std` are [1, C, 1, 1].
 
-    In this order of operations the result equals torchvision's ToTensor and Normalize bit for bit.
+    With this order of operations the result is bit-equal to torchvision's ToTensor and Normalize.
     """
     return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)

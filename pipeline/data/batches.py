@@ -1,4 +1,4 @@
-"""What all loaders share: where batches live, the plan of an epoch, the interfaces."""
+"""Common parts of all loaders: placement of batches, the plan of an epoch, the interfaces."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Batch = tuple[Tensor, Tensor]
 
 
 def _decoders() -> int:
-    """One decoding process per core we may use, eight at most; the training processes of this
-    machine share the cores."""
+    """One decoding process per usable core, at most eight. The training processes of this machine
+    share the cores."""
     return min(8, max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where batches live and in which form.
+    """Device and format of batches.
 
-    `workers`: decoding processes of a streamed split; 0 = decode here. No number of them changes a
-    batch.
+    `workers`: decoding processes of a streamed split; 0 = decode in this process. Their number does
+    not change the batches.
     """
 
     device: torch.device | str = "cpu"
@@ -42,7 +42,7 @@ CPU = Placement()
 
 @dataclass(frozen=True)
 class Part:
-    """The share of one of several processes in every batch."""
+    """This process's share of every batch."""
 
     rank: int = 0
     ranks: int = 1
@@ -50,8 +50,8 @@ class Part:
     def of(self, count: int) -> tuple[int, int]:
         """First and end position of this share in a batch of `count` examples.
 
-        Shares follow each other in the order of ranks, differ by one at most, and hold two examples
-        at least, which BatchNorm needs: of a small last batch the last ranks get nothing.
+        Shares are in order of rank, differ by at most one, and have at least two examples, which
+        BatchNorm needs. Of a small last batch, the last ranks get nothing.
         """
         shares = max(1, min(self.ranks, count // 2))
         first, end = (count * min(r, shares) // shares for r in (self.rank, self.rank + 1))
@@ -62,14 +62,14 @@ WHOLE = Part()
 
 
 class TrainSource(Protocol):
-    """What the training loop needs: `len` is steps per epoch, the last batch may be small."""
+    """Training batches. `len` is the number of steps per epoch; the last batch may be small."""
 
     def __len__(self) -> int: ...
     def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Batch]: ...
 
 
 class EvalSource(Protocol):
-    """What evaluation needs: every example once, in order, without augmentation."""
+    """Evaluation batches: every example once, in order, without augmentation."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Batch]: ...
@@ -96,7 +96,7 @@ class EpochPlan:
     """Order and random numbers of one epoch.
 
     Attributes:
-        order: which example stands at each position of the epoch, on the CPU.
+        order: the example at each position of the epoch, on the CPU.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class EpochPlan:
 
 
 def steps(n: int, batch_size: int) -> int:
-    """Batches per pass over `n` examples, the last one possibly small."""
+    """Number of batches in a pass over `n` examples. The last one may be small."""
     return -(-n // batch_size)
 
 
 def share(step: int, batch_size: int, n: int, part: Part) -> tuple[int, int]:
-    """First and end position, within the epoch, of a part of the batch of `step`."""
+    """First and end position, within the epoch, of a part of the batch at `step`."""
     first = step * batch_size
     begin, end = part.of(min(batch_size, n - first))
     return first + begin, first + end

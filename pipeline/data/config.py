@@ -1,4 +1,4 @@
-"""The `data:` block of params.yaml: which images, which splits, how they meet the network."""
+"""The `data:` block of params.yaml: data set, splits, augmentation, normalisation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class PadCrop(_Frozen):
-    """Pad with black on all sides, then cut a window of the old size at a random place."""
+    """Pad with black on all sides, then cut a window of the old size at a random position."""
 
     name: Literal["pad_crop"] = "pad_crop"
     padding: Annotated[int, Field(ge=1)] = 4
@@ -61,7 +61,7 @@ class Lighting(_Frozen):
 
 
 class Statistics(_Frozen):
-    """Mean and standard deviation per channel of pixels in [0, 1]; one number serves all."""
+    """Mean and standard deviation per channel of pixels in [0, 1]; one number for all is enough."""
 
     mean: Annotated[tuple[float, ...], Field(min_length=1)]
     std: Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -76,7 +76,7 @@ class Statistics(_Frozen):
         """The same with one number per channel.
 
         Raises:
-            ValueError: neither one number nor `channels`.
+            ValueError: there are neither one nor `channels` numbers.
         """
         if len(self.mean) == channels:
             return self
@@ -102,12 +102,12 @@ Augmentation = Annotated[
 
 
 class SquadConfig(_Frozen):
-    """What SQuAD needs beyond what images do; lengths in tokens.
+    """Settings for SQuAD; lengths are in tokens.
 
-    `tokenizer`: a folder, or a name on the hub. `stride`: how far apart the windows over a long
-    context begin. `dev_limit` keeps that many dev questions. `drop_guessed` leaves out training
-    questions whose answer's place a reconstructed file marks as guessed; `drop_empty` training
-    windows that do not hold the answer, which teach where it is not.
+    `tokenizer`: a folder, or a name on the hub. `stride`: distance between the starts of two
+    windows over a long context. `dev_limit`: number of dev questions to use. `drop_guessed`: drop
+    training questions whose answer position is marked as guessed in a reconstructed file.
+    `drop_empty`: drop training windows that do not contain the answer.
     """
 
     tokenizer: str
@@ -123,20 +123,20 @@ SQUAD = ("squad", "squad_reconstructed")
 
 
 class DataConfig(_Frozen):
-    """The `data:` block. After validation no "auto" and no preset is left unresolved.
+    """The `data:` block. Validation resolves every "auto" and the preset.
 
-    `preset` (see presets.py) fills in what the block does not say itself: a paper's augmentation,
-    statistics and image size. `augment`: a list, "none", or "auto" for the data set's usual one.
+    `preset` (see presets.py) gives defaults for missing keys: a paper's augmentation, statistics
+    and image size. `augment`: a list, "none", or "auto" for the data set's usual augmentation.
     `normalise`: "auto" (the data set's usual statistics), "imagenet", "computed" (from the
     training split), or `{mean: [...], std: [...]}`.
 
     `val_size` training images, stratified by class and chosen by `split_seed`, become the
-    validation split; `limit` then keeps that many of the rest, stratified too, for slices that fit
-    a CPU. `size`: side of the network's input, None = that of the images. `rgb`: repeat a grey
-    channel three times.
+    validation split. `limit`: number of the remaining training images to use, also stratified, for
+    runs that fit a CPU. `size`: side of the network's input; None = that of the images. `rgb`:
+    repeat a grey channel three times.
 
-    `squad`: for the data sets of that name, which have no images; `val_size` and `limit` count
-    questions.
+    `squad`: settings for the SQuAD data sets, which have no images; there `val_size` and `limit`
+    count questions.
     """
 
     name: str

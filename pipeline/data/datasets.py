@@ -1,4 +1,4 @@
-"""The one registry of data sets: a name in params.yaml to images, labels and class names."""
+"""The registry of data sets: from a name in params.yaml to images, labels and class names."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Loader = Callable[[Path, bool], RawData]
 
 
 def _load_digits(root: Path, download: bool) -> RawData:
-    """scikit-learn's 1,797 digits, 8 x 8, its grey levels 0..16 scaled to 0..255.
+    """scikit-learn's 1,797 digits, 8 x 8, with grey levels 0..16 scaled to 0..255.
 
-    They come without a test split: 360 of them, stratified by class with seed 0, are ours.
+    They have no test split. We use 360 of them, stratified by class with seed 0.
     """
     del root, download  # shipped in scikit-learn's wheel
     from sklearn.datasets import load_digits
@@ -49,11 +49,11 @@ DATASETS: Mapping[str, Loader] = {
     "tiny_imagenet": load_tiny_imagenet,
     "imagefolder": load_folder,
 }
-"""Each reads, or downloads if told to, what is under the given root."""
+"""Each function reads the files below the given root, and downloads them first if asked."""
 
 
 def load_raw(config: DataConfig) -> RawData:
-    """The whole training and test sets as their authors split them.
+    """The complete training and test sets, as split by their authors.
 
     Raises:
         DataError: a file is missing and cannot be downloaded, or is not the official one.

@@ -1,4 +1,4 @@
-"""The error of this room, and a folder that is replaced whole."""
+"""The error class of this package, and atomic replacement of a folder's files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from pathlib import Path
 
 
 class DataError(ValueError):
-    """A data file is missing, damaged or not what it should be; the message names the way out."""
+    """A data file is missing, damaged or wrong; the message says what to do."""
 
 
 def md5(path: Path) -> str:
-    """Hex md5 of a file's bytes: what the authors of data sets publish."""
+    """Hex md5 of a file's bytes, the checksum that authors of data sets publish."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder whose files take the place of `folder`'s at the end.
+    """Yield an empty temporary folder whose files replace those of `folder` at the end.
 
-    The files move in by name order after all are complete. On an exception `folder` is as before.
+    The files are moved in order of name after all are complete. On an exception `folder` is
+    unchanged.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -31,12 +31,12 @@ TINY_ARCHIVE = Source(
 
 
 def _hidden(name: str) -> bool:
-    """Names that begin with a dot are no data: .ipynb_checkpoints/, ._copy.png of macOS."""
+    """Whether a name begins with a dot and is not data: .ipynb_checkpoints/, macOS's ._copy.png."""
     return name.startswith(".")
 
 
 def _image_files(folder: Path, skipped: Counter[str]) -> list[Path]:
-    """Image files below a folder, sorted; names left out are counted by kind in `skipped`."""
+    """Image files below a folder, sorted. `skipped` counts ignored names by kind."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         skipped[DOT] += sum(map(_hidden, (*folders, *names)))
@@ -87,7 +87,7 @@ def index_folder(
 
 
 def folder_images(root: Path) -> list[str]:
-    """What `load_folder` would index: paths of all images below `root`."""
+    """Paths of all images below `root` that `load_folder` would index."""
     return [
         file.relative_to(root).as_posix()
         for part in PARTS
@@ -128,7 +128,7 @@ def _decoded(split: FolderSplit) -> TensorSplit:
     """All images of an index in memory.
 
     Raises:
-        DataError: images cannot be decoded or have another size than the first; all are listed.
+        DataError: images cannot be decoded or differ in size from the first; lists them.
     """
     if not split.paths:
         return TensorSplit(torch.empty(0, 3, 1, 1, dtype=torch.uint8), split.labels)
@@ -158,16 +158,15 @@ def _pixels(path: Path) -> np.ndarray[Any, Any] | DataError:
 
 
 def load_tiny_imagenet(root: Path, download: bool) -> RawData:
-    """Tiny ImageNet's 200 classes at 64 x 64; its val/ is the test split, test/ has no labels.
+    """Tiny ImageNet's 200 classes at 64 x 64. Its val/ is the test split; test/ has no labels.
 
-    The stock archive's flat val/ and one already sorted into class folders are both read; no file
-    is moved.
+    Reads the archive's flat val/ as well as one sorted into class folders; moves no file.
     """
     base = root / TINY_FOLDER
     if not base.is_dir():
         fetch(root, [TINY_ARCHIVE], download, lambda: _download(root))
         _unpack(root)
-    skipped: Counter[str] = Counter()  # the archive's own lists of boxes
+    skipped: Counter[str] = Counter()  # not reported: the archive's own lists of boxes
     classes = tuple(_class_folders(base / "train", skipped))
     train = index_folder(base, "train", classes, skipped)
     flat = (base / "val" / "val_annotations.txt").is_file()
@@ -182,7 +181,7 @@ def _download(root: Path) -> None:
 
 
 def _unpack(root: Path) -> None:
-    """Unpack beside, then rename: half an archive must not pass for the data set."""
+    """Unpack to a temporary folder, then rename, so that no half-unpacked archive is read."""
     from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as partial:
@@ -193,7 +192,7 @@ def _unpack(root: Path) -> None:
 
 
 def _archive_md5(root: Path) -> dict[str, str]:
-    """The archive's md5 if it is there; the unpacked 110,000 files have no official ones."""
+    """The archive's md5, if the archive exists. Its 110,000 files have no official checksums."""
     if TINY_ARCHIVE.md5 and check_md5(root, TINY_ARCHIVE):
         return {TINY_ARCHIVE.path: TINY_ARCHIVE.md5}
     return {}

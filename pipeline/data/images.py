@@ -1,4 +1,4 @@
-"""Image files: which names are images, how one is decoded, and what is wrong with many of them."""
+"""Image files: file names, decoding, work in parallel, one error for many problems."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def decode(path: Path, data: bytes | None = None) -> Any:
     """The file as an RGB `PIL.Image`. 16-bit grey levels are divided by 257, not clipped at 255.
 
     Args:
-        data: the content of the file where it has been read already.
+        data: the content of the file, if it has already been read.
 
     Raises:
-        DataError: not an image, a truncated one, or one without an 8-bit form.
+        DataError: the file is not an image, is truncated, or cannot be converted to 8 bits.
     """
     from PIL import Image
 
@@ -51,16 +51,16 @@ def _rgb(image: Any) -> Any:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def in_parallel(work: Callable[[_T], _R], items: Sequence[_T], what: str) -> list[_R]:
-    """`work` of every item, in their order, in one thread per core with a bar on a terminal.
+    """`work` of every item, in order, in one thread per core, with a progress bar on a terminal.
 
-    Pillow and hashlib release the interpreter while they work, so threads are enough.
+    Pillow and hashlib release the GIL, so threads are enough.
     """
     from tqdm import tqdm
 
@@ -74,7 +74,7 @@ def refuse(problems: Iterable[str], what: str) -> None:
     """Raise one DataError that counts all `problems` and lists the first `SHOWN`, one per line.
 
     Raises:
-        DataError: there is a problem.
+        DataError: `problems` is not empty.
     """
     found = list(problems)
     if not found:

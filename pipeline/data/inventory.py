@@ -1,9 +1,9 @@
-"""The content of a folder of images: every file checked once, and every later change noticed.
+"""Inventory of a folder of images: check every file once, and detect later changes.
 
-The folder is an input that DVC does not see. `take` therefore writes what it holds, the SHA-256
-of each file, into the prepared data, and `require_same` compares the folder with that before
-anything is read from it. A cache beside the prepared data knows size and times of each file, so
-that only new or changed files are read again.
+DVC does not track the folder. Therefore the prepared data hold the SHA-256 of each file (`take`),
+and `require_same` compares the folder with this list before anything is read from it. A cache
+beside the prepared data holds size and times of each file, so that only new or changed files are
+read again.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from pipeline.files import DamagedFileError, read_json, write_text
 log = logging.getLogger("espalier")
 
 Seen = Mapping[str, Sequence[int | str]]
-"""Path below the root -> size, time of modification and of status change (ns), SHA-256."""
+"""Path below the root -> size, modification time, status change time (ns), SHA-256."""
 Stats = Mapping[str, list[int] | None]
 _R = TypeVar("_R")
 
 
 def cache_path(prepared: Path) -> Path:
-    """The cache beside a folder of prepared data. Deleting it costs time and nothing else."""
+    """The cache beside a folder of prepared data. It may be deleted; only time is lost."""
     return prepared.with_name(f"{prepared.name}.files.json")
 
 
 def take(root: Path, paths: Sequence[str], cache: Path) -> dict[str, str]:
-    """SHA-256 of each of `paths` below `root`, all of which can be decoded.
+    """Decode each of `paths` below `root`, and return its SHA-256.
 
     Raises:
-        DataError: some cannot; all of them are counted, the first ones listed.
+        DataError: some cannot be decoded; counts them and lists the first ones.
     """
     seen = _read_cache(cache, root)
     stats, known = _known(root, paths, seen)
@@ -53,10 +53,10 @@ def take(root: Path, paths: Sequence[str], cache: Path) -> dict[str, str]:
 def require_same(
     root: Path, table: Mapping[str, str | None], found: Collection[str], cache: Path
 ) -> None:
-    """Check that `found`, the image files below `root`, are those of `table` with their content.
+    """Check that `found`, the image files below `root`, have the paths and content of `table`.
 
     Args:
-        table: SHA-256 by path; None for a file that no split reads.
+        table: SHA-256 by path; None for a file that no split uses.
 
     Raises:
         DataError: files were added, removed or replaced.
@@ -67,7 +67,7 @@ def require_same(
     fresh = _read(root, [p for p in paths if p not in known], _digest)
     same = {p: d for p, d in (known | fresh).items() if d is not None and d == table[p]}
     if fresh:
-        # Not the others: prepare-data must decode them.
+        # The others are not added: prepare-data must decode them.
         _write_cache(cache, root, {**seen, **_entries(stats, same)})
     changes = {
         "added": names - table.keys(),
@@ -84,7 +84,7 @@ def require_same(
 
 
 def _known(root: Path, paths: Iterable[str], seen: Seen) -> tuple[Stats, dict[str, str]]:
-    """Size and times of every file, and the digest of those that are as the cache has them."""
+    """Size and times of every file, and the digest of files that the cache says are unchanged."""
     stats = {path: _stat(root / path) for path in paths}
     known = {
         path: str(seen[path][3])
@@ -106,7 +106,7 @@ def _entries(stats: Stats, digests: Mapping[str, str]) -> dict[str, list[int | s
 
 
 def _stat(path: Path) -> list[int] | None:
-    """Size and times; None where there is no such file."""
+    """Size and times; None if there is no such file."""
     try:
         found = path.stat()
     except OSError:
@@ -115,7 +115,7 @@ def _stat(path: Path) -> list[int] | None:
 
 
 def _checked(path: Path) -> str | DataError:
-    """SHA-256 of a file that can be decoded, or what is wrong with it."""
+    """SHA-256 of a file that can be decoded, or the error."""
     try:
         data = path.read_bytes()
         decode(path, data)
@@ -127,7 +127,7 @@ def _checked(path: Path) -> str | DataError:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where it cannot be read."""
+    """SHA-256 of a file; None if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
@@ -135,7 +135,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _read_cache(path: Path, root: Path) -> Seen:
-    """What is known of the files below `root`; nothing where the cache is of another folder."""
+    """The cached entries of files below `root`; empty if the cache is for another folder."""
     try:
         content = read_json(path)
         return content["files"] if content["root"] == _place(root) else {}

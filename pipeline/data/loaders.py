@@ -1,8 +1,8 @@
 """Batches for training and evaluation: the whole split on the device, or streamed from files.
 
-A training batch depends on (seed, epoch, step) alone: not on torch's global generator, on the
-device, or on which batches came before. So a run resumed at any step sees what it would have seen,
-and the parts that several processes see make up the batch that one would have seen.
+A training batch depends only on (seed, epoch, step), not on torch's global generator, the device or
+earlier batches. So a run resumed at any step gets the same batches as an uninterrupted one, and the
+parts of several processes together are the batch of a single process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.data.stream import StreamBatches, StreamEval
 
 
 class TrainBatches:
-    """Augmented training batches of a split that lives on the device as one uint8 tensor."""
+    """Augmented training batches of a split that is on the device as one uint8 tensor."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class TrainBatches:
         return steps(len(self._labels), self._batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
-        """Batches of `epoch` from `start_step` on, of each its `part`.
+        """The `part` of each batch of `epoch`, from `start_step` on.
 
         Raises:
             ValueError: `start_step` is beyond the epoch.
@@ -82,7 +82,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every example of a split once, in order, scaled to the network's size if it is not yet."""
+    """Every example of a split once, in order, scaled to the network's size if necessary."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ def make_train_batches(
 ) -> TrainSource:
     """Batches of the training split: in memory, or streamed for a folder of images.
 
-    `augmented=False` keeps the shuffled order and leaves the images as they are.
+    `augmented=False` gives the shuffled order without augmentation.
     """
     split = prepared.train()
     if isinstance(split, QuestionSplit):

@@ -1,4 +1,4 @@
-"""From raw data to plain tensors (or indices of files), split, counted and described by a card."""
+"""Prepare raw data: plain tensors or indices of files, split, with counts and a card."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pixel_statistics(images: Tensor) -> Statistics:
     std = [(s / count - m * m) ** 0.5 for s, m in zip(squares.tolist(), mean, strict=True)]
     return Statistics(
         mean=tuple(round(m / 255, 6) for m in mean),
-        # A channel without contrast has deviation 0, by which no pixel can be divided.
+        # A constant channel has deviation 0 and cannot be normalised.
         std=tuple(round(s / 255, 6) or 1.0 for s in std),
     )
 
@@ -62,7 +62,7 @@ def draw_splits(config: DataConfig, raw: RawData) -> dict[str, Split]:
     The validation images are drawn from the whole training set, so `limit` does not change them.
 
     Raises:
-        DataError: more images asked for than there are.
+        DataError: there are fewer images than requested.
     """
     train, splits = raw.train, {}
     try:
@@ -80,7 +80,7 @@ def draw_splits(config: DataConfig, raw: RawData) -> dict[str, Split]:
 
 
 def _fitted(config: DataConfig, name: str, split: TensorSplit) -> TensorSplit:
-    """The split with the channels and, where no augmentation scales later, the size asked for."""
+    """The split with the requested channels and, unless augmentation scales later, size."""
     images = split.images
     if config.rgb and images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
@@ -135,8 +135,8 @@ def _card(config: DataConfig, raw: RawData, splits: dict[str, Split]) -> dict[st
 
 
 def _inventory(raw: RawData, drawn: dict[str, Split], cache: Path) -> dict[str, Any] | None:
-    """Root, and SHA-256 by path of all images below it (None of those that no split reads); of data
-    in memory None."""
+    """The root, and SHA-256 by path of all images below it (None for images that no split uses).
+    None for data in memory."""
     if not (isinstance(raw.train, FolderSplit) and isinstance(raw.test, FolderSplit)):
         return None
     read = [p for s in drawn.values() if isinstance(s, FolderSplit) for p in s.paths]
@@ -148,13 +148,13 @@ def _inventory(raw: RawData, drawn: dict[str, Split], cache: Path) -> dict[str, 
 def prepare(config: DataConfig, out: Path) -> None:
     """Write `train`, `validation` (if asked for) and `test`, and the card, into `out`.
 
-    Images in memory become safetensors (images uint8 [N, C, H, W], labels int64 [N]); a folder of
-    images becomes JSON indices. The same config and files give the same bytes. `out` changes only
-    when all is written.
+    Images in memory are written as safetensors (images uint8 [N, C, H, W], labels int64 [N]), a
+    folder of images as JSON indices. The same config and files give the same bytes. `out` changes
+    only after everything is written.
 
     Raises:
         DataError: see `load_raw`, `draw_splits`.
-        ValueError: statistics that do not fit the number of channels.
+        ValueError: the statistics do not fit the number of channels.
     """
     if config.squad is not None:
         prepare_squad(config, out)

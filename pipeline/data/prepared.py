@@ -1,4 +1,4 @@
-"""Reading what `prepare` wrote. Nothing is read before it is asked for, and nothing unchecked."""
+"""Read prepared data. Splits are loaded on demand, and every file is checked."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Prepared:
 
     Attributes:
         card: the content of card.json.
-        info: what a model builder may know.
-        mean, std: of images: per channel, in use for normalisation.
-        transform: how images become the network's input, training augmentation included.
+        info: the facts that a model builder may use.
+        mean, std: statistics per channel for normalisation (images only).
+        transform: how images become network input, including training augmentation.
     """
 
     def __init__(self, folder: Path, card: Mapping[str, Any]) -> None:
@@ -52,11 +52,11 @@ class Prepared:
         return self._split("train")
 
     def validation(self) -> AnySplit | None:
-        """The validation split, None when `data.val_size` asked for none."""
+        """The validation split; None without `data.val_size`."""
         return self._split("validation") if "validation" in self.card["files"] else None
 
     def test(self) -> AnySplit:
-        """The test split: for the stages `evaluate` and `sweep` only."""
+        """The test split, for the stages `evaluate`, `sweep` and `connect` only."""
         return self._split("test")
 
     def _split(self, name: str) -> AnySplit:
@@ -75,10 +75,10 @@ class Prepared:
         return TensorSplit(tensors["images"], tensors["labels"])
 
     def require_same_images(self, absent_ok: bool = False) -> None:
-        """Check, once, that a folder of images still holds what prepare-data found in it.
+        """Check, once, that a folder of images is as prepare-data found it.
 
         Args:
-            absent_ok: accept a machine without that folder.
+            absent_ok: accept a machine without this folder.
 
         Raises:
             DataError: images were added, removed or replaced; says how many and what to do.
@@ -102,7 +102,7 @@ class Prepared:
 
 
 def check_size(path: Path, size: int) -> None:
-    """Raise DataError unless the file has that many bytes."""
+    """Raise DataError unless the file has `size` bytes."""
     if not path.is_file():
         raise DataError(f"{path} is missing; {_REMEDY}")
     if path.stat().st_size != size:
@@ -113,10 +113,10 @@ def check_size(path: Path, size: int) -> None:
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Open a prepared data set; sizes are checked now, checksums when a split is read.
+    """Open a prepared data set. Checks sizes now, and checksums when a split is read.
 
     Raises:
-        DataError: a file is missing or damaged; the message names it.
+        DataError: a file is missing or damaged; names it.
     """
     path = Path(folder) / CARD
     if not path.is_file():
@@ -131,9 +131,9 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def require_same_images(folder: Path) -> None:
-    """Refuse prepared data whose folder of images has changed; for stages that read no image.
+    """Refuse prepared data if the folder of images has changed; for stages that read no image.
 
-    Nothing is checked where no data is prepared or the images are not on this machine.
+    Checks nothing if no data is prepared or the images are not on this machine.
 
     Raises:
         DataError: see `Prepared.require_same_images`.

@@ -1,4 +1,4 @@
-"""What each data set usually gets, and what each paper gave it.
+"""Usual augmentation and statistics of each data set, and the presets of papers.
 
 Pixels are scaled to [0, 1] before these statistics apply.
 """
@@ -16,7 +16,7 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> Block:
 
 
 IMAGENET = _statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# The deviations are the mean over images of each image's own, as most CIFAR-10 papers use them;
+# The deviations are means over images of each image's own deviation, as in most CIFAR-10 papers;
 # over all pixels they would be (0.2470, 0.2435, 0.2616).
 CIFAR10 = _statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100 = _statistics((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -41,7 +41,7 @@ DEFAULTS: Mapping[str, Block] = {
     "squad": {"augment": (), "normalise": "computed"},
     "squad_reconstructed": {"augment": (), "normalise": "computed"},
 }
-"""The data sets there are, and what "auto" means for each."""
+"""All data sets, and the meaning of "auto" for each."""
 
 _SCRATCH_MOBILE = {"name": "random_resized_crop", "scale": (0.25, 1.0)}
 _SCRATCH_RETRAIN = ("color_jitter", "lighting", "flip")
@@ -104,13 +104,13 @@ def _words(augment: Any) -> Any:
 
 
 def resolve(block: Block) -> dict[str, Any]:
-    """The block with its preset and every "auto" replaced by what they stand for.
+    """The block with its preset and every "auto" resolved.
 
     Raises:
-        ValueError: unknown data set, preset or word; the message lists the known ones.
+        ValueError: unknown data set, preset or word; lists the known ones.
     """
     if "name" not in block:
-        return dict(block)  # pydantic says that it is missing
+        return dict(block)  # pydantic reports the missing key
     defaults = _known("name", block["name"], DEFAULTS)
     preset: Block = {}
     if block.get("preset") is not None:

@@ -1,4 +1,4 @@
-"""What a data set is before it is split and prepared."""
+"""A data set before it is split and prepared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RawData:
     """A data set as its authors published it.
 
     Attributes:
-        sources: the files read, relative to the root, and their md5; empty for a folder of images.
+        sources: md5 of the files read, by path relative to the root; empty for a folder of images.
     """
 
     train: Split

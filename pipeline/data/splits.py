@@ -1,4 +1,4 @@
-"""A split of a data set, in memory or as an index of files, and how splits are drawn."""
+"""Splits of a data set, in memory or as an index of files, and stratified draws."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def class_counts(labels: Tensor, num_classes: int) -> list[int]:
 
 
 def _quotas(counts: Sequence[int], size: int) -> list[int]:
-    """`size` shared out in proportion to `counts` by largest remainder, ties to the first."""
+    """Distribute `size` in proportion to `counts` by largest remainder; ties go to the first."""
     total = sum(counts)
     quotas = [size * c // total for c in counts]
     by_remainder = sorted(range(len(counts)), key=lambda i: (-(size * counts[i] % total), i))
@@ -63,13 +63,13 @@ def _quotas(counts: Sequence[int], size: int) -> list[int]:
 
 
 def stratified(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose `size` examples, each class in its proportion; (chosen, rest), both ascending.
+    """Choose `size` examples, stratified by class. Returns (chosen, rest), both ascending.
 
-    The draw is numpy's legacy RandomState, whose stream is frozen for all future versions: the
-    split of a published table can be drawn again.
+    Uses numpy's legacy RandomState, whose stream will not change in future versions, so the split
+    of a published table can be drawn again.
 
     Raises:
-        DataError: fewer than `size` examples.
+        DataError: there are fewer than `size` examples.
     """
     if not 0 <= size <= len(labels):
         raise DataError(f"cannot take {size} of {len(labels)} examples")

@@ -29,11 +29,11 @@ from pipeline.data.config import RandomResizedCrop
 from pipeline.data.images import decode
 from pipeline.data.splits import FolderSplit
 
-Key = tuple[int, tuple[int, ...]]  # which example, and the seed of its own crop
+Key = tuple[int, tuple[int, ...]]  # number of the example, and the seed of its crop
 
 
 def centre_crop(image: Any, size: tuple[int, int]) -> Any:
-    """Scale the shorter side of a `PIL.Image` to 8/7 of `size` (256 for 224); cut the middle."""
+    """Scale the shorter side of a `PIL.Image` to 8/7 of `size` (256 for 224), cut the centre."""
     from PIL.Image import Resampling
 
     target = round(max(size) * 8 / 7)
@@ -55,7 +55,7 @@ def resized_crop(image: Any, box: Sequence[int], size: tuple[int, int]) -> Any:
 
 
 class _Decoder(Dataset[tuple[Tensor, int]]):
-    """From a key to a uint8 [3, H, W] image of the network's size and its label."""
+    """Maps a key to a uint8 [3, H, W] image of the network's size and its label."""
 
     def __init__(self, split: FolderSplit, transform: Transform, *, training: bool) -> None:
         self._root, self._paths, self._labels = Path(split.root), split.paths, split.labels
@@ -80,7 +80,7 @@ Span = tuple[int, int]  # first and end position in the epoch
 
 
 def _keys(order: Tensor, spans: Iterable[Span], key: tuple[int, ...]) -> Iterator[list[Key]]:
-    """Keys of the batches at `spans` of `order`."""
+    """Keys of the batches at the positions `spans` of `order`."""
     for first, end in spans:
         yield [(index, (*key, at)) for at, index in enumerate(order[first:end].tolist(), first)]
 
@@ -95,17 +95,17 @@ def _loader(
         batch_sampler=batches,  # type: ignore[arg-type]  # keys are not plain indices
         num_workers=placement.workers,
         pin_memory=device.type == "cuda",
-        generator=Generator(),  # else the loader draws from torch's global generator
+        generator=Generator(),  # otherwise the loader draws from torch's global generator
     )
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 class StreamBatches:
-    """Training batches of a folder of images; the interface and promises of `TrainBatches`.
+    """Training batches of a folder of images, with the interface and guarantees of `TrainBatches`.
 
-    A random resized crop always comes first, as it needs the whole image; without one the middle
-    is cut as for evaluation.
+    A random resized crop always comes first, because it needs the whole image. Without one, the
+    centre is cut as in evaluation.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class StreamBatches:
         return steps(self._n, self._batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
-        """Batches of `epoch` from `start_step` on, of each its `part`.
+        """The `part` of each batch of `epoch`, from `start_step` on.
 
         Raises:
             ValueError: `start_step` is beyond the epoch.
-            DataError: an image cannot be decoded; the message names it.
+            DataError: an image cannot be decoded; names it.
         """
         check_start(start_step, len(self))
         device = torch.device(self._placement.device)
@@ -149,14 +149,14 @@ class StreamBatches:
         loader = _loader(self._decoder, _keys(plan.order, filled, key), self._placement)
         for (first, _), (images, labels) in zip(filled, loader, strict=True):
             yield self._finish(plan.augment(images, first, self._size)), labels
-        for _ in spans[len(filled) :]:  # the last batch is too small to be shared by all
+        for _ in spans[len(filled) :]:  # the last batch may be too small for all processes
             device = self._placement.device
             nothing = torch.empty(0, 3, *self._size, dtype=torch.uint8, device=device)
             yield self._finish(nothing), torch.empty(0, dtype=torch.int64, device=device)
 
 
 class StreamEval:
-    """Every image of a folder once, in order: shorter side to 8/7 of the size, then its middle."""
+    """Every image of a folder once, in order, cut by `centre_crop`."""
 
     def __init__(
         self,

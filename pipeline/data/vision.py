@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and reads; this room adds errors a user can act on."""
+"""Data sets that torchvision downloads and reads, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Source:
-    """An official file: path relative to the root, official md5 (None = not published), address."""
+    """An official file: path relative to the root, official md5 (None = not published), URL."""
 
     path: str
     md5: str | None
@@ -41,10 +41,10 @@ class Source:
 
 
 def check_md5(root: Path, source: Source) -> bool:
-    """Whether the file is there.
+    """Whether the file exists.
 
     Raises:
-        DataError: it is there and is not the official one.
+        DataError: it exists and is not the official one.
     """
     path = root / source.path
     if not path.is_file():
@@ -58,7 +58,7 @@ def check_md5(root: Path, source: Source) -> bool:
 
 
 def missing_error(root: Path, source: Source, reason: str) -> DataError:
-    """The error for a file that is neither there nor to be had."""
+    """The error for a file that is missing and cannot be downloaded."""
     return DataError(
         f"{root / source.path} is missing and was not downloaded ({reason}). "
         f"Fetch {source.url} into that folder, or set data.root to the folder that has it"
@@ -66,7 +66,7 @@ def missing_error(root: Path, source: Source, reason: str) -> DataError:
 
 
 def fetch(root: Path, needed: Sequence[Source], download: bool, get: Callable[[], object]) -> None:
-    """Run `get` if some `needed` file is missing.
+    """Run `get` if a `needed` file is missing.
 
     Raises:
         DataError: a file is wrong, or still missing.
@@ -86,7 +86,7 @@ def read(get: Callable[[], Any], root: Path, files: Sequence[Source]) -> Any:
     """The result of `get`, a reader of `files`.
 
     Raises:
-        DataError: the content makes no sense to the reader.
+        DataError: the reader cannot interpret the content.
     """
     try:
         return get()
@@ -103,13 +103,13 @@ def sources_md5(root: Path, files: Sequence[Source]) -> dict[str, str]:
 
 
 def _split(images: np.ndarray[Any, Any], labels: Any) -> TensorSplit:
-    """uint8 [N, C, H, W] and labels to a split; both own their memory."""
+    """A split of uint8 [N, C, H, W] images and labels; both own their memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(images))
     return TensorSplit(tensor, torch.as_tensor(np.asarray(labels, dtype=np.int64)))
 
 
 def load_cifar(class_name: str, root: Path, download: bool) -> RawData:
-    """CIFAR-10 or CIFAR-100 from its pickles, which are opened only if their md5 is right."""
+    """CIFAR-10 or CIFAR-100 from its pickles, which are opened only if their md5 is correct."""
     from torchvision import datasets
 
     reader = getattr(datasets, class_name)
@@ -122,7 +122,7 @@ def load_cifar(class_name: str, root: Path, download: bool) -> RawData:
 
 
 def load_mnist(class_name: str, root: Path, download: bool) -> RawData:
-    """MNIST or Fashion-MNIST from idx files; compressed ones are checked and unpacked."""
+    """MNIST or Fashion-MNIST from idx files. Compressed ones are checked and unpacked."""
     from torchvision import datasets
 
     reader = getattr(datasets, class_name)

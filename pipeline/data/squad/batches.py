@@ -1,7 +1,7 @@
 """Batches of windows: [B, 3, T] int64, token ids, attention mask and token types.
 
-T is the length of the longest window in the batch, rounded up: what is behind it is padding, which
-no encoder may look at.
+T is the length of the longest window in the batch, rounded up. Shorter windows are padded; encoders
+must not attend to padding.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pipeline.data.augment import seeded
 from pipeline.data.batches import CPU, WHOLE, Part, Placement, check_start, share, steps
 from pipeline.data.squad.prepared import QuestionSplit
 
-ROUND = 16  # lengths come in multiples of this: a GPU sees few different shapes
-MAX_TOKENS = 32_768  # of an evaluation batch, however many windows were asked for
+ROUND = 16  # lengths are multiples of this, so that there are few different shapes
+MAX_TOKENS = 32_768  # limit for an evaluation batch, whatever its requested number of windows
 
 
 class _Windows:
-    """The windows of a split on the device; lengths stay here, so that no batch waits for it."""
+    """The windows of a split on the device. Lengths stay on the CPU, so that no batch waits."""
 
     def __init__(self, split: QuestionSplit, placement: Placement) -> None:
         features, device = split.features, torch.device(placement.device)
@@ -44,7 +44,7 @@ class _Windows:
 
 
 class QuestionBatches:
-    """Training batches: windows in an order that depends on (seed, epoch) alone."""
+    """Training batches: windows in an order that depends only on (seed, epoch)."""
 
     def __init__(
         self, split: QuestionSplit, *, batch_size: int, seed: int, placement: Placement = CPU
@@ -58,7 +58,7 @@ class QuestionBatches:
     def epoch(
         self, epoch: int, start_step: int = 0, part: Part = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of `epoch` from `start_step` on, of each its `part`.
+        """The `part` of each batch of `epoch`, from `start_step` on.
 
         Raises:
             ValueError: `start_step` is beyond the epoch.
@@ -72,11 +72,11 @@ class QuestionBatches:
 
 @dataclass(frozen=True)
 class Asked:
-    """The targets of an evaluation batch: where the answers are, and which windows these are.
+    """The targets of an evaluation batch: positions of the answers, and the windows they are for.
 
     Attributes:
         target: [B, 2] as for training.
-        rows: windows of `split`.
+        rows: row numbers of the windows in `split`.
     """
 
     target: Tensor

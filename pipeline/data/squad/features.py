@@ -1,7 +1,7 @@
-"""Questions to windows of tokens: what an encoder reads, and the way back to the characters.
+"""Convert questions to windows of tokens, with offsets back to the characters.
 
-A window is [CLS] question [SEP] some of the context [SEP]. A context that is too long for one is
-covered by several that begin `stride` tokens apart. Lengths count tokens.
+A window is [CLS] question [SEP] part of the context [SEP]. A context that is too long for one
+window has several, which begin `stride` tokens apart. Lengths are in tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def load_tokenizer(source: str) -> Any:
     """A fast tokenizer of `transformers`, from a folder or by its name on the hub.
 
     Raises:
-        DataError: there is none, or it cannot say where its tokens stand.
+        DataError: there is none, or it has no character offsets.
     """
     from transformers import AutoTokenizer
 
@@ -43,7 +43,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def tokenizer_card(source: str, tokenizer: Any) -> dict[str, Any]:
-    """What the data card says of a tokenizer: where from, how many tokens, its files."""
+    """The entry of a tokenizer in the data card: source, number of tokens, files."""
     folder = Path(source)
     names = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
     files = [folder / name for name in names] if folder.is_dir() else []
@@ -56,7 +56,7 @@ def tokenizer_card(source: str, tokenizer: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Window:
-    """One window: where the context's tokens stand in it, and where it stands in the context."""
+    """One window: positions of the context's tokens in it, and its position in the context."""
 
     question: int
     ids: list[int]
@@ -73,13 +73,13 @@ class _Window:
 def make_features(
     questions: Sequence[Question], tokenizer: Any, config: SquadConfig, for_answers: bool
 ) -> dict[str, Tensor]:
-    """Tensors with one row per window, in the order of the questions; all int32 but `best`.
+    """Tensors with one row per window, in the order of the questions; all int32 except `best`.
 
-    ids [F, L] padded with 0; length [F]; second [F], the first token of type 1; question [F], the
+    ids [F, L], padded with 0; length [F]; second [F], the first token of type 1; question [F], the
     row of its question; target [F, 2], first and last token of the first answer, both the [CLS]
-    token where the window does not hold all of it. For answers also: offsets [F, L, 2], first and
-    end character of a token of the context, -1 for the others; best [F, L], whether no other window
-    gives this token of the context more surroundings.
+    token if the window does not contain the whole answer. For evaluation also: offsets [F, L, 2],
+    first and end character of each token of the context, -1 for other tokens; best [F, L], whether
+    no other window has more context around this token.
     """
     windows = list(_windows(questions, tokenizer, config))
     count, length = len(windows), config.max_length
@@ -108,7 +108,7 @@ def make_features(
 def _windows(
     questions: Sequence[Question], tokenizer: Any, config: SquadConfig
 ) -> Iterator[_Window]:
-    """In the order of the questions."""
+    """The windows, in the order of the questions."""
     for first in range(0, len(questions), _CHUNK):
         some = questions[first : first + _CHUNK]
         texts, lengths = _shortened([q.text for q in some], tokenizer, config.query_length)
@@ -125,7 +125,7 @@ def _windows(
 
 
 def _shortened(texts: Sequence[str], tokenizer: Any, limit: int) -> tuple[list[str], list[int]]:
-    """The questions cut behind their first `limit` tokens, and how many tokens each has."""
+    """The questions cut after their first `limit` tokens, and the number of tokens of each."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     cut = []
     for text, offsets in zip(texts, encoded["offset_mapping"], strict=True):
@@ -137,10 +137,10 @@ def _shortened(texts: Sequence[str], tokenizer: Any, limit: int) -> tuple[list[s
 def _encoded(
     pairs: tuple[list[str], list[str]], length: int, tokenizer: Any, config: SquadConfig
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Position in `pairs` -> the encodings of its windows; all questions have `length` tokens.
+    """Position in `pairs` and encodings of its windows. All questions have `length` tokens.
 
     Raises:
-        DataError: the question leaves less room than `stride` for the context.
+        DataError: the question leaves less than `stride` tokens for the context.
     """
     room = config.max_length - length - tokenizer.num_special_tokens_to_add(pair=True)
     if room < config.stride:
@@ -184,8 +184,8 @@ def _target(question: Question, window: _Window, cls: int) -> tuple[int, int]:
 
 
 def _best(windows: Sequence[_Window], length: int) -> npt.NDArray[np.bool_]:
-    """Per window and position: is this the window with the most context around that token? As the
-    authors of BERT measure it: the shorter side, and a hundredth of the window's length."""
+    """Per window and position, whether this window has the most context around the token. Measured
+    as in BERT's program: the shorter side plus a hundredth of the window's length."""
     best = np.zeros((len(windows), length), bool)
     top: dict[tuple[int, int], tuple[float, int]] = {}
     for row, window in enumerate(windows):
@@ -201,7 +201,7 @@ def _best(windows: Sequence[_Window], length: int) -> npt.NDArray[np.bool_]:
 
 
 def answered(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The windows that hold their answer."""
+    """The windows that contain their answer."""
     holds = features["target"][:, 1] > 0
     return {name: values[holds] for name, values in features.items()}
 

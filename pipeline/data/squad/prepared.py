@@ -1,4 +1,4 @@
-"""The prepared form of SQuAD: one file of tensors per split, and what answers are made from."""
+"""The prepared form of SQuAD: one file of tensors per split, and the questions to answer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pipeline.data.squad.questions import Question, draw_questions, load_squad
 from pipeline.files import file_sha256, read_json, write_json
 
 CARD = "card.json"
-QUESTIONS = "_questions"  # behind a split's name: the file of its questions
+QUESTIONS = "_questions"  # suffix of a split's name: the file of its questions
 
 
 @dataclass(frozen=True)
 class QuestionKey:
-    """What the answer to one question is read from, and compared with."""
+    """The context that an answer is cut from, and the gold answers to compare it with."""
 
     id: str
     context: str
@@ -36,8 +36,8 @@ class QuestionKey:
 
 @dataclass(frozen=True)
 class QuestionSplit:
-    """A split of questions as windows; `features` as `make_features` says. `questions` is empty
-    for the training split, which is never answered."""
+    """A split of questions as windows; `features` as in `make_features`. `questions` is empty for
+    the training split, which is not evaluated."""
 
     features: Mapping[str, Tensor]
     questions: tuple[QuestionKey, ...] = ()
@@ -48,11 +48,11 @@ class QuestionSplit:
 
 
 def prepare_squad(config: DataConfig, out: Path) -> None:
-    """Write the splits of SQuAD and their card into `out`; the same config and files give the same
-    bytes. `out` changes only when all is written.
+    """Write the splits of SQuAD and their card into `out`. The same config and files give the same
+    bytes. `out` changes only after everything is written.
 
     Raises:
-        DataError: files, tokenizer or sizes do not fit; nothing was written.
+        DataError: files, tokenizer or sizes do not fit. Nothing was written.
     """
     from safetensors.torch import save_file
 
@@ -100,7 +100,7 @@ def _card(
 
 
 def _index(questions: Sequence[Question]) -> dict[str, Any]:
-    """Contexts once each; a question names its own by number."""
+    """Each context once; a question refers to its context by number."""
     contexts = {context: i for i, context in enumerate(dict.fromkeys(q.context for q in questions))}
     rows = [
         {"id": q.id, "context": contexts[q.context], "golds": [text for text, _ in q.answers]}
@@ -110,7 +110,7 @@ def _index(questions: Sequence[Question]) -> dict[str, Any]:
 
 
 def read_split(tensors: Path, questions: Path | None) -> QuestionSplit:
-    """A split as `prepare_squad` wrote it; its files are checked by the caller."""
+    """Read a split that `prepare_squad` wrote. The caller checks its files."""
     from safetensors.torch import load_file
 
     if questions is None:

@@ -1,8 +1,8 @@
 """SQuAD v1.1: the official JSON files, read, checked, and drawn into splits.
 
 Rajpurkar et al., SQuAD: 100,000+ Questions for Machine Comprehension of Text, EMNLP 2016.
-`squad` accepts the official files only. `squad_reconstructed` reads files of the same form whose
-names say so, and everything made from them carries that name.
+`squad` accepts only the official files. `squad_reconstructed` reads files of the same format whose
+names contain "reconstructed"; everything made from them has this name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OFFICIAL: Mapping[str, tuple[str, str]] = {
     "train": ("train-v1.1.json", "981b29407e0affa3b1b156f72073b945"),
     "test": ("dev-v1.1.json", "3e85deb501d4e538b6bc56f786231552"),
 }
-"""Split -> file and md5. The public dev set is our test split: nothing is chosen on it."""
+"""Split -> file and md5. The public dev set is our test split, so no setting is chosen on it."""
 RECONSTRUCTED = {"train": "train-v1.1.reconstructed.json", "test": "dev-v1.1.reconstructed.json"}
 
 
@@ -39,7 +39,7 @@ class Question:
     Attributes:
         article: index of its article in the file.
         answers: (text, first character in `context`), at least one; training uses the first.
-        guessed: the place of the answer is not certain (reconstructed files only).
+        guessed: the position of the answer is not certain (reconstructed files only).
     """
 
     id: str
@@ -51,14 +51,14 @@ class Question:
 
     @property
     def placed(self) -> bool:
-        """The first answer stands where it is said to."""
+        """Whether the first answer is at its stated position."""
         text, start = self.answers[0]
         return bool(text) and start >= 0 and self.context[start : start + len(text)] == text
 
 
 @dataclass(frozen=True)
 class RawSquad:
-    """The two files as they are; `sources`: file name -> sha256."""
+    """The two files without changes. `sources`: file name -> sha256."""
 
     train: tuple[Question, ...]
     test: tuple[Question, ...]
@@ -66,10 +66,10 @@ class RawSquad:
 
 
 def load_squad(config: DataConfig) -> RawSquad:
-    """Both files, downloaded first if `squad` lacks one and may.
+    """Both files. For `squad`, downloads missing ones if the config allows it.
 
     Raises:
-        DataError: a file is missing, not the official one, or not of SQuAD's form.
+        DataError: a file is missing, not the official one, or not in SQuAD's format.
     """
     root = Path(config.root or "")
     paths = {split: _file(config, root, split) for split in OFFICIAL}
@@ -103,7 +103,7 @@ def _present(path: Path, way_out: str) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    """Whole or not at all.
+    """Download a file atomically.
 
     Raises:
         DataError: the site cannot be reached.
@@ -123,10 +123,10 @@ def _download(url: str, path: Path) -> None:
 
 
 def read_questions(path: Path) -> Iterator[Question]:
-    """All questions of a file in SQuAD's form, in its order.
+    """All questions of a file in SQuAD's format, in its order.
 
     Raises:
-        DataError: not of that form, an answerless question, or an id that is there twice.
+        DataError: wrong format, a question without an answer, or a duplicate id.
     """
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
@@ -154,7 +154,7 @@ def _of_article(number: int, article: Mapping[str, Any]) -> Iterator[Question]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The splits, and how many training questions were left out, by reason."""
+    """The splits, and how many training questions were dropped, by reason."""
 
     splits: Mapping[str, tuple[Question, ...]]
     dropped: Mapping[str, int]
@@ -163,12 +163,12 @@ class Drawn:
 def draw_questions(config: DataConfig, raw: RawSquad) -> Drawn:
     """Training, validation (if asked for) and test split.
 
-    The validation split is whole articles, drawn until they hold `val_size` questions: questions
-    of one article help each other. `limit` and `dev_limit` then keep some questions of every
-    article, in its proportion.
+    The validation split consists of whole articles, drawn until they contain `val_size` questions,
+    because questions of one article are not independent. `limit` and `dev_limit` then select
+    questions from all articles in proportion.
 
     Raises:
-        DataError: more questions asked for than there are.
+        DataError: there are fewer questions than requested.
     """
     assert config.squad is not None  # DataConfig refuses squad without its block
     seed = config.split_seed
@@ -190,7 +190,7 @@ def draw_questions(config: DataConfig, raw: RawSquad) -> Drawn:
 
 
 def _articles(questions: Sequence[Question], wanted: int, seed: int) -> set[int]:
-    """Articles in random order until they hold `wanted` questions."""
+    """Articles in random order until they contain `wanted` questions."""
     numbers, counts = np.unique([q.article for q in questions], return_counts=True)
     order = np.random.RandomState(seed).permutation(len(numbers))  # noqa: NPY002
     total = np.cumsum(counts[order])
