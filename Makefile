@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test smoke zoo lint golden tables lock ui docs
+.PHONY: help setup repro test smoke faults zoo lint golden tables lock ui docs
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: $(READY)  ## Lint, types and all tests (no network, no GPU)
 
 smoke: $(READY)  ## Only the tests that run the whole pipeline
 	pytest -q tests/test_smoke.py
+
+faults: $(READY)  ## Kill and damage a tiny study at random for MINUTES
+	python -m tests.faults --minutes $${MINUTES:-10}
 
 zoo: $(READY)  ## Every network of tests/zoo, pruned and compared (timm: pip install -e .[zoo])
 	pytest -q -m zoo tests/zoo
