@@ -113,11 +113,13 @@ class FirstSteps:
         source = self._inner.epoch(epoch, start_step, part)
         self.planned = time.thread_time() - start
         wall = time.perf_counter()
-        for number in range(len(self)):
-            if number == WARM:
-                self.began, self.warming = time.thread_time(), time.perf_counter() - wall
-            yield next(source)
-        self.ended = time.thread_time()
+        try:
+            for number in range(len(self)):
+                if number == WARM:
+                    self.began, self.warming = time.thread_time(), time.perf_counter() - wall
+                yield next(source)
+        finally:  # the loop asks for no batch beyond the last epoch's
+            self.ended = time.thread_time()
 
 
 def make_job(setting: Setting, split: TensorSplit, steps: int) -> tuple[Job, FirstSteps]:

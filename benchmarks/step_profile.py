@@ -124,11 +124,15 @@ class Watched:
                 self._waits.found.clear()
                 self._spans.on, self.began = True, self._spans.clock.now()
             batch = take()
-            if number == len(self) - 1:  # the last step is counted, not timed: counting costs time
-                self._spans.on, self.ended = False, self._spans.clock.now()
-                self._waits.start()
+            if number < len(self) - 1:
+                yield batch
+        # The last step is counted, not timed: counting costs time.
+        self._spans.on, self.ended = False, self._spans.clock.now()
+        self._waits.start()
+        try:
             yield batch
-        self._waits.stop()
+        finally:  # the loop asks for no batch beyond the last epoch's
+            self._waits.stop()
 
 
 class Waits(TorchDispatchMode):
