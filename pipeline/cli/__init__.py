@@ -1,1 +1,1 @@
-"""The command line: one file per verb of `espalier`."""
+"""The command line: one file per command of `espalier`."""

@@ -1,6 +1,6 @@
-"""A tar file that knows what is in it: a manifest of SHA-256 hashes, checked before any use.
+"""A tar file with a manifest of SHA-256 hashes, which are checked before any use.
 
-The hashes find damage, mix-ups and edits of single files; they are no signature.
+The hashes detect damage, mix-ups and edits of single files. They are not a signature.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MANIFEST = "bundle.json"
 
 
 def below(folder: Path, base: Path) -> dict[str, Path]:
-    """Every file below `folder` by its name relative to `base`, without compiled Python and what a
-    killed write left behind."""
+    """Every file below `folder` by its name relative to `base`, except compiled Python and
+    temporary files of killed writes."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     found = [p for p in found if not (p.name.startswith(".") and p.suffix == ".tmp")]
     return {p.relative_to(base).as_posix(): p for p in found}
@@ -30,7 +30,7 @@ def below(folder: Path, base: Path) -> dict[str, Path]:
 def pack(
     out: Path, manifest: Mapping[str, Any], files: Mapping[str, Path], texts: Mapping[str, str]
 ) -> None:
-    """Write a tar.gz with the manifest first; `files` and `texts` by their names inside."""
+    """Write a tar.gz that begins with the manifest. `files` and `texts` are by name inside it."""
     hashes = {name: file_sha256(path) for name, path in files.items()}
     data = {name: text.encode() for name, text in texts.items()}
     full = {**manifest, "files": hashes}
@@ -48,10 +48,10 @@ def pack(
 
 
 def _read_to_the_end(archive: Path) -> None:
-    """tarfile stops at the end of the entries, before gzip's checksum of what it has unpacked.
+    """Read the archive to its end, since tarfile stops before gzip's checksum.
 
     Raises:
-        EOFError, OSError: cut short, or altered.
+        EOFError, OSError: the archive is truncated or altered.
     """
     with gzip.open(archive) as stream:
         while stream.read(1 << 20):
@@ -62,11 +62,11 @@ def unpack(archive: Path, folder: Path, allowed: Iterable[str]) -> dict[str, Any
     """Extract into an empty `folder`, check every byte; returns the manifest.
 
     Args:
-        allowed: beginnings of the names that may be there.
+        allowed: prefixes of the names that the archive may contain.
 
     Raises:
-        DamagedFileError: not such an archive, a file is missing, altered, not in the manifest, or
-            somewhere it has no business; names it.
+        DamagedFileError: not such an archive, or a file is missing, altered, not in the manifest or
+            not allowed; names it.
     """
     beginnings = tuple(allowed)
     try:

@@ -1,13 +1,13 @@
-"""Trainings for a machine without DVC, MLflow, git or network, and the way back of their results.
+"""Move trainings to a machine without DVC, MLflow, git or network, and their results back.
 
     espalier bundle export <training>... --out go.tar.gz     here
     tar xzf go.tar.gz && python -m stages.train --training <training>        there
     espalier bundle collect --out back.tar.gz                there
     espalier bundle import back.tar.gz                       here, then `dvc repro`
 
-A bundle holds the code, the prepared data, the params of its trainings and, where a training was
-interrupted, its checkpoint. What comes back is accepted only if it answers what params.yaml and the
-code here still ask: the digest of both travels with it.
+A bundle contains the code, the prepared data, the params of its trainings and the checkpoints of
+interrupted ones. It also has a digest of params, data and code. Results are accepted only if the
+digest still matches here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Needs Python 3.11 with torch, pydantic, click, ruamel.yaml, safetensors and tqdm
 
 
 def ask(params: Params, key: str) -> str:
-    """Hash of everything that decides a training: params, data, code."""
+    """Hash of everything that determines a training: params, data, code."""
     training, root = params.training(key), Path(params.file.root)
     weights = training.weights and training.weights.sha256
     what = {
@@ -87,7 +87,7 @@ def export(params: Params, keys: Sequence[str], out: Path) -> None:
 
 
 def collect(out: Path) -> tuple[list[str], list[str]]:
-    """In an unpacked bundle: pack results and checkpoints; returns the keys, finished and not."""
+    """In an unpacked bundle: pack results and checkpoints. Returns finished and unfinished keys."""
     manifest, params = read_json(Path(MANIFEST)), load_params()
     files: dict[str, Path] = {}
     finished, unfinished = [], []
@@ -105,19 +105,19 @@ def collect(out: Path) -> tuple[list[str], list[str]]:
 
 
 def bring_in(params: Params, archive: Path) -> tuple[list[str], list[str]]:
-    """Verify everything, then place it; returns the keys, finished and not.
+    """Verify everything, then place it. Returns finished and unfinished keys.
 
     Raises:
         DamagedFileError: the archive or something in it is damaged or was edited.
-        ValueError: it answers another question than params.yaml and the code ask now.
+        ValueError: it was made with other params, data or code than the present ones.
     """
     beginnings = [f"{folder}/" for folder in ("artifacts", "reports/records/train", ".checkpoints")]
-    Path(".checkpoints").mkdir(exist_ok=True)  # on the same file system: moving is renaming
+    Path(".checkpoints").mkdir(exist_ok=True)  # on the same file system, so that moving is renaming
     with tempfile.TemporaryDirectory(prefix="import-", dir=".checkpoints") as scratch:
         came = Path(scratch)
         manifest = unpack(archive, came, beginnings)
         for key in [*manifest["finished"], *manifest["unfinished"]]:
-            params.training(key)  # refuses a name that is not there
+            params.training(key)  # refuses an unknown name
             if manifest["ask"].get(key) != ask(params, key):
                 raise ValueError(
                     f"{archive}: {key}: its params, data or code are not the ones here: export it "
@@ -133,14 +133,14 @@ def bring_in(params: Params, archive: Path) -> tuple[list[str], list[str]]:
 
 
 def accept(keys: Sequence[str]) -> None:
-    """Tell DVC that these trainings are done: it then runs what follows from them."""
+    """Commit these trainings to DVC, so that it runs the stages after them."""
     for key in keys:
         command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", f"train@{key}"]
         subprocess.run(command, check=True)
 
 
 def _check(archive: Path, came: Path, key: str) -> None:
-    """The record is whole, of this training, and of these weights."""
+    """Check that the record is intact and belongs to this training and these weights."""
     record = read_record(TrainRecord, came / paths.record("train", key))
     spec = read_json(came / paths.training(key) / "spec.json")
     state = load_tree(came / paths.training(key) / "final/model.safetensors")
@@ -169,7 +169,7 @@ def _unfinished(key: str) -> dict[str, Path]:
 
 
 def _place_result(came: Path, key: str) -> None:
-    """The record last: without it nothing is taken for finished."""
+    """Place the record last: a training without a record is not finished."""
     shutil.rmtree(paths.training(key), ignore_errors=True)
     moved = (paths.training(key), paths.events("train", key), paths.record("train", key))
     for place in moved:
@@ -179,7 +179,7 @@ def _place_result(came: Path, key: str) -> None:
 
 
 def _place_checkpoint(came: Path, key: str) -> None:
-    """Unless the one here is further."""
+    """Place the checkpoint, unless the present one is further."""
     folder = paths.checkpoints("train", key)
     if _steps(folder) >= _steps(came / folder):
         log.info("%s: the checkpoint here is as far; kept", key)
@@ -198,7 +198,7 @@ def _steps(folder: Path) -> int:
 
 
 def _slice(params: Params, keys: Sequence[str], weights: dict[str, str]) -> str:
-    """params.yaml with these trainings alone; weights are found inside the bundle."""
+    """params.yaml with only these trainings; weights are paths inside the bundle."""
     raw = YAML(typ="safe", pure=True).load(params.path.read_text(encoding="utf-8"))
     part: dict[str, Any] = {name: raw[name] for name in _BLOCKS if name in raw} | {"root": "."}
     methods = {params.training(key).method for key in keys}
@@ -232,7 +232,7 @@ def _export(trainings: tuple[str, ...], out: Path) -> None:
 @bundle.command("collect")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def _collect(out: Path) -> None:
-    """Inside an unpacked bundle: pack what came of it."""
+    """Inside an unpacked bundle: pack results and checkpoints."""
     finished, unfinished = collect(out)
     log.info("%s: %d finished, %d to go on with", out, len(finished), len(unfinished))
 
@@ -241,7 +241,7 @@ def _collect(out: Path) -> None:
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--dvc/--no-dvc", default=True, help="tell DVC that they are done")
 def _import(archive: Path, dvc: bool) -> None:
-    """Verify what came back and put it where `dvc repro` expects it."""
+    """Verify results and put them where `dvc repro` expects them."""
     finished, unfinished = bring_in(load_params(), archive)
     if dvc:
         accept(finished)

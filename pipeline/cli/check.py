@@ -1,7 +1,7 @@
-"""Validate the study in this folder; say what would run again and roughly what it costs.
+"""Validate the study in this folder, and show what would run again and its approximate cost.
 
-The cost of a training is epochs x examples x MACs of the dense network x 3 (a backward pass costs
-two forward passes), of a retraining at most that.
+A training costs epochs x examples x MACs of the dense network x 3 (a backward pass costs two
+forward passes). A retraining costs at most that.
 
     espalier check --write-docs     rewrites docs/params.md and docs/params.schema.json
 """
@@ -32,10 +32,10 @@ PAGE, SCHEMA = Path("docs/params.md"), Path("docs/params.schema.json")
 
 
 def changed_stages() -> list[str] | None:
-    """Stages that DVC calls changed, without what follows from them; None: this is no DVC project.
+    """Stages that DVC reports as changed, without those after them; None outside a DVC project.
 
     Raises:
-        RuntimeError: DVC fails; says why.
+        RuntimeError: DVC failed; says why.
     """
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     said = subprocess.run(
@@ -53,7 +53,7 @@ def changed_stages() -> list[str] | None:
 
 
 def following(params: Params, changed: list[str]) -> list[str]:
-    """The changed stages and all that depend on them, in the order of the pipeline."""
+    """The changed stages and all that depend on them, in pipeline order."""
     file, run = params.file, set(changed)
     everything = "prepare-data" in run
     trainings = [k for k in file.trainings if everything or f"train@{k}" in run]
@@ -72,14 +72,14 @@ def following(params: Params, changed: list[str]) -> list[str]:
 
 
 def known_data() -> DataRecord | None:
-    """The study's data, prepared or as its record has it; None: never prepared."""
+    """The study's data, from the prepared data or its record; None if never prepared."""
     if paths.CARD.is_file():
         return data_record(read_json(paths.CARD), "")
     return read_record(DataRecord, paths.DATA_RECORD) if paths.DATA_RECORD.is_file() else None
 
 
 def epochs_of(params: Params, stage: str) -> tuple[str, int] | None:
-    """The training whose network a stage trains, and for how many epochs; None: it trains none."""
+    """The training whose network a stage trains, and the number of epochs; None if it trains none."""
     name, _, key = stage.partition("@")
     if name == "train":
         return key, sum(phase.epochs for phase in params.phases(key))
@@ -107,7 +107,7 @@ def work(params: Params, stages: list[str], data: DataRecord) -> Iterator[tuple[
 
 
 def told(params: Params) -> Iterator[str]:
-    """The lines of the command."""
+    """The output of the command, by line."""
     file = params.file
     counts = {
         "trainings": len(file.trainings),

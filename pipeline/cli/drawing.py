@@ -1,4 +1,4 @@
-"""The channel groups of a network as one HTML file: no server, no network, no other file."""
+"""Draw the channel groups of a network as one self-contained HTML file."""
 
 from __future__ import annotations
 

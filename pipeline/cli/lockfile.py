@@ -1,7 +1,7 @@
-"""What dvc.lock says against the files: which stages are stale, and why, without asking DVC.
+"""Compare dvc.lock with the files, without DVC: which stages are stale, and why.
 
-Hashes are DVC's: MD5 of a file's bytes; of a folder, MD5 of the JSON list of its files with their
-hashes, by name. `tests/test_smoke.py` compares them with DVC on a finished study.
+The hashes are DVC's: MD5 of a file's bytes or, for a folder, MD5 of the JSON list of its files with
+their hashes, by name. `tests/test_smoke.py` compares them with DVC's on a finished study.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROOT = "${root}/"
 
 @dataclass(frozen=True)
 class Stale:
-    """Why one stage is stale. `code` can be accepted where a re-run gives the same records; `other`
+    """Why one stage is stale. `code` can be accepted if a rerun gives the same records; `other`
     (params, data, outputs) cannot."""
 
     stage: str
@@ -38,7 +38,7 @@ class Stale:
 
 @dataclass(frozen=True)
 class Asked:
-    """One stage of dvc.yaml with its names filled in; `code` are the paths below `root`."""
+    """One stage of dvc.yaml with its variables resolved; `code` are the paths below `root`."""
 
     cmd: str
     params: tuple[str, ...]
@@ -71,7 +71,7 @@ class Project:
 
     @cached_property
     def asked(self) -> dict[str, Asked]:
-        """The stages that dvc.yaml and params.yaml ask for, without those that always run."""
+        """The stages of dvc.yaml and params.yaml, except those that always run."""
         return {
             name: _resolved(entry, self.params | more)
             for name, entry, more in self._entries()
@@ -89,7 +89,7 @@ class Project:
                 yield f"{name}@{key}", entry["do"], {"key": key, "item": item}
 
     def stale(self) -> list[Stale]:
-        """The stages that were run and would run again; what was never run is not among them."""
+        """The stages that were run and would run again. Stages that never ran are not included."""
         done = self.lock["stages"]
         made = {out["path"]: out["md5"] for s in done.values() for out in s.get("outs", ())}
         found = []
@@ -125,7 +125,7 @@ class Project:
                 yield path
 
     def accept(self) -> None:
-        """Write the commands and the hashes of the code as they are now into dvc.lock."""
+        """Write the current commands and code hashes into dvc.lock."""
         for name, asked in self.asked.items():
             done = self.lock["stages"].get(name)
             if done is None:
@@ -140,7 +140,7 @@ class Project:
             yaml.dump(self.lock, temporary)
 
     def hash_of(self, path: str) -> dict[str, Any]:
-        """`md5`, `size` and, of a folder, `nfiles`, as in dvc.lock; md5 is "" of what is absent."""
+        """`md5`, `size` and, for a folder, `nfiles`, as in dvc.lock; md5 is "" for a missing path."""
         if path not in self._hashes:
             self._hashes[path] = _hash(self.folder / path, self._ignored)
         return self._hashes[path]

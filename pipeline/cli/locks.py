@@ -1,10 +1,10 @@
-"""Say which results are stale, and why; `--accept` takes code changes that alter no result.
+"""Show which results are stale, and why; `--accept` accepts code changes that alter no result.
 
-A stage is stale when its code, its params or its data are no longer those in dvc.lock: the next
-`dvc repro` would run it. After an edit that changes no number, re-run what proves it (the default
-study) and compare the records; `espalier locks --accept` then writes the hashes of the code as it
-is now, and runs nothing. It refuses where params or data differ. Without STUDY: the default study
-and all of studies/ that have a dvc.lock. The exit code is 1 when something is stale.
+A stage is stale if its code, params or data differ from those in dvc.lock, so that the next `dvc
+repro` would run it. After an edit that changes no number, rerun enough to prove it (the default
+study) and compare the records. `espalier locks --accept` then writes the current hashes of the code
+into dvc.lock and runs nothing. It refuses if params or data differ. Without STUDY: the default
+study and all of studies/ that have a dvc.lock. The exit code is 1 if something is stale.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def locked(source: Path = SOURCE) -> list[Path]:
 
 
 def report(folder: Path, accept: bool) -> bool:
-    """Print what is stale in one study, accept it where asked and possible; is it fresh now?"""
+    """Print what is stale in one study, and accept it if requested and possible. Returns whether
+    nothing is stale afterwards."""
     project = Project(folder)
     stale = project.stale()
     if not stale:

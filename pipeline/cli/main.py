@@ -1,6 +1,6 @@
 """Train, prune, measure and compare neural networks in one pipeline.
 
-A study is a folder with params.yaml; run a verb there. `dvc repro` runs the pipeline itself.
+A study is a folder with params.yaml; run the commands there. `dvc repro` runs the pipeline itself.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ VERBS = {
 
 
 class Verbs(Group):
-    """Imports a verb's module only when it is run: `--help` and completion stay fast."""
+    """Imports the module of a command only when it runs, so that `--help` and completion are fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all verbs."""
+        """Names of all commands."""
         return sorted(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command of a verb, or None."""
+        """The command with this name, or None."""
         if name not in VERBS:
             return None
         command: click.Command = getattr(importlib.import_module(f"pipeline.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One line per verb, from `VERBS`, importing none."""
+        """One line per command, from `VERBS`, without importing any."""
         with formatter.section("Verbs"):
             formatter.write_dl(sorted(VERBS.items()))
 

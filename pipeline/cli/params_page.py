@@ -1,4 +1,4 @@
-"""docs/params.md and docs/params.schema.json: every key of params.yaml, from its schema."""
+"""Write docs/params.md and docs/params.schema.json: every key of params.yaml, from its schema."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def page() -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """A JSON schema of the file, for editors: shorthands included, references left to the check."""
+    """A JSON schema of the file, for editors. It has the shorthands; `check` verifies references."""
     found = schema.File.model_json_schema()
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     found["title"] = "params.yaml"
@@ -98,12 +98,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def _partial(block: Mapping[str, Any]) -> dict[str, Any]:
-    """The same keys, none of them required: overrides of a block."""
+    """The same keys, all optional: overrides of a block."""
     return {**block, "required": [], "title": "overrides"}
 
 
 def _with_shorthands(block: dict[str, Any]) -> None:
-    """What the data block may say in one word instead."""
+    """Add the shorthands of the data block."""
     augmentations = ("pad_crop", "flip", "random_resized_crop", "color_jitter", "lighting")
     listed = {**block["augment"], "items": {"anyOf": [{"enum": list(augmentations)},
               block["augment"]["items"]]}}  # fmt: skip
@@ -176,7 +176,7 @@ def _range(value: Mapping[str, Any]) -> str:
 
 
 def _field_docs(block: Block) -> dict[str, str]:
-    """The text below a field, as its class has it in its source."""
+    """The string below each field in the source of the class."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(block))).body[0]
     assert isinstance(tree, ast.ClassDef)
     found = {}

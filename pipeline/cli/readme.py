@@ -1,7 +1,7 @@
 """The result tables and the figure of README.md and docs/results.md, from tracked tables.
 
-`espalier readme` rewrites the figure and what stands between the marks of both files; a test fails
-when they differ from the tables.
+`espalier readme` rewrites the figure and the text between the marks of both files. A test fails if
+they differ from the tables.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ reference: gates learn the widths of a network that is 25% wider.
 
 
 def results(root: Path) -> str:
-    """The tables of docs/results.md: one per study that has one."""
+    """The tables of docs/results.md, one per study with results."""
     parts = [INTRO]
     for studies, name, table in ((COMPARED, "compare", _compared), (STUDIES, "main", _table)):
         for folder, title in studies:
@@ -57,7 +57,7 @@ def results(root: Path) -> str:
 
 
 def main_results(root: Path) -> str:
-    """The table of README.md: rows of one study without their records."""
+    """The table of README.md: rows of one study, without record hashes."""
     lines = [f"| {SHORT} |", "|" + "---|" * len(SHORT.split(" | "))]
     for row in _best_first(_rows(root / SHOWN / "reports/tables/compare.csv")):
         lines.append(f"| {' | '.join(_sizes(row))} |")
@@ -65,7 +65,7 @@ def main_results(root: Path) -> str:
 
 
 def draw_main_figure(root: Path) -> None:
-    """docs/images/pareto-light.svg and pareto-dark.svg: the rows of README.md."""
+    """Draw docs/images/pareto-light.svg and pareto-dark.svg from the rows of README.md."""
     rows = _rows(root / SHOWN / "reports/tables/compare.csv")
     styles = Styles([], [(row["method"], row["row"]) for row in rows])
     keys = ("macs_nonzero", "score", "macs_nonzero_std", "score_std")
@@ -122,7 +122,7 @@ def _table(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def _compared(rows: Iterable[Mapping[str, str]]) -> str:
-    """Means over seeds, the most accurate first."""
+    """Means over seeds, most accurate first."""
     lines = [f"| {SEEDS} |", "|" + "---|" * len(SEEDS.split(" | "))]
     for row in _best_first(rows):
         name, method, *sizes = _sizes(row)

@@ -1,10 +1,10 @@
 """Run what is stale in a study, as `dvc repro` would, on all cores or GPUs of this machine.
 
-Every result is accepted into DVC: afterwards `dvc repro` finds nothing to do. A run that was
-interrupted, killed or out of time is continued by the same command.
+Every result is committed to DVC, so `dvc repro` finds nothing to do afterwards. To continue a run
+that was interrupted, killed or out of time, run the same command again.
 
-Exit codes: 0 everything is up to date; 1 a stage failed (its dependents were skipped); 75 the time
-was up; 130 interrupted.
+Exit codes: 0 everything is up to date; 1 a stage failed (its dependents were skipped); 75 the
+budget was used up; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAIN_TABLE = Path("reports/tables/main.csv")
 
 
 class Workers(click.ParamType[int | None]):
-    """A number of workers from 1 on, or "auto"."""
+    """A number of workers, at least 1, or "auto"."""
 
     name = "N|auto"
 
@@ -77,7 +77,7 @@ def execute(
     budget_minutes: float | None = None,
     grace_minutes: float = 2.0,
 ) -> dict[str, Outcome]:
-    """Run `tasks` on this machine, telling how it goes on stderr."""
+    """Run `tasks` on this machine, with progress on stderr."""
     usable, gpus = usable_workers(params.file.compute.threads)
     deadline = None if budget_minutes is None else monotonic() + 60.0 * budget_minutes
     view = RunView(len(tasks))
@@ -89,7 +89,7 @@ def execute(
 
 
 def ending(folder: Path) -> str:
-    """What came of it: warnings, one table, where to look, what changed against git."""
+    """The summary: warnings, one table, where to look, what changed against git."""
     page = folder / MAIN_TABLE.with_name("compare.html")
     return "\n".join(
         [
@@ -103,7 +103,7 @@ def ending(folder: Path) -> str:
 
 
 def open_project(params: Params) -> Project:
-    """DVC's view of the working folder, or that of a bundle, which has none."""
+    """The DVC project of the working folder or, without DVC, a bundle's."""
     if not any((folder / ".dvc").is_dir() for folder in (Path.cwd(), Path(params.file.root))):
         return PlainProject(params)
     from pipeline.runner.dvc_project import DvcProject
@@ -114,10 +114,10 @@ def open_project(params: Params) -> Project:
 def chosen(
     tasks: Mapping[str, Task], pattern: str | None = None, single: bool = False
 ) -> dict[str, Task]:
-    """The tasks that match `pattern` and, unless `single`, all that they need.
+    """The tasks that match `pattern` and, unless `single`, all tasks that they need.
 
     Raises:
-        click.UsageError: none matches; lists a few names.
+        click.UsageError: no task matches; lists a few names.
     """
     if pattern is None:
         return dict(tasks)

@@ -1,4 +1,4 @@
-"""Show how far the `espalier run` in a study folder is: running tasks, epochs, failures."""
+"""Show the progress of `espalier run` in a study folder: running tasks, epochs, failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a folder with params.yaml a DVC project of its own: `espalier study sync [FOLDER...]`.
+"""Make a folder with params.yaml its own DVC project: `espalier study sync [FOLDER...]`.
 
 Writes the folder's dvc.yaml (a copy of the repository's), its `.dvc`, and `code/` with links to the
 packages that the stages depend on; `root` in params.yaml then says `code`. Run it after an edit of
@@ -28,7 +28,7 @@ _IGNORED = "/config.local\n/tmp\n/cache\n"
 
 
 def files(source: Path = SOURCE) -> dict[str, str]:
-    """The files of every study, by name, that are the same in all."""
+    """The files, by name, that are the same in every study."""
     return {
         "dvc.yaml": (source / "dvc.yaml").read_text(encoding="utf-8"),
         ".dvcignore": (source / ".dvcignore").read_text(encoding="utf-8"),
@@ -38,17 +38,17 @@ def files(source: Path = SOURCE) -> dict[str, str]:
 
 
 def links(folder: Path, source: Path = SOURCE) -> dict[str, str]:
-    """The links of a study and where each points.
+    """The links of a study, and the target of each.
 
-    DVC applies .dvcignore to paths inside the project only: below `../..` it would hash
-    __pycache__ as well, and one link to the whole repository would be skipped as another project.
+    DVC applies .dvcignore only to paths inside the project. With paths below `../..` it would also
+    hash __pycache__, and it would skip one link to the whole repository as another project.
     """
     there = os.path.relpath(source, (folder / CODE).resolve())
     return {f"{CODE}/{name}": f"{there}/{name}" for name in PACKAGES}
 
 
 def sync(folder: Path, source: Path = SOURCE) -> list[str]:
-    """Write what differs; returns the names of what was written.
+    """Write what differs. Returns the names of what was written.
 
     Raises:
         click.UsageError: the folder has no params.yaml, or this code is not in a repository.

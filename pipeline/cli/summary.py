@@ -1,4 +1,4 @@
-"""The end of a run in a terminal: one table, what is odd, what changed against git."""
+"""The summary at the end of a run: one table, warnings, what changed against git."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _WIDEST = 60
 
 
 def table(path: Path) -> str:
-    """The main table in less than 120 columns: score as delivered and before pruning, and what is
-    left of the MACs and parameters."""
+    """The main table in less than 120 columns: scores as delivered and before pruning, remaining
+    MACs and parameters."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     named = {name.removeprefix("final_"): name for name in rows[0] if name.startswith("final_")}
@@ -42,7 +42,7 @@ def table(path: Path) -> str:
 
 
 def _aligned(row: list[str], widths: list[int]) -> str:
-    """Two columns of words, then numbers."""
+    """Align a row: two columns of words, then numbers."""
     padded = [
         cell.ljust(width) if i < 2 else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -74,7 +74,7 @@ _ADVICE = {"zeros": ": is its penalty too small, or the training too short?"}
 
 
 def changes(folder: Path) -> str:
-    """One sentence on how the records differ from those of the last commit."""
+    """One sentence: how the records differ from those of the last commit."""
     before, now = _committed(folder), {}
     for path in sorted((folder / RECORDS / "evaluate").glob("*.json")):
         now[path.stem] = read_json(path)
@@ -101,7 +101,7 @@ def _move(before: Any, now: Any) -> tuple[str, float]:
 
 
 def _committed(folder: Path) -> dict[str, Any]:
-    """The evaluate records of HEAD; none outside a git repository."""
+    """The evaluate records of HEAD; empty outside a git repository."""
     listed = _git(folder, "ls-tree", "--name-only", "HEAD", f"{RECORDS / 'evaluate'}/")
     found = {}
     for name in filter(lambda n: n.endswith(".json"), (listed or "").splitlines()):

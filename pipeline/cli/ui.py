@@ -1,7 +1,7 @@
 """Open the runs of the study in this folder in MLflow.
 
-Starts MLflow's page on this machine and prints the address where the runs and the saved views are.
-With a server in MLFLOW_TRACKING_URI nothing is started. Ctrl-C ends it.
+Starts MLflow's page on this machine and prints the address of the runs and saved views. If
+MLFLOW_TRACKING_URI names a server, nothing is started. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ PATIENCE_S = 120.0
 
 
 def address(base: str, experiment: str) -> str:
-    """The page of the runs and saved views of an experiment, not MLflow's overview."""
+    """The address of an experiment's runs and saved views, not of MLflow's overview."""
     return f"{base.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 def wait_for(base: str, server: subprocess.Popen[bytes]) -> None:
-    """Until the server answers.
+    """Wait until the server answers.
 
     Raises:
-        click.ClickException: it ended, or is silent for too long.
+        click.ClickException: it ended, or did not answer in time.
     """
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:

@@ -1,6 +1,6 @@
 """Show what can be pruned in a network: `espalier units --training NAME [--html FILE]`.
 
-For a network that no params.yaml names: `--model FAMILY/NAME --input 3x32x32 --classes 10`.
+For a network that is not in params.yaml: `--model FAMILY/NAME --input 3x32x32 --classes 10`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pipeline.study.records.artifacts import NetworkSpec
 
 
 def description_of(network: NetworkSpec) -> Description:
-    """Trace and price a network, built but not trained."""
+    """Trace a network, built but not trained, and count its MACs and parameters."""
     model = network.build().eval()
     return describe(model, network.example(), network.units(model))
 
 
 def network_of_training(params: Params, key: str) -> NetworkSpec:
-    """The network of one line of `trainings`; the images' shape comes from the prepared data.
+    """The network of one entry of `trainings`. The shape of inputs comes from the prepared data.
 
     Raises:
         click.UsageError: the data has not been prepared.
@@ -42,7 +42,11 @@ def network_of_training(params: Params, key: str) -> NetworkSpec:
 
 
 def network_by_name(model: str, shape: str, classes: int) -> NetworkSpec:
-    """Raises click.UsageError: not FAMILY/NAME, or not CxHxW."""
+    """A network by name and input shape.
+
+    Raises:
+        click.UsageError: not FAMILY/NAME, or not CxHxW.
+    """
     family, slash, name = model.partition("/")
     sizes = shape.split("x")
     if not slash or len(sizes) != 3 or not all(size.isdigit() for size in sizes):
