@@ -13,8 +13,8 @@ _PAGE = Path(__file__).with_name("drawing.html")
 
 
 def as_html(title: str, description: Description) -> str:
-    """A page with a search box over all layers, the groups as rows that open, and arcs from each
-    group to those that its channels feed."""
+    """A page with a search box over all layers, expandable rows for the groups, and arcs from each
+    group to the groups that its channels feed."""
     d = description
     positions = {row.name: i for i, row in enumerate(d.rows)}
     edges = [[i, positions[name]] for i, row in enumerate(d.rows) for name in row.feeds]
@@ -30,7 +30,7 @@ def as_html(title: str, description: Description) -> str:
         "loose": loose,
         "edges": json.dumps(edges),
     }
-    # One pass over the template: what is filled in is never searched for further marks.
+    # One pass over the template, so that inserted text is not searched for further marks.
     first, *rest = _PAGE.read_text(encoding="utf-8").split("{{")
     pieces = [first]
     for piece in rest:

@@ -140,7 +140,7 @@ class Project:
             yaml.dump(self.lock, temporary)
 
     def hash_of(self, path: str) -> dict[str, Any]:
-        """`md5`, `size` and, for a folder, `nfiles`, as in dvc.lock; md5 is "" for a missing path."""
+        """`md5`, `size` and, for a folder, `nfiles`, as in dvc.lock. A missing path has md5 ""."""
         if path not in self._hashes:
             self._hashes[path] = _hash(self.folder / path, self._ignored)
         return self._hashes[path]

@@ -25,7 +25,7 @@ VERBS = {
 
 
 class Verbs(Group):
-    """Imports the module of a command only when it runs, so that `--help` and completion are fast."""
+    """Imports a command's module only when it runs, so that `--help` and completion are fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""

@@ -72,7 +72,7 @@ def page() -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """A JSON schema of the file, for editors. It has the shorthands; `check` verifies references."""
+    """A JSON schema of the file, for editors. Has the shorthands; `check` verifies references."""
     found = schema.File.model_json_schema()
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     found["title"] = "params.yaml"

@@ -1,4 +1,4 @@
-"""Every method beside a moving average of the weights: it changes nothing, and can be pruned."""
+"""Every method with an average of the weights: training is unchanged, the average prunable."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Every method on networks with frozen batch norms: what is frozen stays, is never taken for zero,
-and goes with its channel."""
+"""Every method on networks with frozen batch norms: frozen values do not change, are never taken
+for zero, and are removed with their channel."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _second_frozen(name: str) -> bool:
 def _with_frozen_norms(chosen: Callable[[str], bool]) -> nn.Module:
     """The network of the other conformance tests with the batch norms of a detection backbone.
 
-    Every third channel has no shift: it is zero once its filter is.
+    Every third channel has no shift, so it is zero if its filter is.
     """
     from torchvision.ops import FrozenBatchNorm2d
 
@@ -67,7 +67,7 @@ def _with_frozen_norms(chosen: Callable[[str], bool]) -> nn.Module:
 
 
 def _without_gradients() -> nn.Module:
-    """torch's own batch norms, asked not to train; the inner ones do."""
+    """torch's own batch norms without gradients, except the inner ones."""
     model, _ = network()
     generator = torch.Generator().manual_seed(3)
     for name, layer in model.named_modules():
@@ -128,8 +128,8 @@ def trained(name: str, kind: str) -> Job:
 
 
 def gated(made: Job) -> nn.Module:
-    """The network with its learned gates back on, the open ones wide open: gates are no part of
-    what is delivered."""
+    """The network with its learned gates on, the open ones set to 1, because the delivered network
+    has no gates."""
     model = copy.deepcopy(made.model)
     method = build("gates")
     method.prepare(model, made.units)
@@ -139,7 +139,7 @@ def gated(made: Job) -> nn.Module:
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters without gradient; of frozen batch norms the statistics too."""
+    """Parameters without gradient, and the statistics of frozen batch norms."""
     found = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
     for name, layer in model.named_modules():
         if not isinstance(layer, nn.BatchNorm2d):
@@ -148,7 +148,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def zeroed(made: Job) -> dict[str, Tensor]:
-    """Per group: channels whose trained weights are all zero, whatever is frozen."""
+    """Per group, the channels whose trained weights are all zero, ignoring frozen values."""
     parameters = dict(made.model.named_parameters())
     found = {}
     for group in made.units.prunable:
@@ -178,7 +178,7 @@ def test_what_is_frozen_stays(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_a_frozen_shift_is_never_taken_for_zero(name: str, kind: str) -> None:
-    """What has saliency 0 can go and no output changes: the rule `zeros` relies on it."""
+    """Removing units with saliency 0 changes no output; the rule `zeros` relies on it."""
     made = trained(name, kind)
     if made.method.granularity is Granularity.UNSTRUCTURED:
         return
@@ -218,7 +218,7 @@ def test_without_a_trained_scale_it_declines(name: str, tmp_path: Path) -> None:
 
 
 def test_the_networks_put_the_question() -> None:
-    """Some method brings channels to zero whose frozen shift is not."""
+    """Some method zeroes channels whose frozen shift is not zero."""
     asked = 0
     for name, kind in PAIRS:
         made = trained(name, kind)

@@ -1,8 +1,8 @@
-"""A training step of any method never waits for the device: no number is read back, no shape
-depends on values. So the host runs ahead of a GPU.
+"""A training step of any method never waits for the device: no number is read back, and no shape
+depends on values. So the host can run ahead of a GPU.
 
-One read is allowed: torch's Adam counts its steps in tensors that it keeps on the host (a step that
-is to be captured in a CUDA graph needs `capturable=True`, which torch has for GPUs only).
+One read is allowed: torch's Adam counts steps in tensors on the host. (To be captured as a CUDA
+graph it needs `capturable=True`, which torch has only for GPUs.)
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "uniqu
 
 
 class HostReads(TorchDispatchMode):
-    """Notes every operator whose result, or whose result's shape, the host must wait for."""
+    """Records every operator whose result, or the shape of whose result, the host must wait for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
-        self.read: list[Tensor] = []  # the tensors themselves: an address may be used again
+        self.read: list[Tensor] = []  # the tensors themselves, since addresses are reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -53,7 +53,7 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def but(self, counters: Iterable[Any]) -> list[str]:
-        """What was found, less what was read of these tensors."""
+        """The operators found, except reads of these tensors."""
         own = {t.data_ptr() for t in counters if isinstance(t, Tensor)}
         pairs = zip(self.found, self.read, strict=True)
         return [op for op, tensor in pairs if tensor.data_ptr() not in own]
@@ -103,7 +103,7 @@ def test_nor_does_another_form_of_the_step(
         make_job("hspg" if "compact" in change else "dense", Batches()),
         recipe=replace_recipe(**change),
     )
-    if "compact" in change:  # half of the channels are zero, and HSPG keeps them so
+    if "compact" in change:  # half of the channels are zero and stay zero in HSPG
         enforce(random_plan(job.units, 0.5, torch.Generator().manual_seed(0)), job.model, job.units)
     assert not any(steps(job, tmp_path, monkeypatch).values())
 
@@ -113,7 +113,7 @@ def replace_recipe(**changes: Any) -> Any:
 
 
 def test_a_batch_reads_nothing() -> None:
-    """Gather, augment, normalise: what comes before a step."""
+    """Gather, augment, normalise: the work before a step."""
     g = torch.Generator().manual_seed(0)
     split = TensorSplit(
         torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=g), torch.arange(40) % 4

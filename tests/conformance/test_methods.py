@@ -39,7 +39,7 @@ RECIPE = Recipe(
 
 
 class Batches:
-    """Three batches of 8 images an epoch, from (epoch, step) alone."""
+    """Three batches of 8 images per epoch, which depend only on (epoch, step)."""
 
     def __len__(self) -> int:
         return 3
@@ -52,7 +52,7 @@ class Batches:
 
 
 class Stopped(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process."""
 
 
 class StopBefore(Batches):
@@ -69,7 +69,7 @@ class StopBefore(Batches):
 
 
 class EightSteps:
-    """Eight batches of 8 images an epoch, the last one of `last_size`; ends the process before the
+    """Eight batches of 8 images per epoch, the last one of `last_size`. Ends the process before
     step `last` of the training."""
 
     def __init__(self, last: int = 10**9, last_size: int = 8, dtype: Any = torch.float32) -> None:
@@ -186,7 +186,7 @@ def test_state_survives_a_file_and_rebuilds_the_saliency(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_state_after_any_epoch_can_be_ranked(name: str, tmp_path: Path) -> None:
-    """As the stage does it: every kept state in turn through the finished training's objects."""
+    """Like the stage: every snapshot in turn, loaded into the objects of the finished training."""
     made = make_job(name, Batches())
     recipe = RECIPE.model_copy(update={"keep_epochs": (1, 2, 4), "keep_best": True})
     folder = CheckpointFolder(tmp_path, name)
@@ -244,7 +244,7 @@ def test_selection_meets_the_target_and_the_laws_hold(name: str, trained: dict[s
 def test_the_training_decides_the_result_alone(
     name: str, trained: dict[str, Job], tmp_path: Path
 ) -> None:
-    torch.manual_seed(123)  # what happened before in the process must not matter
+    torch.manual_seed(123)  # the state of the global generator must not matter
     torch.randn(7)
     assert same(run(name, tmp_path).model, trained[name].model)
 

@@ -1,4 +1,4 @@
-"""Every registered network against the contract: it builds, is traced, and obeys the two laws."""
+"""Every registered network against the contract: it builds, is traced, and prunes exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import assert_laws, random_plan, randomise_bn
 
 SMALL = {"width": 8}
-"""Widths are arguments so that a network can be checked without its weight."""
+"""Small widths, so that large networks can be checked cheaply."""
 
 
 def classifiers() -> list[tuple[str, str]]:
@@ -62,7 +62,7 @@ def test_the_cost_of_a_plan_is_the_cost_of_the_shrunk_network(family: str, name:
 
 
 def deep_state(root: nn.Module) -> dict[int, Any]:
-    """Every object reachable from the modules, with what it holds; tensors with their values."""
+    """Every object reachable from the modules, with its content; tensors with their values."""
     found: dict[int, Any] = {}
     waiting: list[Any] = [root]
     while waiting:

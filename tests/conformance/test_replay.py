@@ -1,5 +1,5 @@
 """`train.cuda_graph` without a GPU: every method, replayed by a graph in software, ends with the
-bits of the ordinary training. The last test asks a GPU the same, where there is one."""
+same bits as the ordinary training. The last test does the same on a GPU, if there is one."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     return graphs_in(monkeypatch)
 
 
-# Of each epoch's 8 steps 5 are replayed: two come first, and the last one is smaller. dhspg begins
-# a stage in each of two epochs; hspg adapts epsilon now and then, in an ordinary step; hesso and
-# hesso_cric hand over other numbers in every step while they prune; early_bird has found its ticket
-# after two epochs; imp has a round of three more.
+# 5 of each epoch's 8 steps are replayed: the first two are eager, and the last batch is smaller.
+# dhspg begins a stage in each of two epochs; hspg sometimes adapts epsilon, in an ordinary step;
+# hesso and hesso_cric use other numbers in every step while they prune; early_bird finds its ticket
+# after two epochs; imp has another round of three epochs.
 REPLAYED = {
     "dense": 20,
     "dhspg": 14,
@@ -80,7 +80,7 @@ def test_so_does_another_form_of_it(recipe: dict[str, Any], tmp_path: Path, grap
 
 
 def test_numbers_may_change_between_epochs(tmp_path: Path, graphs: Graphs) -> None:
-    """HSPG's penalty does, at the same learning rate."""
+    """HSPG's penalty changes, at the same learning rate."""
     spec = registry.method_spec("hspg")
 
     def falling(graph: bool) -> Job:
@@ -116,7 +116,7 @@ def test_optimizers_that_count_do_so_on_the_device(
     graphs: Graphs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Which rounds otherwise than on the host, so both trainings here count there."""
+    """Counting on the device rounds differently from the host, so both trainings count there."""
     with monkeypatch.context() as patch:
         patch.setattr(replay, "WARM", 10**9)
         rows = train(job(name, True, optimizer=optimizer), tmp_path / "plain")
@@ -128,7 +128,7 @@ def test_optimizers_that_count_do_so_on_the_device(
 
 @pytest.mark.parametrize("name", ["dhspg", "hesso", "hesso_cric"])
 def test_rows_on_adam_are_stepped_as_ever(name: str, tmp_path: Path, graphs: Graphs) -> None:
-    """Their Adam counts in Python."""
+    """Their Adam counts steps in Python, so no step is replayed."""
     assert compare(name, tmp_path, graphs, optimizer=OptimizerConfig(name="adam", lr=0.01)) == 0
 
 

@@ -25,7 +25,7 @@ from tests.team import together
 
 
 class Parted(Batches):
-    """The batches of the suite, cut as the loaders cut theirs."""
+    """The batches of the suite, divided between processes as the loaders do."""
 
     def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Any]:
         for x, y in super().epoch(epoch, start_step):
@@ -34,7 +34,7 @@ class Parted(Batches):
 
 
 def train_all(team: Team, folder: Path) -> None:
-    """Train with every method; leave what came out."""
+    """Train with every method and write the results to `folder`."""
     for name in METHODS:
         made = replace(make_job(name, Parted()), team=team)
         checkpoints = CheckpointFolder(folder / name, "x", writes=team.first)

@@ -1,5 +1,5 @@
-"""What the processes of `test_distributed.py` do: small trainings, in double precision, of real
-batches with augmentation, whose parts are cut by the code under test."""
+"""Jobs of the processes in `test_distributed.py`: small trainings in double precision on augmented
+batches, which the code under test divides into parts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Pulled(MethodBase):
         return 0.01 * self.factor.square() + 0.01 * model[0].weight.abs().sum()
 
     def after_backward(self, model: nn.Module, at: StepContext) -> None:
-        # not linear, and by the loss: wrong unless both means were taken before
+        # Not linear, and scaled by the loss: wrong unless both were averaged before.
         model[0].weight.grad.sign_().mul_(at.loss)
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Pulled(MethodBase):
 
 
 class Unlike(MethodBase):
-    """Does another thing in every process: what the loop must notice."""
+    """Behaves differently in every process, which the loop must detect."""
 
     def __init__(self, team: Team, what: str) -> None:
         self.team, self.what = team, what
@@ -136,7 +136,7 @@ def run(made: Job, folder: Path) -> list[dict[str, Any]]:
 
 
 def train_plain(team: Team, folder: Path, method: str, n: int) -> None:
-    """Leave final weights and curve of a network without BatchNorm."""
+    """Write final weights and curve of a network without BatchNorm to `folder`."""
     made = job(team, plain(), {"base": MethodBase, "pulled": Pulled}[method](), batches(n))
     curve = run(made, folder / f"{method}-{n}")
     leave(made, curve, folder / f"{method}-{n}-of-{team.size}-{team.rank}")
@@ -152,7 +152,7 @@ VARIANTS = {
 
 
 def train_variant(team: Team, folder: Path, name: str, n: int) -> None:
-    """The same of another recipe; the average of the weights, if it has one, is in the folder."""
+    """The same with another recipe; also writes the average of the weights, if there is one."""
     made = job(team, plain(), MethodBase(), batches(n), VARIANTS[name])
     curve = run(made, folder / f"{name}-{n}")
     leave(made, curve, folder / f"{name}-{n}-of-{team.size}-{team.rank}")
@@ -188,8 +188,8 @@ class KillBefore:
 
 
 class Draws(MethodBase):
-    """Random numbers from torch's global generator in a hook: the same in every process, whatever
-    dropout drew for its part."""
+    """Draws from torch's global generator in a hook. The numbers are equal in every process,
+    whatever dropout drew."""
 
     def after_step(self, model: nn.Module, at: StepContext) -> None:
         with torch.no_grad():
@@ -200,7 +200,7 @@ RESUMED = AVERAGED.model_copy(update={"checkpoint_steps": 2, "mixup": 0.4})
 
 
 def equals(team: Team, folder: Path) -> None:
-    """Trainings that one process repeats."""
+    """Trainings that the test repeats in one process."""
     for method in ("base", "pulled"):
         for n in SIZES:
             train_plain(team, folder, method, n)
@@ -210,7 +210,7 @@ def equals(team: Team, folder: Path) -> None:
 
 
 def resumes(team: Team, folder: Path) -> None:
-    """Undisturbed, and killed and resumed."""
+    """One uninterrupted training, and one that is killed and resumed."""
     for name, kills in (("undisturbed", ()), ("killed", (1, 3, 2))):
         for step in kills:
             with pytest.raises(Killed):
@@ -220,7 +220,7 @@ def resumes(team: Team, folder: Path) -> None:
 
 
 def differ(team: Team, folder: Path) -> None:
-    """Methods that are not the same everywhere are found out."""
+    """Methods that differ between processes are detected."""
     for what in ("plan", "weights"):
         made = job(team, plain(), Unlike(team, what), batches())
         with pytest.raises(TeamError, match=f"same {what} after epoch 0.*compute.processes: 1"):
@@ -233,7 +233,7 @@ def differ(team: Team, folder: Path) -> None:
 
 
 def diverges(team: Team, folder: Path) -> None:
-    """A loss that is not finite in one part stops all, with one message."""
+    """A non-finite loss in one part stops all processes, with one message."""
     from pipeline.training.loop.fit import DivergedError
 
     class Poisoned(KillBefore):
@@ -246,7 +246,7 @@ def diverges(team: Team, folder: Path) -> None:
 
 
 def too_small(team: Team, folder: Path) -> None:
-    """An empty part cannot take part in a synchronised BatchNorm: an error, not a wait."""
+    """An empty part with a synchronised BatchNorm is an error and does not hang."""
     made = job(team, plain(), MethodBase(), batches(SIZES[1]), SYNCED)
     said = "connection" if team.first else "last batch .* too small for 2 processes"
     with pytest.raises(RuntimeError, match=f"(?i){said}"):

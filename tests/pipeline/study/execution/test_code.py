@@ -1,4 +1,4 @@
-"""A digest of code moves with what it does, not with what it says about itself."""
+"""The digest of code depends on what the code does, not on comments or docstrings."""
 
 from __future__ import annotations
 

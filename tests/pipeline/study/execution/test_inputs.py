@@ -1,4 +1,4 @@
-"""An edit while a stage runs: one line, nothing recorded. No edit that matters: nothing is said."""
+"""An edit of an input while a stage runs gives one error and no record; other edits do not."""
 
 from __future__ import annotations
 

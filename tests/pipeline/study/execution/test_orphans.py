@@ -1,4 +1,4 @@
-"""Who asked for a stage takes it along when it dies, whichever shell stands between the two."""
+"""A stage ends when the process that started it dies, whichever shell is in between."""
 
 from __future__ import annotations
 

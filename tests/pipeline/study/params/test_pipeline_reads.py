@@ -1,4 +1,4 @@
-"""One truth: what validates also runs, so a key that dvc.yaml reads cannot be left to a default."""
+"""A params file that validates also runs, so keys that dvc.yaml reads must be present."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Event files survive kills: whole lines only, and nothing after the last checkpoint."""
+"""Event files survive kills: only complete lines, and nothing after the last checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The saved views: what the tags say, who keeps them, and what MLflow's page makes of them."""
+"""The saved views: their tags, who updates them, and how MLflow's page shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes train what one trains; they agree, or say so; a killed one resumes."""
+"""Two processes train like one, report disagreement, and resume when killed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def numbers(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", ["base", "pulled", *VARIANTS])
 @pytest.mark.parametrize("n", SIZES)
 def test_two_processes_equal_one(folder: Path, tmp_path: Path, method: str, n: int) -> None:
-    """Blends, too: partners are found in the whole batch. And the average of the weights."""
+    """This includes mixup, whose partners come from the whole batch, and the weight average."""
     (train_variant if method in VARIANTS else train_plain)(ALONE, tmp_path, method, n)
     alone = tmp_path / f"{method}-{n}-of-1-0"
     wanted = load_tree(alone.with_suffix(".weights"))

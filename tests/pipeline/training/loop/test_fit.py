@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
 
 
 class Hooks(MethodBase):
-    """Writes down the order in which the loop calls."""
+    """Records the order in which the loop calls the hooks."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

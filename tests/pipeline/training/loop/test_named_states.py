@@ -1,4 +1,4 @@
-"""States kept by name: chosen epochs, the best so far, whatever happens to the process."""
+"""Named states: chosen epochs and the best so far, also after a kill."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_kept_phase_has_a_best_of_its_own() -> None:
     st.sets(st.integers(1, 9)),
 )
 def test_what_is_needed_later_was_kept_when_it_was_new(scores, epochs) -> None:
-    """An epoch that any name stands for at some time was wanted at its own end and ever since."""
+    """An epoch that a name refers to at any time was needed at its own end and ever since."""
     recipe, curve = asked(tuple(sorted(epochs)), best=True), curve_of(scores)
     at_hand: set[int] = set()
     for end in range(1, len(curve) + 1):

@@ -1,4 +1,4 @@
-"""A checkpoint that is not this training's is set aside, never lost, and the log says why."""
+"""A checkpoint with other inputs is set aside and never lost, and the log says why."""
 
 from __future__ import annotations
 

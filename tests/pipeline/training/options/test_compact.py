@@ -1,4 +1,4 @@
-"""`train.compact`: what is zero and stays zero is not computed, and nothing else changes."""
+"""`train.compact`: permanently zero channels are not computed, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Dead:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_computes_what_the_plan_keeps(name: str) -> None:
-    """Counted while it runs, beside the network that surgery would leave."""
+    """Count MACs while it runs, and compare with the network after surgery."""
     model, units, plan = masked(name)
     small = Compact(model, units).eval()
     example = IMAGES[:1]
@@ -154,7 +154,7 @@ Batches = partial(EightSteps, dtype=torch.float64)
 
 
 def job(name: str, compact: bool, batches: EightSteps | None = None, **recipe: Any) -> Job:
-    """In double precision, so that rounding is all that may differ."""
+    """In double precision, so that only rounding may differ."""
     made = make_job(name, batches or Batches())  # type: ignore[arg-type]
     spec = registry.method_spec(name)
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def job(name: str, compact: bool, batches: EightSteps | None = None, **recipe: A
 
 @pytest.fixture
 def left_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many channels the training left out, whenever it asked."""
+    """Number of channels that the training skips, after each query of the method."""
     found: list[int] = []
 
     class Watched(Compact):
@@ -219,7 +219,7 @@ def test_methods_without_dead_channels_train_as_ever(
 def test_a_stopped_training_goes_on_to_the_same_bits(
     name: str, last: int, tmp_path: Path, left_out: list[int]
 ) -> None:
-    """Inside an epoch what is left out is what the epoch began with, though more is zero."""
+    """Within an epoch the skipped channels do not change, even if more are zero."""
     every = {"checkpoint_steps": 3}
     whole = job(name, True, **every)
     train(whole, tmp_path / "whole")
@@ -231,7 +231,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
 
 
 def test_what_may_come_back_is_not_left_out(tmp_path: Path, left_out: list[int]) -> None:
-    """HSPG's warm-up is plain training: a zero there means nothing."""
+    """HSPG's warm-up is plain training, so zeros are not permanent."""
     made = job("hspg", True, epochs=2)
     spec = registry.method_spec("hspg")
     made = replace(made, method=spec.build(spec.config(warmup_epochs=2)))

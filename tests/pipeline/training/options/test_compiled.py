@@ -1,4 +1,4 @@
-"""`train.compile`: the same training, compiled; nothing of the compiler in what it leaves."""
+"""`train.compile`: the same training, and no trace of the compiler in its results."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_batches_of_two_sizes_make_four_graphs(tmp_path: Path, graphs: Graphs) -
 
 
 def test_a_long_process_compiles_its_last_training_too(tmp_path: Path, graphs: Graphs) -> None:
-    """Torch keeps eight graphs per forward method, and what comes then would run uncompiled."""
+    """Torch stores eight graphs per forward method and would run later ones uncompiled."""
     for number in range(3):
         width = 8 + number
         model = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))

@@ -1,4 +1,4 @@
-"""What `train.cuda_graph` refuses, and what the graph in software would catch in a method."""
+"""What `train.cuda_graph` refuses, and which faults of a method the graph in software detects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
 
 
 class CountsInPython(MethodBase):
-    """Shrinks weights by a factor of its own in every step, and says nothing of it."""
+    """Shrinks weights by another factor in every step, without reporting it in `replay_key`."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -39,7 +39,7 @@ class CountsInPython(MethodBase):
 
 
 class MakesAnew(MethodBase):
-    """Keeps a mean of the gradients in a tensor of its own, another one after every step."""
+    """Stores a mean of the gradients in a new tensor after every step."""
 
     def __init__(self) -> None:
         self.mean = torch.zeros(3)

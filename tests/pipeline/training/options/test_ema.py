@@ -1,4 +1,4 @@
-"""The average of the weights: as re-stated, masked, resumed to the bit, and no part of training."""
+"""The average of the weights: its definition, masks, resume, and no effect on training."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_rewound_phase_begins_a_new_average(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["current", "init"])
 def test_a_masked_weight_is_zero_in_the_average(tmp_path: Path, start: str) -> None:
-    """Also one that was not zero in the rounds before."""
+    """Even if it was not zero in earlier rounds."""
     made = job(Rounds(start), AVERAGED)
     train(tmp_path, made)
     found = ema_of(tmp_path)
@@ -200,7 +200,7 @@ def test_a_tied_weight_moves_once_and_no_gradient_is_kept() -> None:
 
 
 def test_hooks_of_the_method_act_on_the_average_too(tmp_path: Path) -> None:
-    """A learned factor of a hook is no weight: the average is scored with the factor of now."""
+    """A learned factor of a hook is not a weight; the average is scored with its current value."""
 
     class Scaled(MethodBase):
         def prepare(self, model: nn.Module, units: Any, batches: Any = None) -> None:
