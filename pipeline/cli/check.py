@@ -79,7 +79,7 @@ def known_data() -> DataRecord | None:
 
 
 def epochs_of(params: Params, stage: str) -> tuple[str, int] | None:
-    """The training whose network a stage trains, and the number of epochs; None if there is none."""
+    """The training whose network a stage trains, and its epochs; None if it trains no network."""
     name, _, key = stage.partition("@")
     if name == "train":
         return key, sum(phase.epochs for phase in params.phases(key))

@@ -193,7 +193,7 @@ class MeanGradients:
         return [p for p, live in zip(self._every, anywhere, strict=True) if live]
 
     def digest(self) -> str:
-        """Of all values it speaks of."""
+        """Digest of the values of all parameters of optimizer and model."""
         return tensors_sha256({str(i): p.detach().cpu() for i, p in enumerate(self._every)})
 
 

@@ -41,7 +41,7 @@ def answer_scores(pairs: Iterable[tuple[str, Sequence[str]]]) -> dict[str, float
     """Percentages over all (answer, golds): "exact_match" and "f1".
 
     Raises:
-        ValueError: there is no question, or one has no gold answer.
+        ValueError: there are no questions, or a question has no gold answer.
     """
     matches, overlap, count = 0, 0.0, 0
     for answer, golds in pairs:

@@ -1,4 +1,4 @@
-"""Vectorised augmentation against slow, obvious references and torchvision."""
+"""Vectorised augmentation, compared with simple references and torchvision."""
 
 from __future__ import annotations
 

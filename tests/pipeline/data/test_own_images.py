@@ -1,4 +1,4 @@
-"""A folder of one's own images: checked whole, read without loss, and watched afterwards."""
+"""A user's folder of images: all files are checked, read without loss, and compared later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepared files: what is in them, that they are the same every time, that damage is noticed."""
+"""Prepared files: their content, that they are reproducible, that damage is detected."""
 
 from __future__ import annotations
 

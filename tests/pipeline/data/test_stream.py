@@ -1,4 +1,4 @@
-"""Streamed folders of images keep the promises of images in memory."""
+"""Streamed folders of images give the same guarantees as images in memory."""
 
 from __future__ import annotations
 

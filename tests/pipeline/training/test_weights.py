@@ -1,4 +1,4 @@
-"""Weights from elsewhere are whole, finite and named, or refused by one line."""
+"""Weights trained elsewhere are complete, finite and named, or refused with a one-line error."""
 
 from __future__ import annotations
 

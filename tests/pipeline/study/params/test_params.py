@@ -1,4 +1,4 @@
-"""params.yaml is refused in plain words, before any work, or becomes typed objects."""
+"""params.yaml is refused with a clear error, before any work, or becomes typed objects."""
 
 from __future__ import annotations
 

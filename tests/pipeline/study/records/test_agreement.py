@@ -1,4 +1,4 @@
-"""Records, dvc.lock and params.yaml agree, or the report refuses by one line."""
+"""Records, dvc.lock and params.yaml agree, or the report fails with a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that sizes count from: counted from a record, for every task, or refused."""
+"""The reference network of sizes: counted from a record, for every task, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event file is a view: moved over file systems, and told again where it was lost."""
+"""The event file may move to another file system, and is written again if it was lost."""
 
 from __future__ import annotations
 
