@@ -31,7 +31,7 @@ from pipeline.measure.count import count
 FORK = multiprocessing.get_context("fork")
 
 
-# -- counters: a layer and its input -> what the tool says, in its own unit -----------------------
+# -- counters: a layer and its input -> the tool's number, in its own unit ------------------------
 
 
 def _ours(model: nn.Module, x: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""A masked training step beside a dense one: `python -m benchmarks.masked_step [--batch 128]`.
+"""A masked and a dense training step: `python -m benchmarks.masked_step [--batch 128]`.
 
 ResNet20 for CIFAR-10, SGD with momentum, one thread, alternating steps of the two networks; medians
 of thread time (CPU) or wall time (GPU). The masked step has the additional work of iterative

@@ -1,4 +1,4 @@
-"""One SFW step beside one SGD step: `python -m benchmarks.sfw_step [--rounds 15] [--device cpu]`.
+"""One SFW step and one SGD step: `python -m benchmarks.sfw_step [--rounds 15] [--device cpu]`.
 
 Parameters of ResNet18 and VGG16-BN for CIFAR-10, slowly varying gradients as with momentum, one
 thread, thread time (CPU) or events (GPU), all optimizers interleaved in one process. Compare

@@ -132,7 +132,7 @@ def auto_qa(
     """The architecture that `config` (a folder or a hub name) describes.
 
     Args:
-        layers: use only so many of its first layers; None = all.
+        layers: number of its first layers to use; None = all.
         attention: as in `encoder_qa`.
 
     Raises:

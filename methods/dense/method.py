@@ -18,7 +18,7 @@ class DenseConfig(Strict):
 
 @register_method("dense", DenseConfig)
 class Dense(MethodBase):
-    """Trains as the recipe says."""
+    """Trains with the recipe."""
 
     def __init__(self, config: DenseConfig) -> None:
         self.config = config

@@ -50,7 +50,7 @@ class HESSOCRIC(DirectedRowOptimizer):
         self.units.update(asdict(times))
 
     def observe(self, loss: Tensor) -> None:
-        """Take note of the loss of this step."""
+        """Store the loss of this step for `step`."""
         self._loss = loss.detach()
 
     @torch.no_grad()

@@ -45,8 +45,8 @@ class HSPGConfig(RowConfig):
         upper_group_sparsity: largest fraction of zero channels in a group; 1 = no bound.
         epsilon_linear, upper_group_sparsity_linear: replace the general values in groups whose
             producers are all linear layers with one row per channel; None = the general values.
-        adapt_epsilon_steps: adapt epsilon of these groups every so many half-space steps;
-            0 = never.
+        adapt_epsilon_steps: interval, in half-space steps, at which epsilon of these groups is
+            adapted; 0 = never.
         warmup_epochs: epochs without projection; None = `warmup_fraction` of all epochs.
         momentum: heavy ball on the whole sub-gradient, penalty included.
         penalty_milestones: 0-based epochs before which the penalty is divided by 10, or set to 0
