@@ -1,4 +1,4 @@
-"""An error of a stage or of a verb is one line, whatever it is; the traceback is kept."""
+"""Any error of a stage or command is one line; the traceback is in a log."""
 
 from __future__ import annotations
 

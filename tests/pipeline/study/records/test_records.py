@@ -40,7 +40,7 @@ def test_bytes_are_golden_and_read_back(record):
 
 
 def test_hashes_are_golden():
-    """Changing one of these makes every published run and every table cite something else."""
+    """If one of these changes, published runs and tables cite hashes that no longer exist."""
     assert [sha(r) for r in RECORDS] == [
         "41e9aa6277069ff77566d8a97ebff6fe2cd6e9c3e4858c527206fc128d284bd1",
         "30680132634cc12cb6dfe4398d2c594134f071806cdad67aa5140f2d07588cb1",

@@ -1,4 +1,4 @@
-"""Publishing: once, complete, by content; the report is the same on any machine."""
+"""Publishing: one complete run per record hash; the report is the same on any machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets in optimizer steps, and the state of the lowest validation loss on a grid of steps."""
+"""Budgets in optimizer steps, and the state with the lowest validation loss."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Watched(Batches):
 
 
 class ToTheStep(MethodBase):
-    """Trains, rewinds as the recipe says, trains what was left of the recipe."""
+    """Trains, rewinds as the recipe says, and trains the rest of the recipe."""
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         k = recipe.rewind_epoch
@@ -58,7 +58,7 @@ class ToTheStep(MethodBase):
 
 
 def test_a_phase_that_starts_at_a_step_goes_on_from_there(tmp_path: Path) -> None:
-    """Step 4 of 12 is step 1 of epoch 1: two steps are left of it, at its learning rate."""
+    """Step 4 of 12 is step 1 of epoch 1, so two steps of the epoch remain, at its learning rate."""
     watched = Watched()
     made = job(ToTheStep(), mid_epoch(), train=watched)
     seen = first_forward_of(made.model, call=12)

@@ -1,4 +1,4 @@
-"""Mixup: the blend and its loss in closed form, and the same blends after a resume."""
+"""Mixup: the blend and its loss in closed form; a resumed training draws the same blends."""
 
 from __future__ import annotations
 

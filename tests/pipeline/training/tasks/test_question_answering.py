@@ -27,7 +27,7 @@ TASK = QuestionAnswering()
 
 
 class Fixed(nn.Module):
-    """Gives out what it is told, window after window."""
+    """Returns given logits, window after window."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
