@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from methods.dhspg import DHSPGConfig
 from methods.hesso import HESSOConfig
 from methods.hspg import HSPGConfig
-from models._blocks.attention import OpenSelfAttention, with_open_queries
+from models._blocks.attention import OpenSelfAttention
 from models._slim import load_slim, save_slim
 from models.bert import encoder_qa
 from pipeline.api import zero_channels
@@ -39,9 +38,17 @@ from tests.pipeline.units.laws import assert_laws, outputs, random_plan, randomi
 from tests.squad_world import TINY, windows
 
 INFO = DatasetInfo("squad", (3, 32), 2)
+
+
 SPEC = NetworkSpec("bert", "encoder_qa", {**TINY, "attention": "query_key"}, INFO)
+
+
 HEADS, WIDTH, FFN = TINY["heads"], TINY["hidden"] // TINY["heads"], TINY["intermediate"]
+
+
 ATTENTION = "bert.encoder.layer.0.attention.self"
+
+
 IMPLEMENTATIONS = ["sdpa", "eager"]
 
 
@@ -211,6 +218,8 @@ def test_dense_folders_of_other_units_have_no_such_sizes(tmp_path: Path) -> None
 RECIPE = Recipe.model_validate(
     {"epochs": 2, "optimizer": {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0}}
 )
+
+
 METHODS = {
     "hspg": HSPGConfig(penalty=0.5, upper_group_sparsity=0.75, warmup_epochs=0),
     "dhspg": DHSPGConfig(target_group_sparsity=0.5, penalty=10.0, epsilon=0.9, start_fraction=0.0),
@@ -272,65 +281,7 @@ def test_a_pruned_network_is_exported() -> None:
     torch.testing.assert_close(made(windows(5)), slim(windows(5)), atol=1e-6, rtol=1e-5)
 
 
-def config_of(folder: Path, kind: str) -> str:
-    from transformers import AutoConfig
-
-    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"intermediate_size": 24, "vocab_size": 60, "max_position_embeddings": 40}
-    if kind == "distilbert":
-        sizes = {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24, "vocab_size": 60}
-    if kind == "electra":
-        sizes["embedding_size"] = 16
-    AutoConfig.for_model(kind, **sizes).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("kind", ["bert", "camembert", "electra", "roberta", "xlm-roberta"])
-def test_encoders_that_attend_as_bert_does(tmp_path: Path, kind: str) -> None:
-    def answers(attention: str) -> tuple[nn.Module, Tensor]:
-        torch.manual_seed(0)
-        args = {"config": config_of(tmp_path, kind), "attention": attention}
-        model = build_model("bert", "auto_qa", INFO, args).eval()
-        return model, outputs(model, windows())[0]
-
-    (model, found), (_, want) = answers("query_key"), answers("heads")
-    assert torch.equal(found, want)
-    spec = NetworkSpec("bert", "auto_qa", {"config": str(tmp_path)}, INFO)
-    units = spec.units(model)
-    assert [g.size for g in units.prunable] == [4, 24] * 2
-    shrink(random_plan(units, 0.5, torch.Generator().manual_seed(0)), model, units)
-    save_slim(model, tmp_path / "slim")
-    again = load_slim(tmp_path / "slim")
-    assert torch.equal(outputs(again, windows())[0], outputs(model, windows())[0])
-
-
-def test_a_network_of_transformers_itself() -> None:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=60,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=24,
-            max_position_embeddings=40,
-        )
-        return with_open_queries(with_open_queries(BertForSequenceClassification(config)))
-
-    ids, mask, _ = windows().unbind(1)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    units = trace_units(build(), inputs, attention="query_key")
-    assert [g.size for g in units.prunable] == [4, 24, 4, 24, 16]  # and the pooler
-    plan = random_plan(units, 0.5, torch.Generator().manual_seed(0))
-    assert_laws(build, inputs, units, plan)
-
-
-def test_other_encoders_and_other_words_are_refused(tmp_path: Path) -> None:
-    args = {"config": config_of(tmp_path, "distilbert"), "attention": "query_key"}
-    with pytest.raises(ValueError, match="query_key is known for BertSelfAttention, .*DistilBert"):
-        build_model("bert", "auto_qa", INFO, args)
+def test_other_words_and_a_cache_of_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="attention: 'features' .*query_key"):
         tiny(attention="features")
     layer = tiny().get_submodule(ATTENTION)

@@ -295,7 +295,6 @@ def test_the_method_counts_its_start_in_steps_of_the_whole_training() -> None:
 
 
 def test_a_recipe_without_row_wise_form_is_refused() -> None:
-    method = DHSPGMethod(DHSPGConfig())
     recipe = Recipe(epochs=1, optimizer={"name": "adadelta"})
     with pytest.raises(ValueError, match="adadelta"):
-        method.optimizer(nn.Linear(1, 1), Phase("train", 1), recipe)
+        DHSPGMethod(DHSPGConfig()).optimizer(nn.Linear(1, 1), Phase("train", 1), recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,7 +106,11 @@ def self_attention(opened: bool) -> nn.Module:
 
 
 X = torch.zeros(1, TOKENS, WIDTH)
+
+
 OTHER = torch.zeros(1, TOKENS, 6)
+
+
 CASES: dict[str, Case] = {
     "LSTM": Case(lambda: nn.LSTM(WIDTH, 6, 2, batch_first=True), X, recurrent),
     "LSTM both ways": Case(
@@ -219,6 +222,8 @@ def no_weights(attention: nn.Module) -> nn.Module:
 
 
 IMAGE = torch.zeros(1, 3, 16, 16)
+
+
 STRUCTURED: dict[str, Case] = {
     "vit": Case(vit, IMAGE, lambda _: 0),
     "open attention": Case(lambda: no_weights(self_attention(True)), (X, X, X), lambda _: 0),
@@ -281,46 +286,3 @@ def test_a_transformer_reaches_a_budget_of_macs() -> None:
     )
     shrink(chosen, model, units)
     assert count(model, IMAGE).macs == cost(chosen) <= 0.4 * counted.macs
-
-
-def test_a_weight_that_its_module_writes_to_is_dense_and_named(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(n: Net, x: Tensor) -> Tensor:
-        weight = n.layer.weight.clone()
-        weight[0].zero_()  # through a view
-        return functional.linear(x, weight)
-
-    monkeypatch.setattr(reads, "_named", set())
-    with caplog.at_level(logging.WARNING, "espalier.count"):
-        counted = count(Net(run, layer=nn.Linear(WIDTH, 6)), X)
-    assert counted.macs_nonzero == counted.macs == TOKENS * WIDTH * 6
-    assert "writes to a weight in place" in caplog.text
-
-
-def test_an_operator_without_a_formula_is_named_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reads, "_named", set())
-    model = Net(lambda n, x: n.layer(torch.fft.rfft(x).abs()), layer=nn.Linear(5, 2))
-    with caplog.at_level(logging.WARNING, "espalier.count"):
-        for _ in range(2):
-            assert count(model, X).macs == TOKENS * 10
-    (record,) = caplog.records
-    assert "_fft_r2c has no formula and counts as 0 (1 of " in record.getMessage()
-
-
-def test_a_network_on_values_counts_as_on_shapes() -> None:
-    """Code that reads values runs on the network's own tensors: the same operators all the same."""
-
-    def looks(n: Net, x: Tensor) -> Tensor:
-        assert float(x.sum()) == 0
-        return n.layer(x)[0]
-
-    for kind in (nn.LSTM, nn.GRU):
-        layer = kind(WIDTH, 6, batch_first=True)
-        with torch.no_grad():
-            layer.weight_hh_l0[:3] = 0
-        counted, plain = count(Net(looks, layer=layer), X), count(layer, X)
-        assert (counted.macs, counted.macs_nonzero) == (plain.macs, plain.macs_nonzero)
-        assert plain.macs_nonzero == recurrent(layer)

@@ -234,7 +234,7 @@ def differ(team: Team, folder: Path) -> None:
 
 def diverges(team: Team, folder: Path) -> None:
     """A non-finite loss in one part stops all processes, with one message."""
-    from pipeline.training.loop.fit import DivergedError
+    from pipeline.training.loop.finite import DivergedError
 
     class Poisoned(KillBefore):
         def epoch(self, epoch: int, start_step: int = 0, part: Part = WHOLE) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state
 from pipeline.training.loop.fit import fit
 from pipeline.training.loop.job import Job
 from pipeline.training.method import Method, MethodBase
+from pipeline.training.phases import Phase
 from pipeline.training.recipe import OptimizerConfig, Recipe, ScheduleConfig
 from pipeline.training.tasks.task import Classification
-from pipeline.units.groups import Units
+from pipeline.units.groups import Granularity, Units
+from pipeline.units.plan import PruningPlan
 
 RECIPE = Recipe(
     epochs=4,
@@ -95,3 +97,49 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     """Bit-equal weights and buffers."""
     pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
     return all(k == j and torch.equal(v, w) for (k, v), (j, w) in pairs)
+
+
+class Killed(BaseException):
+    """Stands for kill -9 at a chosen moment."""
+
+
+class KillAt(Batches):
+    """Batches that end the process before step `step` of the training."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Any:
+        for batch in super().epoch(epoch, start_step):
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            yield batch
+
+
+class Rounds(MethodBase):
+    """Two rounds; after the first, half of each weight is masked and the weights start over."""
+
+    def __init__(self, start: str = "init") -> None:
+        self.start, self.keep = start, None
+
+    def phases(self, recipe: Recipe) -> Sequence[Phase]:
+        start: Any = self.start
+        first = Phase("round-0", 2, keep=True)
+        return (first, Phase("round-1", 2, start_from=start, lr_epoch=1))
+
+    def end_phase(self, model: nn.Module, phase: Phase) -> None:
+        if phase.name == "round-0":
+            state = model.state_dict()
+            keep = {n: state[n] > state[n].median() for n in WEIGHTS}
+            self.keep = PruningPlan(Granularity.UNSTRUCTURED, keep)
+
+    def plan(self) -> PruningPlan | None:
+        return self.keep
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"keep": dict(self.keep.keep) if self.keep else None}
+
+    def load_state_dict(self, state: Any) -> None:
+        keep = state["keep"]
+        self.keep = PruningPlan(Granularity.UNSTRUCTURED, keep) if keep else None

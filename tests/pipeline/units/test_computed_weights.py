@@ -278,38 +278,6 @@ def test_lazy_layers_need_a_first_run() -> None:
     assert [g.size for g in trace_units(net, image()).prunable] == [6]
 
 
-def _quantised(kind: str) -> nn.Module:
-    import torch.ao.quantization as q
-
-    net = nn.Sequential(
-        conv(3, 6), q.QuantStub(), conv(6, 6), nn.ReLU(), conv(6, 5), q.DeQuantStub(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2),
-    )  # fmt: skip
-    if kind == "dynamic":
-        return q.quantize_dynamic(net.eval(), {nn.Linear})
-    if kind == "trained for it":
-        net.qconfig = q.get_default_qat_qconfig(torch.backends.quantized.engine)
-        return q.prepare_qat(net.train())
-    for layer in list(net)[1:6]:
-        layer.qconfig = q.get_default_qconfig(torch.backends.quantized.engine)
-    prepared = q.prepare(net.eval())
-    outputs(prepared, image())
-    return q.convert(prepared)
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "static", "trained for it"])
-def test_quantised_layers_keep_what_they_touch(kind: str) -> None:
-    torch.manual_seed(0)
-    net = _quantised(kind)
-    before = copy.deepcopy(net.state_dict())
-    units = trace_units(net, image())
-    ordinary = {"dynamic": {"0", "2"}, "static": {"8"}, "trained for it": set()}
-    assert {g.name for g in units.prunable} == ordinary[kind]
-    assert all(g.reason for g in units.groups if not g.prunable)
-    after = net.state_dict()
-    assert all(torch.equal(x, after[k]) for k, x in before.items() if isinstance(x, Tensor))
-
-
 def test_the_layer_of_a_tensor() -> None:
     assert layer_of("a.0.parametrizations.weight.original1") == "a.0"
     assert layer_of("a.0.weight") == "a.0"

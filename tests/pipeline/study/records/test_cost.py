@@ -20,8 +20,7 @@ from pipeline.training.loop.named_states import kept
 from pipeline.training.method import Method
 from pipeline.training.recipe import Recipe
 from pipeline.units.trace import trace_units
-from tests.pipeline.training.loop.test_fit import Rounds
-from tests.pipeline.training.toy import RECIPE, Batches, Recorder, job
+from tests.pipeline.training.toy import RECIPE, Batches, Recorder, Rounds, job
 
 
 class Ragged(Batches):

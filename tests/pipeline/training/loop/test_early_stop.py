@@ -13,8 +13,7 @@ from pipeline.training.loop.early_stop import Evaluations
 from pipeline.training.method import MethodBase
 from pipeline.training.phases import Phase
 from pipeline.training.recipe import Recipe
-from tests.pipeline.training.loop.test_fit import KillAt, Killed
-from tests.pipeline.training.toy import RECIPE, job, network, same, train
+from tests.pipeline.training.toy import RECIPE, KillAt, Killed, job, network, same, train
 
 
 class TwoRounds(MethodBase):

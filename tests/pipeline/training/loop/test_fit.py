@@ -1,71 +1,31 @@
-"""The loop: order of hooks, snapshots, masks, resume, and the ways it stops."""
+"""The loop: order of hooks, snapshots, masks, resume."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline.files import DamagedFileError, load_tree
-from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state
-from pipeline.training.loop.fit import DivergedError
+from pipeline.files import load_tree
+from pipeline.training.loop.checkpoint import clone_state
 from pipeline.training.method import MethodBase
 from pipeline.training.phases import EpochStats, Phase, StepContext
-from pipeline.training.recipe import Recipe
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
-from tests.pipeline.training.toy import RECIPE, WEIGHTS, Batches, job, network, same, train
-
-
-class Killed(BaseException):
-    """Stands for kill -9 at a chosen moment."""
-
-
-class KillAt(Batches):
-    """Batches that end the process before step `step` of the training."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Any:
-        for batch in super().epoch(epoch, start_step):
-            if self.left == 0:
-                raise Killed
-            self.left -= 1
-            yield batch
-
-
-class Rounds(MethodBase):
-    """Two rounds; after the first, half of each weight is masked and the weights start over."""
-
-    def __init__(self, start: str = "init") -> None:
-        self.start, self.keep = start, None
-
-    def phases(self, recipe: Recipe) -> Sequence[Phase]:
-        start: Any = self.start
-        first = Phase("round-0", 2, keep=True)
-        return (first, Phase("round-1", 2, start_from=start, lr_epoch=1))
-
-    def end_phase(self, model: nn.Module, phase: Phase) -> None:
-        if phase.name == "round-0":
-            state = model.state_dict()
-            keep = {n: state[n] > state[n].median() for n in WEIGHTS}
-            self.keep = PruningPlan(Granularity.UNSTRUCTURED, keep)
-
-    def plan(self) -> PruningPlan | None:
-        return self.keep
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"keep": dict(self.keep.keep) if self.keep else None}
-
-    def load_state_dict(self, state: Any) -> None:
-        keep = state["keep"]
-        self.keep = PruningPlan(Granularity.UNSTRUCTURED, keep) if keep else None
+from tests.pipeline.training.toy import (
+    RECIPE,
+    WEIGHTS,
+    KillAt,
+    Killed,
+    Rounds,
+    job,
+    network,
+    same,
+    train,
+)
 
 
 def first_forward_of(model: nn.Module, call: int) -> list[dict[str, Tensor]]:
@@ -165,68 +125,6 @@ def test_other_params_are_not_resumed(tmp_path: Path) -> None:
     everything = KillAt(12)
     train(tmp_path, job(train=everything), mark="other params")
     assert everything.left == 0
-
-
-class Diverges(MethodBase):
-    """Poisons the loss in step 4 of the training (epoch 1, step 1)."""
-
-    def after_step(self, model: nn.Module, at: StepContext) -> None:
-        if at.step == 3:
-            with torch.no_grad():
-                model[0].weight.fill_(float("nan"))
-
-
-@pytest.mark.parametrize("every", [0, 1])
-def test_a_loss_that_is_not_finite_stops_and_names_the_way_back(tmp_path: Path, every: int) -> None:
-    recipe = RECIPE.model_copy(update={"checkpoint_steps": every})
-    with pytest.raises(DivergedError, match=r"epoch 1, step 1.*last good checkpoint: .*last\.safe"):
-        train(tmp_path, job(Diverges(), recipe))
-    saved = CheckpointFolder(tmp_path, "x").load()
-    assert all(torch.isfinite(v).all() for v in saved["model"].values() if v.is_floating_point())
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(Killed):
-        train(tmp_path, job(train=KillAt(4)))
-    before = (tmp_path / "last.safetensors").read_bytes()
-
-    def full(tensors: Any, path: str, metadata: Any = None) -> None:
-        Path(path).write_bytes(b"half a file")
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    wanted = (
-        r"last\.safetensors: the disk is full \([\d.]+ MB free\); the previous checkpoint is in"
-    )
-    with pytest.raises(OSError, match=wanted) as caught:
-        train(tmp_path, job())
-    assert len(str(caught.value).splitlines()) == 1
-    assert (tmp_path / "last.safetensors").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "inputs.json",
-        "last.safetensors",
-        "snapshots",
-    ]
-    monkeypatch.undo()
-    model, _, _ = train(tmp_path, job())
-    assert same(model, train(tmp_path / "undisturbed", job())[0])
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
-    with pytest.raises(Killed):
-        train(tmp_path, job(train=KillAt(4)))
-    path = tmp_path / "last.safetensors"
-    data = bytearray(path.read_bytes())
-    if damage == "truncated":
-        data = data[: len(data) // 2]
-    else:
-        data[-100] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(DamagedFileError, match=r"last\.safetensors.*delete"):
-        train(tmp_path, job())
 
 
 class Hooks(MethodBase):

@@ -17,8 +17,7 @@ from pipeline.training.loop.named_states import check, kept, names
 from pipeline.training.method import MethodBase
 from pipeline.training.phases import EpochStats, Phase
 from pipeline.training.recipe import Recipe
-from tests.pipeline.training.loop.test_fit import KillAt, Killed, Rounds
-from tests.pipeline.training.toy import RECIPE, job, train
+from tests.pipeline.training.toy import RECIPE, KillAt, Killed, Rounds, job, train
 
 KEEPING = RECIPE.model_copy(update={"keep_epochs": (1, 3), "keep_best": True})
 ONE = (Phase("train", 9),)

@@ -13,8 +13,7 @@ import torch
 from pipeline.files import DamagedFileError, load_tree, save_tree
 from pipeline.training.loop.checkpoint import CheckpointFolder, retire
 from pipeline.training.loop.fit import fit
-from tests.pipeline.training.loop.test_fit import KillAt, Killed
-from tests.pipeline.training.toy import RECIPE, Recorder, job
+from tests.pipeline.training.toy import RECIPE, KillAt, Killed, Recorder, job
 
 INPUTS: dict[str, Any] = {"recipe": {"lr": 0.1}, "code": {"fit.py": "a", "x.py": "b"}, "seed": 0}
 OTHER_CODE = {**INPUTS, "code": {"fit.py": "z", "x.py": "b"}}

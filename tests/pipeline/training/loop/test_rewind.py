@@ -14,8 +14,8 @@ from pipeline.training.loop.checkpoint import CheckpointFolder, clone_state
 from pipeline.training.method import MethodBase
 from pipeline.training.phases import Phase
 from pipeline.training.recipe import Recipe
-from tests.pipeline.training.loop.test_fit import KillAt, Killed, first_forward_of
-from tests.pipeline.training.toy import RECIPE, Batches, job, network, train
+from tests.pipeline.training.loop.test_fit import first_forward_of
+from tests.pipeline.training.toy import RECIPE, Batches, KillAt, Killed, job, network, train
 
 
 def mid_epoch(step: int = 4, **more: Any) -> Recipe:

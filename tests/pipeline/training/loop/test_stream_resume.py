@@ -19,8 +19,7 @@ from pipeline.data.prepared import Prepared, load_prepared
 from pipeline.training.loop.checkpoint import CheckpointFolder
 from pipeline.training.loop.job import Job
 from pipeline.units.groups import Units
-from tests.pipeline.training.loop.test_fit import Killed
-from tests.pipeline.training.toy import RECIPE, job, same, train
+from tests.pipeline.training.toy import RECIPE, Killed, job, same, train
 
 STEPS = 6  # 18 images in batches of 3
 

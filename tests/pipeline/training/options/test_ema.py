@@ -17,8 +17,17 @@ from pipeline.training.phases import EpochStats, Phase, StepContext
 from pipeline.training.recipe import Recipe
 from pipeline.units.groups import Granularity
 from pipeline.units.plan import PruningPlan
-from tests.pipeline.training.loop.test_fit import KillAt, Killed, Rounds
-from tests.pipeline.training.toy import RECIPE, WEIGHTS, Batches, job, same, train
+from tests.pipeline.training.toy import (
+    RECIPE,
+    WEIGHTS,
+    Batches,
+    KillAt,
+    Killed,
+    Rounds,
+    job,
+    same,
+    train,
+)
 
 AVERAGED = RECIPE.model_copy(update={"ema_decay": 0.8})
 HALF = PruningPlan(

@@ -18,8 +18,7 @@ from pipeline.training.loop.fit import fit
 from pipeline.training.options.mixup import mixed
 from pipeline.training.recipe import Recipe
 from pipeline.training.tasks.task import Classification
-from tests.pipeline.training.loop.test_fit import Killed
-from tests.pipeline.training.toy import RECIPE, Batches, Recorder, job, same, train
+from tests.pipeline.training.toy import RECIPE, Batches, Killed, Recorder, job, same, train
 
 ALPHA = 0.2
 MIXED = RECIPE.model_copy(update={"mixup": ALPHA, "label_smoothing": 0.1, "checkpoint_steps": 1})

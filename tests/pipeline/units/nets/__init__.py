@@ -3,6 +3,7 @@
 from tests.pipeline.units.cases import CASES, Net, conv, image
 from tests.pipeline.units.nets import (
     attention,  # noqa: F401  (they register)
+    image_attention,  # noqa: F401  (they register)
     layers,  # noqa: F401  (they register)
     layout,  # noqa: F401  (they register)
     topologies,  # noqa: F401  (they register)

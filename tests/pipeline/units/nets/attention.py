@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tests.pipeline.units.cases import case, conv, pooled
+from tests.pipeline.units.cases import case
 
 TOKENS, HIDDEN, HEADS, WIDTH = 5, 12, 3, 4
+
+
 TEXT = torch.randn(2, TOKENS, HIDDEN, generator=torch.Generator().manual_seed(5))
+
 
 Run = Callable[..., Tensor]
 
@@ -265,34 +268,6 @@ def linear_attention() -> nn.Module:
         return n.o(together(q @ (k.transpose(-1, -2) @ v)))
 
     return Attention(run, {}, **qkvo())
-
-
-@case(6 + 5)
-def non_local() -> nn.Module:
-    """One head over the positions of an image: features of theta and phi, channels of g."""
-
-    def run(n: Any, x: Tensor) -> Tensor:
-        theta, phi, g = (layer(x).flatten(2) for layer in (n.theta, n.phi, n.g))
-        weights = (theta.transpose(1, 2) @ phi).softmax(-1)
-        return pooled(n.out((g @ weights.transpose(1, 2)).view(x.shape[0], -1, *x.shape[2:])))
-
-    layers = {"theta": conv(3, 6, 1), "phi": conv(3, 6, 1), "g": conv(3, 5, 1)}
-    return ImageNet(run, **layers, out=conv(5, 4, 1))
-
-
-@case(6, attention="query_key")
-def non_local_theta_and_phi() -> nn.Module:
-    return non_local()
-
-
-class ImageNet(Attention):
-    """The same without the residual stream."""
-
-    def __init__(self, run: Run, **layers: nn.Module) -> None:
-        super().__init__(run, {}, **layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(self, x)
 
 
 @case(6, example=TEXT)
