@@ -180,7 +180,7 @@ def left_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             super().remove(plan)
             found.append(self.plan.total - self.plan.kept if self.plan else 0)
 
-    monkeypatch.setattr(loop, "Compact", Watched)
+    monkeypatch.setattr("pipeline.training.loop.state.Compact", Watched)
     return found
 
 
