@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "reports": STUDIES | {"reports"},
     "stages": STUDIES | {"reports", "methods", "models"},
 }
-MAX_LINES = 350
+MAX_LINES = 300
 MAX_FILES = 18
 
 
