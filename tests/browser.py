@@ -44,10 +44,10 @@ class Browser:
         """The value that a script of the page returns."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
-    def wait(self, script: str, seconds: float = 30.0) -> Any:
+    def wait(self, script: str, seconds: float = 30.0, *arguments: Any) -> Any:
         """Until the script returns something true."""
         end = time.monotonic() + seconds
-        while not (value := self.run(script)):
+        while not (value := self.run(script, *arguments)):
             assert time.monotonic() < end, f"still false: {script}"
             time.sleep(0.1)
         return value
@@ -60,6 +60,13 @@ class Browser:
     def click(self, css: str) -> None:
         """A real click, with the pointer."""
         self._call("POST", f"/element/{self.element(css)}/click", {})
+
+    def press(self, at: tuple[float, float]) -> None:
+        """A real click, at a point of the page."""
+        move = {"type": "pointerMove", "duration": 0, "x": round(at[0]), "y": round(at[1])}
+        down, up = ({"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp"))
+        pointer = {"type": "pointer", "id": "p", "actions": [move, down, up]}
+        self._call("POST", "/actions", {"actions": [pointer]})
 
     def type(self, css: str, text: str) -> None:
         """Real keys, into an element."""

@@ -6,13 +6,18 @@ MLFLOW_TRACKING_URI names a server, nothing is started. Ctrl-C ends it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import webbrowser
+from typing import IO
 
 import click
 
@@ -20,6 +25,7 @@ from pipeline.study.params.load import load_params
 from pipeline.study.tracking.store import Store
 
 PATIENCE_S = 120.0
+_LAST_WORDS = 1500
 
 
 def address(base: str, experiment: str) -> str:
@@ -27,18 +33,32 @@ def address(base: str, experiment: str) -> str:
     return f"{base.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
-def wait_for(base: str, server: subprocess.Popen[bytes]) -> None:
+def refuse_taken(host: str, port: int) -> None:
+    """Before MLflow is started: another server there would answer with other runs.
+
+    Raises:
+        click.ClickException: something listens at this port.
+    """
+    with contextlib.closing(socket.socket()) as s:
+        s.settimeout(5)
+        if s.connect_ex((host, port)) == 0:
+            raise click.ClickException(
+                f"port {port} is taken, perhaps by another MLflow: espalier ui --port {port + 1}"
+            )
+
+
+def wait_for(base: str, server: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     """Wait until the server answers.
 
     Raises:
-        click.ClickException: it ended, or did not answer in time.
+        click.ClickException: it ended, with the end of its log, or did not answer in time.
     """
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise click.ClickException(
-                f"MLflow ended with exit code {server.returncode}; see above"
-            )
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip()[-_LAST_WORDS:]
+            raise click.ClickException(f"MLflow ended with exit code {server.returncode}:\n{said}")
         try:
             with urllib.request.urlopen(f"{base}/health", timeout=5):
                 return
@@ -56,6 +76,8 @@ def ui(host: str, port: int, browser: bool) -> None:
     if store.uri.startswith("http"):
         _show(address(store.uri, store.experiment_id), browser)
         return
+    refuse_taken(host, port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends MLflow as Ctrl-C does
     base = f"http://{host}:{port}"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
@@ -63,9 +85,12 @@ def ui(host: str, port: int, browser: bool) -> None:
     ]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     click.echo("Starting MLflow ...")
-    with subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.DEVNULL) as server:
+    with (
+        tempfile.TemporaryFile() as log,  # it says much that nobody needs, unless it fails
+        subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log) as server,
+    ):
         try:
-            wait_for(base, server)
+            wait_for(base, server, log)
             _show(address(base, store.experiment_id), browser)
             server.wait()
         except KeyboardInterrupt:

@@ -7,6 +7,7 @@ tables, which read only MLflow (read_back.py), are then byte-identical.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,8 @@ def _publish(store: Store, study: Study) -> dict[str, str]:
         if ids.get(run.data.tags["record_sha"], run.info.run_id) != run.info.run_id:
             store.delete(run.info.run_id)  # the same work done twice: `dvc repro -f`, two machines
     _reconcile(store, study)
-    store.show_views({v.tags["row"] for group in study.views.values() for v in group})
+    rows = Counter((v.stage, v.tags["row"]) for group in study.views.values() for v in group)
+    store.show_views({row for _, row in rows}, max(rows.values(), default=1) > 1)
     return ids
 
 

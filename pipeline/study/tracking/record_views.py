@@ -62,7 +62,7 @@ def evaluate_view(
         "target": record.target,
         "finetune": record.finetune,
     }
-    counts = asdict(record.counts)
+    counts, spent = asdict(record.counts), costs(record, training)
     if reference is not None:
         own["reference"] = reference.label
         counts |= {"params_reference": reference.params, "macs_reference": reference.macs}
@@ -72,7 +72,8 @@ def evaluate_view(
         "sparsity/weight": record.weight_sparsity,
         "seed": float(record.seed),
         **_exactness(record.exactness),
-        **costs(record, training),
+        **spent,
+        "cost/total_gmacs": spent["cost/total_macs"] / 1e9,  # MLflow cuts long numbers on an axis
     }
     if record.group_sparsity is not None:
         metrics["sparsity/group"] = record.group_sparsity

@@ -194,11 +194,11 @@ class Store:
         path = local_path(model.artifact_location)
         return path is None or path.is_dir()
 
-    def show_views(self, rows: Iterable[str]) -> None:
-        """Update the saved views of the experiment's page; `rows`: see `view_tags`. Views that a
-        user saved are not changed."""
+    def show_views(self, rows: Iterable[str], seeds: bool) -> None:
+        """Update the saved views of the experiment's page; `rows`, `seeds`: see `view_tags`.
+        Views that a user saved are not changed."""
         there = self._client.get_experiment(self._id).tags
-        for key, value in view_tags(rows).items():
+        for key, value in view_tags(rows, seeds).items():
             if there.get(key) != value:
                 self._client.set_experiment_tag(self._id, key, value)
 

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 import zlib
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +16,6 @@ from pipeline.study.tracking.record_views import evaluate_view, sweep_view, trai
 from pipeline.study.tracking.saved_views import VIEWS, view_tags, views_guide
 from pipeline.study.tracking.store import Store
 from pipeline.study.tracking.study_runs import Study
-from tests import browser
 from tests.reports.samples import (
     eval_record,
     sqlite_uri,
@@ -134,48 +126,18 @@ def test_publishing_keeps_our_views_and_leaves_others_alone(study: Study) -> Non
     }
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """MLflow's page on the database in `folder`."""
-    with closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(port),
-               "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        for _ in range(1800):
-            assert server.poll() is None, "the server ended"
-            with closing(socket.socket()) as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(10)
+def test_groups_only_where_a_row_has_several_seeds() -> None:
+    rows = ["hspg | a", "imp | b"]
+    one, several = (state(view_tags(rows, seeds), ANSWER) for seeds in (False, True))
+    assert one["groupBy"] is None
+    assert "params.`method`" in one["selectedColumns"]
+    assert several["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "row"}]
+    assert all(c.startswith("metrics") for c in several["selectedColumns"])
 
 
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.skipif(not browser.DRIVER or not browser.CHROMIUM, reason=browser.MISSING)
-def test_one_click_answers_which_method(study: Study, tmp_path: Path) -> None:
-    """Above the runs, a click on the question: one line per row, the seeds together, and charts."""
-    experiment = Store(study.name)._id
-    text = "return document.body.innerText"
-    with served(tmp_path) as address, browser.chromium(tmp_path) as page:
-        page.open(f"{address}#/experiments/{experiment}/runs")
-        link = f"a[href*='{VIEWS[1].key}']"  # all rows: the sample study has none at 90 %
-        find = f'document.querySelector("{link}")'
-        page.wait(f"return {find} !== null", 120)
-        # a click opens another tab; here in this one
-        page.run(f"location.hash = {find}.getAttribute('href')")
-        page.wait(f"{text}.includes('Group: hspg-p50')", 120)
-        page.wait(f"{text}.includes('Score, and what is left')", 120)
-        seen = page.run(text)
-        assert "resnet8-hspg-s0-p50" not in seen  # groups are closed
-        assert seen.count("Group: ") == 2 < len(study.prunings)
+def test_publishing_one_seed_groups_nothing(study: Study) -> None:
+    store = Store(study.name)
+    client, experiment = store._client, store._id
+    assert state(client.get_experiment(experiment).tags, ANSWER)["groupBy"]
+    publish(replace(study, trainings=study.trainings[:2], prunings=study.prunings[:2]))
+    assert state(client.get_experiment(experiment).tags, ANSWER)["groupBy"] is None
