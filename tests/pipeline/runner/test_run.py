@@ -27,7 +27,14 @@ def serial(tmp_path_factory) -> Path:
 
 def fresh(serial: Path, folder: Path) -> Path:
     """The same study, not run."""
-    names = ("artifacts", "reports/records", "reports/tables", "reports/plots", "data")
+    names = (
+        "artifacts",
+        ".checkpoints",
+        "reports/records",
+        "reports/tables",
+        "reports/plots",
+        "data",
+    )
     shutil.copytree(serial, folder, symlinks=True, ignore=shutil.ignore_patterns("cache", "tmp"))
     for name in names:
         shutil.rmtree(folder / name, ignore_errors=True)
