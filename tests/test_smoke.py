@@ -185,6 +185,14 @@ def test_an_experiment_sets_a_parameter(copy: Path) -> None:
     assert changed.split() == ["reports/records/sweep/a.json"]
 
 
+def test_changed_metrics_are_shown(copy: Path) -> None:
+    study.edit(copy, {"rule: fraction, value: 0.5": "rule: fraction, value: 0.6"})
+    study.repro(copy)
+    rows = study.run(copy, "dvc", "metrics", "diff").splitlines()[1:]
+    assert {row.split()[0] for row in rows} == {"reports/records/evaluate/a-p50.json"}
+    assert any(re.search(r"\btarget\.value +0\.5 +0\.6 ", row) for row in rows)
+
+
 def test_a_queue_of_experiments(copy: Path) -> None:
     home = copy / "studies/sfw-digits"
     for seed in (1, 2):

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 
 from methods._oto.row_method import RowConfig, RowMethod
@@ -71,13 +71,7 @@ class DHSPGConfig(RowConfig):
     weight_decay_type: Literal["l2_norm", "l1_norm"] = "l2_norm"
     faithful: bool = False
 
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields added later are omitted at their default, so record hashes stay valid."""
-        later = ("project_epochs", "project_fraction", "fixed_zero_groups")
-        fields = type(self).model_fields
-        unasked = {key for key in later if getattr(self, key) == fields[key].default}
-        return {key: value for key, value in standard(self).items() if key not in unasked}
+    added_later = ("project_epochs", "project_fraction", "fixed_zero_groups")
 
 
 class DHSPG(DirectedRowOptimizer):

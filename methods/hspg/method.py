@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -70,10 +70,7 @@ class HSPGConfig(RowConfig):
     faithful: bool = False
     split_norms: bool = False
 
-    @model_serializer(mode="wrap")
-    def _without_default(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields added later are omitted at their default, so record hashes stay valid."""
-        return {k: v for k, v in standard(self).items() if k != "split_norms" or v}
+    added_later = ("split_norms",)
 
 
 def penalty_at(config: HSPGConfig, epoch: int) -> float:
