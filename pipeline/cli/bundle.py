@@ -12,8 +12,6 @@ digest still matches here.
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,12 +22,11 @@ from typing import Any
 import click
 from ruamel.yaml import YAML
 
-from pipeline.cli.archive import MANIFEST, below, pack, unpack
-from pipeline.files import DamagedFileError, file_sha256, load_tree, read_json, tensors_sha256
+from pipeline.cli.archive import MANIFEST, below, pack, read_manifest
+from pipeline.cli.bundle_import import ask, bring_in
 from pipeline.study import paths
-from pipeline.study.execution.runtime import code_digest, log, loop_code, method_code
+from pipeline.study.execution.runtime import log
 from pipeline.study.params.load import Params, load_params
-from pipeline.study.records.record import TrainRecord, canonical, read_record
 from pipeline.training.weights import located
 
 CODE = ("pipeline", "stages", "methods", "models")
@@ -51,22 +48,6 @@ Needs Python 3.11 with torch, pydantic, click, ruamel.yaml, safetensors and tqdm
 """
 
 
-def ask(params: Params, key: str) -> str:
-    """Hash of everything that determines a training: params, data, code."""
-    training, root = params.training(key), Path(params.file.root)
-    weights = training.weights and training.weights.sha256
-    what = {
-        "training": training.model_dump(mode="json", exclude={"weights"}) | {"weights": weights},
-        "recipe": params.recipe(key).model_dump(mode="json"),
-        "method": params.method_config(key).model_dump(mode="json"),
-        "data": file_sha256(paths.CARD),
-        "loop": loop_code(root),
-        "code": method_code(root, training.method)
-        | code_digest(root, f"models/{training.model.family}.py"),
-    }
-    return hashlib.sha256(canonical(what).encode()).hexdigest()
-
-
 def export(params: Params, keys: Sequence[str], out: Path) -> None:
     """Pack trainings with everything they need."""
     root = Path(params.file.root)
@@ -81,55 +62,29 @@ def export(params: Params, keys: Sequence[str], out: Path) -> None:
         if asked is not None:
             weights[key] = f"weights/{key}{Path(asked.path).suffix}"
             files[weights[key]] = located(asked.path)
-    manifest = {"format": 1, "study": params.file.study, "ask": {k: ask(params, k) for k in keys}}
+    manifest = {"study": params.file.study, "ask": {k: ask(params, k) for k in keys}}
     texts = {"params.yaml": _slice(params, keys, weights), "README": _GUIDE.format(first=keys[0])}
     pack(out, manifest, files, texts)
 
 
 def collect(out: Path) -> tuple[list[str], list[str]]:
     """In an unpacked bundle: pack results and checkpoints. Returns finished and unfinished keys."""
-    manifest, params = read_json(Path(MANIFEST)), load_params()
+    if not Path(MANIFEST).is_file():
+        raise FileNotFoundError(f"{MANIFEST}: not here: collect inside an unpacked bundle")
+    manifest, params = read_manifest(Path(MANIFEST).read_bytes(), MANIFEST), load_params()
     files: dict[str, Path] = {}
     finished, unfinished = [], []
-    for key in manifest["ask"]:
+    for key in manifest.ask:
         if (found := _finished(key)) is not None:
             finished.append(key)
         elif found := _unfinished(key):
             unfinished.append(key)
         files |= found or {}
-    answer = {"format": 1, "study": manifest["study"],
+    answer = {"study": manifest.study,
               "ask": {k: ask(params, k) for k in [*finished, *unfinished]},
-              "finished": finished, "unfinished": unfinished}  # fmt: skip
+              "finished": tuple(finished), "unfinished": tuple(unfinished)}  # fmt: skip
     pack(out, answer, files, {})
     return finished, unfinished
-
-
-def bring_in(params: Params, archive: Path) -> tuple[list[str], list[str]]:
-    """Verify everything, then place it. Returns finished and unfinished keys.
-
-    Raises:
-        DamagedFileError: the archive or something in it is damaged or was edited.
-        ValueError: it was made with other params, data or code than the present ones.
-    """
-    beginnings = [f"{folder}/" for folder in ("artifacts", "reports/records/train", ".checkpoints")]
-    Path(".checkpoints").mkdir(exist_ok=True)  # on the same file system, so that moving is renaming
-    with tempfile.TemporaryDirectory(prefix="import-", dir=".checkpoints") as scratch:
-        came = Path(scratch)
-        manifest = unpack(archive, came, beginnings)
-        for key in [*manifest["finished"], *manifest["unfinished"]]:
-            params.training(key)  # refuses an unknown name
-            if manifest["ask"].get(key) != ask(params, key):
-                raise ValueError(
-                    f"{archive}: {key}: its params, data or code are not the ones here: export it "
-                    "again (or check out the commit it was exported from)"
-                )
-        for key in manifest["finished"]:
-            _check(archive, came, key)
-        for key in manifest["finished"]:
-            _place_result(came, key)
-        for key in manifest["unfinished"]:
-            _place_checkpoint(came, key)
-    return list(manifest["finished"]), list(manifest["unfinished"])
 
 
 def accept(keys: Sequence[str]) -> None:
@@ -137,17 +92,6 @@ def accept(keys: Sequence[str]) -> None:
     for key in keys:
         command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", f"train@{key}"]
         subprocess.run(command, check=True)
-
-
-def _check(archive: Path, came: Path, key: str) -> None:
-    """Check that the record is intact and belongs to this training and these weights."""
-    record = read_record(TrainRecord, came / paths.record("train", key))
-    spec = read_json(came / paths.training(key) / "spec.json")
-    state = load_tree(came / paths.training(key) / "final/model.safetensors")
-    if record.training != key or spec["training"] != key or spec["seed"] != record.seed:
-        raise DamagedFileError(f"{archive}: {key}: its record is of another training")
-    if tensors_sha256(state) != record.weights_sha:
-        raise DamagedFileError(f"{archive}: {key}: its weights are not those of its record")
 
 
 def _finished(key: str) -> dict[str, Path] | None:
@@ -166,35 +110,6 @@ def _unfinished(key: str) -> dict[str, Path]:
     events = folder.with_suffix(".events.jsonl")
     known = {events.as_posix(): events} if events.exists() else {}
     return below(folder, Path()) | known
-
-
-def _place_result(came: Path, key: str) -> None:
-    """Place the record last: a training without a record is not finished."""
-    shutil.rmtree(paths.training(key), ignore_errors=True)
-    moved = (paths.training(key), paths.events("train", key), paths.record("train", key))
-    for place in moved:
-        if (came / place).exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (came / place).replace(place)
-
-
-def _place_checkpoint(came: Path, key: str) -> None:
-    """Place the checkpoint, unless the present one is further."""
-    folder = paths.checkpoints("train", key)
-    if _steps(folder) >= _steps(came / folder):
-        log.info("%s: the checkpoint here is as far; kept", key)
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    (came / folder).replace(folder)
-    events = folder.with_suffix(".events.jsonl")
-    if (came / events).exists():
-        (came / events).replace(events)
-
-
-def _steps(folder: Path) -> int:
-    last = folder / "last.safetensors"
-    return int(load_tree(last)["counters"]["step"]) if last.exists() else -1
 
 
 def _slice(params: Params, keys: Sequence[str], weights: dict[str, str]) -> str:
@@ -238,11 +153,17 @@ def _collect(out: Path) -> None:
 
 
 @bundle.command("import")
-@click.argument("archive", type=click.Path(path_type=Path, exists=True))
-@click.option("--dvc/--no-dvc", default=True, help="tell DVC that they are done")
-def _import(archive: Path, dvc: bool) -> None:
+@click.argument("archive", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--dvc/--no-dvc", default=True, help="Tell DVC that they are done.")
+@click.option(
+    "--max-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refuse more than this, unpacked. Default: 1, or 200 times the archive if that is more.",
+)
+def _import(archive: Path, dvc: bool, max_gb: float | None) -> None:
     """Verify results and put them where `dvc repro` expects them."""
-    finished, unfinished = bring_in(load_params(), archive)
+    most = None if max_gb is None else int(max_gb * 1e9)
+    finished, unfinished = bring_in(load_params(), archive, most)
     if dvc:
         accept(finished)
     log.info("finished: %s", ", ".join(finished) or "none")

@@ -49,6 +49,12 @@ def require_agreement(params: Params) -> None:
             )
 
 
+def training_difference(params: Params, key: str, record: TrainRecord) -> tuple[str, str, str]:
+    """The first setting of a training's record that is not that of params.yaml: key, recorded,
+    asked; empty if all agree."""
+    return first_difference(*_of_training(params, key, record))
+
+
 def _files(params: Params) -> Iterator[tuple[str, Path]]:
     """Every existing record, as (stage that wrote it, path)."""
     file = params.file

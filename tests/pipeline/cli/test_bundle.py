@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -12,20 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.archive import MANIFEST, pack, unpack
-from pipeline.files import DamagedFileError, file_sha256
+from pipeline.cli.archive import MANIFEST
 from tests import study
 
 BUNDLE = ("python", "-m", "pipeline.cli", "bundle")
-
-
-def made(folder: Path) -> Path:
-    for name, text in (("a/one", "1"), ("a/two", "2")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    files = {n: folder / n for n in ("a/one", "a/two")}
-    pack(folder / "x.tar.gz", {"format": 1}, files, {})
-    return folder / "x.tar.gz"
 
 
 def rewritten(archive: Path, change) -> Path:
@@ -40,47 +31,6 @@ def rewritten(archive: Path, change) -> Path:
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     return out
-
-
-def test_what_went_in_comes_out(tmp_path):
-    manifest = unpack(made(tmp_path / "in"), tmp_path / "out", ["a/"])
-    assert manifest["format"] == 1
-    assert (tmp_path / "out/a/two").read_text() == "2"
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda c: c.update({"a/one": b"9"}), "a/one: altered"),
-        (lambda c: c.update({"a/three": b"3"}), "a/three: missing, or not in the manifest"),
-        (lambda c: c.pop("a/two"), "a/two: missing"),
-        (lambda c: c.update({"b": b""}), "b: does not belong there"),
-        (lambda c: c.update({"../b": b""}), r"\.\./b: not a plain file"),
-        (lambda c: c.pop(MANIFEST), "not a whole bundle"),
-    ],
-)
-def test_what_was_changed_is_named(tmp_path, change, told):
-    archive = rewritten(made(tmp_path / "in"), change)
-    with pytest.raises(DamagedFileError, match=told):
-        unpack(archive, tmp_path / "out", ["a/"])
-
-
-@pytest.mark.parametrize("missing", [1, 8, 40, 200])
-def test_a_shortened_archive_is_refused(tmp_path, missing):
-    archive = made(tmp_path / "in")
-    archive.write_bytes(archive.read_bytes()[:-missing])
-    with pytest.raises(DamagedFileError, match=r"x\.tar\.gz: not a whole bundle"):
-        unpack(archive, tmp_path / "out", ["a/"])
-
-
-@pytest.mark.parametrize("place", [-1, -8, -20, 30])
-def test_an_altered_byte_is_refused(tmp_path, place):
-    archive = made(tmp_path / "in")
-    data = bytearray(archive.read_bytes())
-    data[place] ^= 0x5A
-    archive.write_bytes(data)
-    with pytest.raises(DamagedFileError, match=r"x\.tar\.gz"):
-        unpack(archive, tmp_path / "out", ["a/"])
 
 
 def there(folder: Path, *command: str) -> str:
@@ -105,9 +55,8 @@ def forged(content: dict[str, bytes]) -> None:
     record["weights_sha"] = "0" * 64
     content[name] = (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
     manifest = json.loads(content[MANIFEST])
-    (scratch := Path("forged")).write_bytes(content[name])
-    manifest["files"][name] = file_sha256(scratch)
-    scratch.unlink()
+    digest = hashlib.sha256(content[name]).hexdigest()
+    manifest["files"][name] = {"sha256": digest, "size": len(content[name])}
     content[MANIFEST] = json.dumps(manifest).encode()
 
 
@@ -144,7 +93,7 @@ def test_dvc_accepts_what_came_back_and_the_report_shows_it(travelled, tmp_path)
     ("change", "told"),
     [
         (lambda c: c.update({"artifacts/train/a/spec.json": b"{}"}), "altered"),
-        (forged, "its weights are not those of its record"),
+        (forged, "not the weights that the record cites"),
     ],
     ids=["altered", "forged"],
 )
