@@ -130,14 +130,35 @@ def save_tree(path: Path, tree: Any) -> None:
 def load_tree(path: Path) -> Any:
     """Inverse of `save_tree`; tensors are on the CPU.
 
+    Another process may replace the file meanwhile.
+
     Raises:
         FileNotFoundError: no such file.
         DamagedFileError: truncated, altered, or not written by `save_tree`; names the file.
     """
+    path = Path(path)
+    while True:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        version = _version(path)
+        try:
+            return _load(path)
+        except DamagedFileError:
+            if _version(path) == version:
+                raise
+            # safetensors opens a file twice by name, so that a file which is replaced in between
+            # yields the header of the old file and the tensors of the new one
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Differs when another file has been moved to `path`."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _load(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(str(path), framework="pt") as f:
             metadata = (f.metadata() or {})[_KEY]

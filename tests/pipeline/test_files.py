@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +79,44 @@ def test_one_flipped_byte_is_noticed(tmp_path: Path, position: int) -> None:
     path.write_bytes(data)
     with pytest.raises(DamagedFileError, match=str(path)):
         load_tree(path)
+
+
+def test_a_file_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, newer = tmp_path / "last.safetensors", tmp_path / "newer.safetensors"
+    save_tree(path, {"epoch": 1, "weight": torch.zeros(3)})
+    save_tree(newer, {"epoch": 2, "weight": torch.ones(3)})
+    opened = safetensors.safe_open
+
+    def replaced_after_the_header(*given: Any, **more: Any) -> Any:
+        if newer.exists():
+            file = opened(*given, **more)  # its header is read here, its tensors later, by name
+            newer.replace(path)
+            return _Mixed(file, opened(*given, **more))
+        return opened(*given, **more)
+
+    monkeypatch.setattr(safetensors, "safe_open", replaced_after_the_header)
+    tree = load_tree(path)
+    assert tree["epoch"] == 2
+    assert torch.equal(tree["weight"], torch.ones(3))
+
+
+class _Mixed:
+    """The header of one file and the tensors of another."""
+
+    def __init__(self, header: Any, tensors: Any) -> None:
+        self.metadata, self.keys, self.get_tensor = (
+            header.metadata,
+            header.keys,
+            tensors.get_tensor,
+        )
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
 
 
 def test_what_is_not_plain_state_is_refused(tmp_path: Path) -> None:
