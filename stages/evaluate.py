@@ -29,8 +29,10 @@ from pipeline.study.records.record import (
     sha,
     write_record,
 )
+from pipeline.study.records.states import EarlyStop
 from pipeline.study.tracking.run_views import RunSpec
 from pipeline.study.tracking.tracker import Tracker, open_tracker
+from pipeline.training.tasks.task import Task
 from pipeline.units.enforce import enforce
 
 LATENCY_SEARCH = (
@@ -123,7 +125,20 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalR
         plan_digest=pruned.plan.digest(),
         exactness=exactness(pruned, dense, pruning.target.rule == "zeros", test),
         finetune_curve=tuple(CurvePoint(**point) for point in delivered.spec["curve"]),
+        early_stop=early_stop(delivered, task, test, place),
     )
+
+
+def early_stop(
+    delivered: PrunedArtifact, task: Task, test: EvalSource, place: Workplace
+) -> EarlyStop | None:
+    """The early stop of the retraining with its test scores; None if it looked for none."""
+    found = delivered.early_stop()
+    if found is None:
+        return None
+    row, model = found
+    scores = task.scores(model.to(place.device), test)
+    return EarlyStop(row["phase_step"], row["epochs"], row["validation"], scores)
 
 
 def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker) -> None:

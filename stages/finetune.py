@@ -24,6 +24,7 @@ from pipeline.study.records.counts import count_network
 from pipeline.study.tracking.run_views import RunSpec
 from pipeline.study.tracking.tracker import open_tracker
 from pipeline.training.loop.checkpoint import CheckpointFolder, retire
+from pipeline.training.loop.early_stop import EARLY_STOP
 from pipeline.training.loop.job import Observer, Silent
 from pipeline.training.method import MethodBase
 from pipeline.training.options.ema import EMA
@@ -97,7 +98,10 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
         model.load_state_dict(load_tree(folder.snapshots()[EMA])["model"])
         facts["delivered"] = EMA
     spec = pruned.spec | {"finetune": facts, "curve": [asdict(point) for point in curve]}
-    PrunedArtifact(paths.finetune(key)).write(spec, pruned.plan, model)
+    delivered = PrunedArtifact(paths.finetune(key))
+    delivered.write(spec, pruned.plan, model)
+    if (early := folder.snapshots().get(EARLY_STOP)) is not None:
+        delivered.write_early_stop(load_tree(early))
     if (form := network.registered.delivery) is not None:
         form.save(model, paths.finetune(key) / DELIVERED)
 

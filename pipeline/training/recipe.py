@@ -128,10 +128,14 @@ class Recipe(Strict):
       delivers the average.
     - `steps`: length in optimizer steps; the last epoch of the schedule ends there. `epochs` must
       be the number of epochs that this takes. Every phase that runs to the end of the schedule,
-      such as a round of imp, is shortened in the same way. A retraining counts epochs only.
+      such as a round of imp, is shortened in the same way.
     - `evaluate_steps`: also validate after every this many optimizer steps of a phase; 0 = off.
       Snapshot the state with the lowest validation loss as "early-stop", and that of every phase
       that is snapshotted as "early-stop-<phase>".
+
+    A retraining inherits neither `steps` nor `evaluate_steps`: it counts epochs unless its own
+    `finetune.train` names steps. With `evaluate_steps` its test scores at the early stop are
+    measured beside those at its end.
     """
 
     added_later = (

@@ -16,8 +16,15 @@ from pipeline.study.execution.runtime import Workplace
 from pipeline.study.params.load import load_params
 from pipeline.study.records.artifacts import PrunedArtifact, TrainArtifact
 from pipeline.study.records.cost import examples_until
-from pipeline.study.records.record import TrainRecord, read_record, write_record
-from pipeline.study.tracking.record_views import train_view
+from pipeline.study.records.record import (
+    EvalRecord,
+    TrainRecord,
+    from_json,
+    read_record,
+    to_json,
+    write_record,
+)
+from pipeline.study.tracking.record_views import evaluate_view, train_view
 from pipeline.training.loop.job import Silent
 from stages import evaluate, finetune, prune, train
 
@@ -40,6 +47,11 @@ trainings:
 prunings:
   stopped: {{training: a, at: early-stop-round-1, target: {{rule: zeros}}}}
   ended: {{training: a, at: round-1, target: {{rule: zeros}}, finetune: {{epochs: 1}}}}
+  again:
+    training: a
+    at: round-1
+    target: {{rule: zeros}}
+    finetune: {{epochs: 3, start_from: random, train: {{steps: 11, evaluate_steps: 2}}}}
 """
 
 
@@ -63,7 +75,7 @@ def test_the_early_stop_iteration_and_its_test_accuracy(
     whole = record.curve[2].values["examples"]
     assert examples_until(record, "early-stop-round-1") == whole + exact[state.phase_step]
     found = {}
-    for key in ("stopped", "ended"):
+    for key in ("stopped", "ended", "again"):
         source = TrainArtifact(paths.training("a"))
         prune.run(params.pruning(key), source, prepared, PrunedArtifact(paths.prune(key)))
         own = Workplace(torch.device("cpu"), paths.checkpoints("finetune", key))
@@ -72,3 +84,14 @@ def test_the_early_stop_iteration_and_its_test_accuracy(
     assert found["stopped"].dense == found["stopped"].pruned, "zeros were removed, nothing else"
     assert found["stopped"].weight_sparsity == pytest.approx(0.2, abs=0.02)
     assert not {"steps", "evaluate_steps"} & found["ended"].finetune.keys()
+    assert found["ended"].early_stop is None
+    again = found["again"]
+    early, last = again.early_stop, again.finetune_curve[-1]
+    assert again.finetune["steps"] == last.step == 11
+    assert early.iteration in (2, 4, 6, 8, 10)
+    assert early.test.keys() == again.final.keys()
+    assert early.test != again.final, "the network of the last step, not of the early stop"
+    assert from_json(EvalRecord, to_json(again)) == again
+    tracked = evaluate_view(again, record).summary()
+    assert tracked["early_stop/iteration"] == early.iteration
+    assert tracked["early_stop/top1"] == early.test["top1"]

@@ -16,7 +16,8 @@ from pipeline.files import load_tree
 from pipeline.study.execution.progress import Progress
 from pipeline.study.execution.runtime import Workplace
 from pipeline.study.records.artifacts import NetworkSpec
-from pipeline.study.records.record import CurvePoint, KeptState
+from pipeline.study.records.record import CurvePoint
+from pipeline.study.records.states import KeptState
 from pipeline.training.loop.checkpoint import CheckpointFolder, State, clone_state
 from pipeline.training.loop.early_stop import EARLY_STOP
 from pipeline.training.loop.fit import fit

@@ -14,7 +14,7 @@ from pipeline.training.phases import Phase
 from pipeline.training.recipe import Recipe, Strict
 
 # Keys of a recipe that name states of a training.
-NAMES_STATES = ("keep_epochs", "keep_best", "evaluate_steps")
+NAMES_STATES = ("keep_epochs", "keep_best")
 
 
 class Params:
@@ -95,9 +95,10 @@ class Params:
 
     def retraining_recipe(self, key: str) -> Recipe:
         """The recipe of the retraining of pruning `key`; its `epochs` are the training's. It
-        snapshots its last state only."""
+        snapshots its last state only, and that of the early stop if it asks for one itself."""
         base = self.recipe(self.pruning(key).training).model_dump()
-        base.pop("steps", None)
+        for name in ("steps", "evaluate_steps"):
+            base.pop(name, None)
         where, overrides = f"prunings.{key}.finetune.train", self.retraining(key).train
         for name in NAMES_STATES:
             base.pop(name, None)

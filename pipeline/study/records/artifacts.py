@@ -26,6 +26,7 @@ from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 
 DELIVERED = "delivered"
+_EARLY_STOP = "early-stop.safetensors"
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,20 @@ class PrunedArtifact:
     def model(self) -> nn.Module:
         """The pruned network as an ordinary module, smaller when the plan is structured."""
         return rebuild(self.network, self.plan, load_tree(self.folder / "model.safetensors"))
+
+    def early_stop(self) -> tuple[dict[str, Any], nn.Module] | None:
+        """The evaluation of the lowest validation loss (`Evaluations.rows`) and the network there;
+        None if the retraining looked for none."""
+        path = self.folder / _EARLY_STOP
+        if not path.is_file():
+            return None
+        tree = load_tree(path)
+        return tree["early_stop"], rebuild(self.network, self.plan, tree["model"])
+
+    def write_early_stop(self, state: Mapping[str, Any]) -> None:
+        """Store the snapshot of the early stop beside the network."""
+        found = {"early_stop": state["early_stop"], "model": state["model"]}
+        save_tree(self.folder / _EARLY_STOP, found)
 
     def write(self, spec: Mapping[str, Any], plan: PruningPlan, model: nn.Module) -> None:
         save_plan(self.folder / "plan.safetensors", plan)

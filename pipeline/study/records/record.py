@@ -19,6 +19,7 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from pipeline.study.records.connect import ConnectRecord
 from pipeline.study.records.data import DataRecord
+from pipeline.study.records.states import EarlyStop, KeptState
 from pipeline.study.records.sweep import SweepRecord
 
 Scores = Mapping[str, float]
@@ -94,23 +95,6 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class KeptState:
-    """A named state of a training, with its validation scores (none without a validation split).
-
-    Attributes:
-        epochs: whole epochs before it.
-        step, phase_step: only for an early-stop state: optimizer steps so far in the whole training
-            and in its phase (the early-stop iteration).
-    """
-
-    __pydantic_config__: ClassVar = _STRICT
-    epochs: int
-    validation: Scores
-    step: int | None = None
-    phase_step: int | None = None
-
-
-@dataclass(frozen=True)
 class TrainRecord:
     """One training.
 
@@ -159,6 +143,7 @@ class EvalRecord:
         weight_sparsity, group_sparsity: fraction removed by the plan; None if there are no groups.
         exactness: None for unstructured pruning, where no surgery is done.
         finetune_curve: the epochs of the fine-tuning.
+        early_stop: its state of the lowest validation loss; only with `evaluate_steps`.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -185,6 +170,7 @@ class EvalRecord:
     plan_digest: str
     exactness: Exactness | None = None
     finetune_curve: tuple[CurvePoint, ...] = ()
+    early_stop: EarlyStop | None = None
     kind: Literal["evaluate"] = "evaluate"
     schema_version: Literal[1] = 1
 
@@ -217,7 +203,10 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-_LATER = ("kept",)  # fields added later: omitted at their default, so published hashes stay valid
+_LATER = (
+    "kept",
+    "early_stop",
+)  # fields added later: omitted at their default, so published hashes stay valid
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     cls: TypeAdapter(cls)
     for cls in (TrainRecord, EvalRecord, SweepRecord, ConnectRecord, DataRecord)

@@ -80,6 +80,9 @@ def evaluate_view(
     state = (training.kept or {}).get(record.at)
     if state is not None and state.phase_step is not None:
         metrics["early_stop/iteration"] = float(state.phase_step)
+    if (early := record.early_stop) is not None:
+        metrics |= {"early_stop/iteration": float(early.iteration)}
+        metrics |= _scores(early_stop=early.test)
     target = record.target.get("value")
     if record.target.get("rule") == "fraction" and isinstance(target, int | float):
         metrics["sparsity/target"] = float(target)

@@ -13,7 +13,8 @@ from torch import nn
 from methods.early_bird import EarlyBird, EarlyBirdConfig
 from pipeline.study.execution.running import curve_point
 from pipeline.study.records.cost import examples_until, training_cost
-from pipeline.study.records.record import KeptState, TrainRecord
+from pipeline.study.records.record import TrainRecord
+from pipeline.study.records.states import KeptState
 from pipeline.training.loop.checkpoint import CheckpointFolder
 from pipeline.training.loop.fit import fit
 from pipeline.training.loop.named_states import kept

@@ -15,7 +15,6 @@ from pipeline.study.records.record import (
     Counts,
     CurvePoint,
     EvalRecord,
-    KeptState,
     TrainRecord,
     canonical,
     from_json,
@@ -24,6 +23,7 @@ from pipeline.study.records.record import (
     to_json,
     write_record,
 )
+from pipeline.study.records.states import KeptState
 from pipeline.study.records.sweep import SweepPoint, SweepRecord
 from tests.reports.samples import check_golden, eval_record, sweep_record, train_record
 
