@@ -134,7 +134,7 @@ def test_what_a_stage_imports_is_among_its_dependencies() -> None:
     for name, entry in entries.items():
         if name == "report":
             continue  # always looks
-        deps = [str(d).removeprefix("${root}/") for d in entry.get("do", entry)["deps"]]
+        deps = [str(d).removeprefix("${code}/") for d in entry.get("do", entry)["deps"]]
         for used in closure(ROOT / "stages" / f"{name.replace('-', '_')}.py"):
             if used.startswith(
                 ("pipeline/study", "pipeline/registry", *WORDS, *ONLY_VALIDATES.get(name, ()))

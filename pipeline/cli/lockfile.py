@@ -19,8 +19,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.files import replacing
+from pipeline.study.params.errors import ParamsError
+from pipeline.study.params.reading import read_values
 
-_ROOT = "${root}/"
+_ROOT = "${code}/"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Stale:
 
 @dataclass(frozen=True)
 class Asked:
-    """One stage of dvc.yaml with its variables resolved; `code` are the paths below `root`."""
+    """One stage of dvc.yaml with its variables resolved; `code` are the paths below `code`."""
 
     cmd: str
     params: tuple[str, ...]
@@ -63,17 +65,17 @@ class Project:
     def params(self) -> dict[str, Any]:
         """params.yaml over the `vars` of dvc.yaml."""
         defaults = {k: v for block in self._pipeline.get("vars", ()) for k, v in block.items()}
-        return defaults | _load(self.folder / "params.yaml")
+        return defaults | read_values(self.folder / "params.yaml")
 
     @cached_property
     def _pipeline(self) -> dict[str, Any]:
-        return _load(self.folder / "dvc.yaml")
+        return read_values(self.folder / "dvc.yaml")
 
     @cached_property
     def asked(self) -> dict[str, Asked]:
         """The stages of dvc.yaml and params.yaml, except those that always run."""
         return {
-            name: _resolved(entry, self.params | more)
+            name: _resolved(self.folder / "params.yaml", entry, self.params | more)
             for name, entry, more in self._entries()
             if not entry.get("always_changed")
         }
@@ -83,7 +85,9 @@ class Project:
             if "foreach" not in entry:
                 yield name, entry, {}
                 continue
-            over = _at(self.params, entry["foreach"].strip("${}"))
+            over = _required(
+                self.folder / "params.yaml", self.params, entry["foreach"].strip("${}")
+            )
             pairs = over.items() if isinstance(over, Mapping) else ((i, i) for i in over)
             for key, item in pairs:
                 yield f"{name}@{key}", entry["do"], {"key": key, "item": item}
@@ -172,9 +176,9 @@ def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def _resolved(entry: Mapping[str, Any], names: Mapping[str, Any]) -> Asked:
+def _resolved(path: Path, entry: Mapping[str, Any], names: Mapping[str, Any]) -> Asked:
     def filled(text: str) -> str:
-        return re.sub(r"\$\{([^}]+)\}", lambda m: str(_at(names, m.group(1))), text)
+        return re.sub(r"\$\{([^}]+)\}", lambda m: str(_required(path, names, m.group(1))), text)
 
     deps = entry.get("deps", ())
     outs = [o for kind in ("outs", "metrics") for o in entry.get(kind, ())]
@@ -191,9 +195,11 @@ def _by_path(done: Any, kind: str) -> dict[str, str]:
     return {entry["path"]: entry["md5"] for entry in done.get(kind, ())}
 
 
-def _load(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = YAML(typ="safe", pure=True).load(path)
-    return loaded
+def _required(path: Path, values: Mapping[str, Any], key: str) -> Any:
+    if (found := _at(values, key)) is None:
+        where = f"{values['key']}: {key}" if "key" in values else key
+        raise ParamsError(f"{path}: {where}: missing, and dvc.yaml reads it")
+    return found
 
 
 def _at(tree: Any, dotted: str) -> Any:

@@ -1,8 +1,9 @@
 """Make a folder with params.yaml its own DVC project: `espalier study sync [FOLDER...]`.
 
-Writes the folder's dvc.yaml (a copy of the repository's), its `.dvc`, and `code/` with links to the
-packages that the stages depend on; `root` in params.yaml then says `code`. Run it after an edit of
-the repository's dvc.yaml, and in a folder that was copied or moved. Without FOLDER: all studies.
+Writes the folder's dvc.yaml (the repository's, with another `code`), its `.dvc`, and `code/` with
+links to the packages that the stages depend on; `root` in params.yaml then says `code`. Run it
+after an edit of the repository's dvc.yaml, and in a folder that was copied or moved. Without
+FOLDER: all studies.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _IGNORED = "/config.local\n/tmp\n/cache\n"
 
 def files(source: Path = SOURCE) -> dict[str, str]:
     """The files, by name, that are the same in every study."""
+    pipeline = (source / "dvc.yaml").read_text(encoding="utf-8")
     return {
-        "dvc.yaml": (source / "dvc.yaml").read_text(encoding="utf-8"),
+        "dvc.yaml": re.sub(r"^  - code: \.", f"  - code: {CODE}", pipeline, count=1, flags=re.M),
         ".dvcignore": (source / ".dvcignore").read_text(encoding="utf-8"),
         ".dvc/config": _CONFIG,
         ".dvc/.gitignore": _IGNORED,

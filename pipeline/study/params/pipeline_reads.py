@@ -1,4 +1,5 @@
-"""Check that params.yaml has every key that dvc.yaml reads, even if the schema has a default.
+"""Check params.yaml against the dvc.yaml beside it: it has every key that dvc.yaml reads, even if
+the schema has a default, and both mean the same code.
 
 DVC itself would report a missing parameter only after the trainings. The keys that a study needs
 are read from dvc.yaml; a study without dvc.yaml (a bundle) needs none.
@@ -17,7 +18,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.study.params.errors import ParamsError
+from pipeline.study.params.errors import ParamsError, short
 from pipeline.study.params.schema import File
 
 PIPELINE = "dvc.yaml"
@@ -28,13 +29,16 @@ _MISSING = object()
 def check_pipeline_reads(path: Path, raw: Mapping[str, Any]) -> None:
     """
     Raises:
-        ParamsError: the dvc.yaml beside `path` reads a key that is missing.
+        ParamsError: the dvc.yaml beside `path` reads a key that is missing, or takes the code from
+            another folder than `root`.
     """
     pipeline = path.with_name(PIPELINE)
     if not pipeline.is_file():
         return
     content = _parsed(pipeline.read_text(encoding="utf-8"))
-    known = _defaults(content) | dict(raw)
+    defaults = _defaults(content)
+    known = defaults | dict(raw)
+    _check_root(path, defaults.get("code"), raw.get("root"))
     for stage, entry in content.get("stages", {}).items():
         body = entry.get("do", entry)
         for key in _TEMPLATE.findall(str(entry.get("foreach", ""))):
@@ -43,6 +47,14 @@ def check_pipeline_reads(path: Path, raw: Mapping[str, Any]) -> None:
         else:
             for key in _read_by(body):
                 _wanted(path, stage, key, raw if key in body.get("params", ()) else known)
+
+
+def _check_root(path: Path, code: str | None, root: str | None) -> None:
+    """`root` decides which code a stage digests and `code` which DVC hashes."""
+    if code is None or (root or File.model_fields["root"].default) == code:
+        return
+    told = "missing" if root is None else f"{short(root)} is not where the code is"
+    raise ParamsError(f"{path}: root: {told}; {PIPELINE} takes it from {code!r}: `root: {code}`")
 
 
 @cache

@@ -12,15 +12,17 @@ from ruamel.yaml import YAML
 
 from pipeline.cli.lockfile import Project
 from pipeline.cli.locks import locked, locks
+from pipeline.study.params.errors import ParamsError
 
 PIPELINE = """\
+vars: [{code: .}]
 stages:
   train:
     foreach: ${trainings}
     do:
       cmd: python train.py ${key}
       params: [train, "trainings.${key}"]
-      deps: [data/prepared, "${root}/code"]
+      deps: [data/prepared, "${code}/code"]
       outs: ["artifacts/${key}"]
       metrics:
         - records/${key}.json: {cache: false}
@@ -39,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     """A study of one training whose lock is fresh."""
     texts = {
         "dvc.yaml": PIPELINE,
-        "params.yaml": "root: .\ntrain: {lr: 5.0e-4}\ntrainings: {a: {seed: 0}}\n",
+        "params.yaml": "train: {lr: 5.0e-4}\ntrainings: {a: {seed: 0}}\n",
         ".dvcignore": "__pycache__\n",
         "code/one.py": "1",
         "code/in/two.py": "22",
@@ -80,9 +82,9 @@ def test_a_fresh_lock(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "why"),
     [
-        ("params.yaml", "root: .\ntrain: {lr: 0.1}\ntrainings: {a: {seed: 0}}\n",
+        ("params.yaml", "train: {lr: 0.1}\ntrainings: {a: {seed: 0}}\n",
          "params.yaml: train"),
-        ("params.yaml", "root: .\ntrain: {lr: 5e-4}\ntrainings: {a: {seed: 1}}\n",
+        ("params.yaml", "train: {lr: 5e-4}\ntrainings: {a: {seed: 1}}\n",
          "params.yaml: trainings.a"),
         ("records/a.json", "{1}", "records/a.json"),
         ("dvc.yaml", PIPELINE.replace("data/prepared", "data/other"), "data/other, data/prepared"),
@@ -105,6 +107,21 @@ def test_code_is_accepted_and_nothing_else_moves(folder: Path) -> None:
     changed = [new.split()[0] for old, new in lines if old != new]
     assert changed == ["md5:", "size:"]
     assert said(folder) == "F: fresh, 1 stages\n"
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ("trainings: [\n", "params.yaml:2: not valid YAML: "),
+        ("train: {}\n", "params.yaml: trainings: missing, and dvc.yaml reads it"),
+        ("train: {}\ntrainings: {a: {}}\n", "params.yaml: a: item.seed: missing, and dvc.yaml"),
+    ],
+)
+def test_params_that_dvc_could_not_read(folder: Path, params: str, why: str) -> None:
+    (folder / "dvc.yaml").write_text(PIPELINE.replace("data/prepared", '"data/${item.seed}"'))
+    (folder / "params.yaml").write_text(params)
+    with pytest.raises(ParamsError, match=f"^{folder}/{why}"):
+        Project(folder).stale()
 
 
 @pytest.mark.parametrize("folder_with_lock", locked(), ids=lambda path: path.name)

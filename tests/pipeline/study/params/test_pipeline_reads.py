@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.cli.study import files
 from pipeline.study.params.load import ParamsError, load_params
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -94,6 +96,19 @@ def test_a_stage_without_an_instance_reads_nothing(study: Path) -> None:
         text = text.replace(f"  {line}\n", "")
     study.write_text(text)
     load_params(study)
+
+
+@pytest.mark.parametrize(
+    ("root", "told"), [("", "missing"), ("root: ../..\n", "'../..' is not where the code is")]
+)
+def test_root_is_where_dvc_takes_the_code_from(root: str, told: str, study: Path) -> None:
+    copy = files()["dvc.yaml"]
+    study.write_text(COMPLETE.replace("root: .\n", ""))
+    load_params(study)  # the default is right beside the code
+    study.with_name("dvc.yaml").write_text(copy)
+    study.write_text(COMPLETE.replace("root: .\n", root))
+    with pytest.raises(ParamsError, match=f"root: {re.escape(told)}; .*: `root: code`$"):
+        load_params(study)
 
 
 def test_without_a_pipeline_the_defaults_hold(tmp_path: Path) -> None:
