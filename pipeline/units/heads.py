@@ -1,7 +1,8 @@
 """torch's MultiheadAttention with heads that can go.
 
 Its own forward insists on projections as wide as the model, so a network that lost heads could not
-run. The same parameters under the same keys, multiplied in the open, can.
+run. The same parameters under the same keys, multiplied in the open, can. Other attention whose
+code insists on that width: see `pipeline.units.open_sizes`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from pipeline.units.open_sizes import opened
 
 
 class OpenAttention(nn.MultiheadAttention):
@@ -123,7 +126,8 @@ def as_wide_as_values(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_open_heads(model: nn.Module) -> nn.Module:
-    """`model`, every `nn.MultiheadAttention` in it an `OpenAttention`.
+    """`model`, every `nn.MultiheadAttention` in it an `OpenAttention`, every other module whose
+    code takes the width of its heads from the input `opened`.
 
     In place; parameters, keys of the `state_dict` and outputs stay. An attention with a bias or
     zeros added to its keys is left alone. Where the network is built again, call this again.
@@ -136,4 +140,6 @@ def with_open_heads(model: nn.Module) -> nn.Module:
             layer.__class__ = OpenAttention
             layer.scale = layer.head_dim**-0.5  # type: ignore[assignment]
             layer._qkv_same_embed_dim = False  # so an encoder layer leaves its fused kernel alone
+        elif (kind := opened(type(layer))) is not type(layer):  # type: ignore[arg-type]
+            layer.__class__ = kind
     return model

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Units
+from pipeline.units.heads import with_open_heads
 from pipeline.units.rms_norms import AllDouble
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
@@ -49,7 +50,7 @@ def measure(network: Network) -> Row:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
-            model = network.build().eval()
+            model = with_open_heads(network.build().eval())
             units = trace_units(model, network.example())
         except Exception as error:
             return Row(network.id, False, None, 0.0, _words(error))
