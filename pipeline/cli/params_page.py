@@ -40,6 +40,7 @@ BLOCKS: tuple[tuple[str, str, Block], ...] = (
     ("A pair", "connect.pairs.NAME", schema.Pair),
     ("A state", "connect.pairs.NAME.one", schema.State),
     ("The machine", "compute", schema.ComputeParams),
+    ("Jobs of a cluster", "compute.cluster", schema.ClusterParams),
 )
 INTRO = """\
 # Every key of params.yaml

@@ -1,4 +1,5 @@
-"""Run what is stale in a study, as `dvc repro` would, on all cores or GPUs of this machine.
+"""Run what is stale in a study, as `dvc repro` would, on all cores or GPUs of this machine or, with
+`--engine slurm`, in jobs of a cluster (`compute.cluster` of params.yaml).
 
 Every result is committed to DVC, so `dvc repro` finds nothing to do afterwards. To continue a run
 that was interrupted, killed or out of time, run the same command again.
@@ -10,9 +11,11 @@ budget was used up; 130 interrupted.
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,7 +24,7 @@ import click
 
 from pipeline.cli.summary import changes, table, warnings
 from pipeline.runner.costs import cost_of
-from pipeline.runner.driver import Driver
+from pipeline.runner.driver import Driver, Engine
 from pipeline.runner.local import LocalEngine, usable_workers
 from pipeline.runner.plain_project import PlainProject
 from pipeline.runner.task import Outcome, Project, Task
@@ -52,18 +55,24 @@ class Workers(click.ParamType[int | None]):
 @click.command(help=__doc__)
 @click.argument("study", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--workers", type=Workers(), default="auto", show_default=True,
-              help="tasks at once; auto: by GPUs, or by cores and compute.threads")  # fmt: skip
+              help="tasks at once; auto: by GPUs, or by cores and compute.threads; "
+              "on a cluster compute.cluster.jobs")  # fmt: skip
+@click.option("--engine", type=click.Choice(["local", "slurm"]), default="local",
+              show_default=True, help="this machine, or jobs of Slurm")  # fmt: skip
 @click.option("--only", metavar="GLOB", help="these stages and what they need, e.g. 'train@*hspg*'")
 @click.option("--single", is_flag=True, help="with --only: these stages, not what they need")
 @click.option("--budget-minutes", type=click.FloatRange(min=0), help="stop after so long")
 @click.option("--grace-minutes", type=click.FloatRange(min=0), default=2.0, show_default=True,
               help="how long a training may take to reach its next checkpoint")  # fmt: skip
-def run(study: Path, workers: int | None, only: str | None, single: bool, **limits: Any) -> None:
+def run(
+    study: Path, workers: int | None, engine: str, only: str | None, single: bool, **limits: Any
+) -> None:
     os.chdir(study)
     params = load_params()
     project = open_project(params)
     tasks = chosen(project.tasks(), only, single)
-    outcomes = execute(params, project, tasks, workers, **limits)
+    place = made_engine(params, workers, engine)
+    outcomes = execute(params, project, tasks, place, **limits)
     if outcomes.get("report") in (Outcome.DONE, Outcome.RESTORED, Outcome.UNCHANGED):
         click.echo(ending(Path()))
     sys.exit(exit_code(outcomes, timed=limits["budget_minutes"] is not None))
@@ -73,19 +82,37 @@ def execute(
     params: Params,
     project: Project,
     tasks: Mapping[str, Task],
-    workers: int | None = None,
+    place: AbstractContextManager[Engine],
     budget_minutes: float | None = None,
     grace_minutes: float = 2.0,
 ) -> dict[str, Outcome]:
-    """Run `tasks` on this machine, with progress on stderr."""
-    usable, gpus = usable_workers(params.file.compute.threads)
+    """Run `tasks` on an engine, with progress on stderr."""
     deadline = None if budget_minutes is None else monotonic() + 60.0 * budget_minutes
     view = RunView(len(tasks))
-    with LocalEngine(workers or usable, gpus) as engine:
+    with place as engine:
         driver = Driver(project, engine, view, cost_of(params), deadline, 60.0 * grace_minutes)
         outcomes = driver.run(tasks)
     view.close()
     return outcomes
+
+
+def made_engine(params: Params, workers: int | None, name: str) -> AbstractContextManager[Engine]:
+    """The engine `name`, not yet entered.
+
+    Raises:
+        click.UsageError: it needs packages that are not installed.
+    """
+    compute = params.file.compute
+    if name == "local":
+        usable, gpus = usable_workers(compute.threads)
+        return LocalEngine(workers or usable, gpus, compute.threads)
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        raise click.UsageError(
+            "--engine slurm needs dask-jobqueue: pip install 'espalier[cluster]'"
+        )
+    from pipeline.runner.slurm import SlurmEngine
+
+    return SlurmEngine(compute.cluster, workers, compute.threads)
 
 
 def ending(folder: Path) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
-from pipeline.runner.task import Outcome, Project, Task
+from pipeline.runner.attempts import WITHOUT_PROGRESS, Attempts
+from pipeline.runner.task import NEVER_BEGAN, Outcome, Project, Task
 from pipeline.study.execution.stopping import STOPPED
 
 FLUSH_EVERY_S = 15.0
@@ -17,9 +18,11 @@ _ENDED_BY_TERM = -15
 
 
 class Engine(Protocol):
-    """Where tasks run."""
+    """Where tasks run. With `resubmits`, a task that ends by a signal has lost its machine, or its
+    time there is up, and is started again."""
 
     workers: int
+    resubmits: bool
 
     def submit(self, task: Task) -> Future[int]: ...
     def stop(self) -> None: ...
@@ -31,6 +34,7 @@ class View(Protocol):
 
     def started(self, task: Task) -> None: ...
     def ended(self, task: Task, outcome: Outcome, why: str = "") -> None: ...
+    def resubmitted(self, task: Task) -> None: ...
     def tick(self) -> None: ...
 
 
@@ -65,6 +69,7 @@ class Driver:
         self._ready = [(-self._urgency[n], n) for n, m in self._missing.items() if not m]
         heapq.heapify(self._ready)
         self._running: dict[Future[int], Task] = {}
+        self._attempts = Attempts()
         self._stopping: float | None = None
         flushed = monotonic()
         try:
@@ -110,10 +115,20 @@ class Driver:
             code = future.result()
             if code == 0:
                 self._take_over(task)
+            elif self.engine.resubmits and not self._stopping and (code < 0 or code == STOPPED):
+                self._again(task, code)
             elif code in (STOPPED, _ENDED_BY_TERM) or (code < 0 and self._stopping):
                 self._end(task, Outcome.STOPPED)
             else:
                 self._end(task, Outcome.FAILED, f"exit code {code}")
+
+    def _again(self, task: Task, code: int) -> None:
+        if code != NEVER_BEGAN and not self._attempts.one_more(task):
+            why = f"ended {WITHOUT_PROGRESS} times without a new checkpoint, at last by {code}"
+            self._end(task, Outcome.FAILED, why)
+            return
+        self.view.resubmitted(task)
+        self._running[self.engine.submit(task)] = task
 
     def _take_over(self, task: Task) -> None:
         try:

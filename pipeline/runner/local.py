@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -29,10 +29,20 @@ class LocalEngine:
     Args:
         workers: how many tasks at once.
         gpus: one worker per GPU, each seeing its own through CUDA_VISIBLE_DEVICES; empty: CPU.
+        threads: `compute.threads`; None: torch decides, as in a process of its own.
+        where: first line of every log, which is then continued; "": every log begins anew.
     """
 
-    def __init__(self, workers: int, gpus: tuple[int, ...] = ()) -> None:
-        self.workers = workers
+    resubmits = False
+
+    def __init__(
+        self,
+        workers: int,
+        gpus: tuple[int, ...] = (),
+        threads: int | None = 1,
+        where: str = "",
+    ) -> None:
+        self.workers, self._threads, self._where = workers, threads, where
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([*PRELOADED])
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="stage")
@@ -43,7 +53,7 @@ class LocalEngine:
 
     def __enter__(self) -> LocalEngine:
         # The server takes its environment when the first child is started.
-        with _environment(OMP_NUM_THREADS="1"):
+        with _environment({} if self._threads is None else {"OMP_NUM_THREADS": "1"}):
             self._check_preload()
         return self
 
@@ -63,6 +73,10 @@ class LocalEngine:
         """End every running task now."""
         self.each(BaseProcess.kill)
 
+    def busy(self) -> bool:
+        """Whether a task is running."""
+        return any(process.is_alive() for process in list(self._processes.values()))
+
     def each(self, act: Callable[[BaseProcess], None]) -> None:
         """Apply `act` to all running processes."""
         for process in list(self._processes.values()):
@@ -79,7 +93,7 @@ class LocalEngine:
             args=(task.module, task.arguments, log_of(task.name), environment),
             name=task.name,
         )
-        log_of(task.name).unlink(missing_ok=True)
+        self._begin_log(log_of(task.name))
         process.start()
         self._processes[task.name] = process
         try:
@@ -89,6 +103,14 @@ class LocalEngine:
             del self._processes[task.name]
             if device is not None:
                 self._devices.put(device)
+
+    def _begin_log(self, path: Path) -> None:
+        if not self._where:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{self._where}\n")
 
     def _check_preload(self) -> None:
         """The server swallows the ImportError of a module that it cannot preload: every child would
@@ -113,7 +135,7 @@ def _preloaded(sender: Connection, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(values)
     try:

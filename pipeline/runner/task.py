@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+NEVER_BEGAN = -1000  # instead of an exit code: an engine lost the task before it began
+
 
 class Outcome(StrEnum):
     """How a task ended. `UNCHANGED` and `RESTORED` ran nothing; `STOPPED` can be resumed."""

@@ -84,6 +84,11 @@ class RunView:
             self._say(f"{number} {task.name} {outcome.value}{took}{reason}")
         self._write()
 
+    def resubmitted(self, task: Task) -> None:
+        """A task lost its job on a cluster and continues in another."""
+        progress = Progress.of(task.name)
+        self._say(f"{task.name} lost its job{f' at {progress}' if progress else ''}: goes on")
+
     def tick(self) -> None:
         """Refresh what is live, at most once a second."""
         if time() - self._shown < REFRESH_S:

@@ -29,6 +29,7 @@ def _known_saliency(name: str) -> str:
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Few = Annotated[int, Field(ge=1, le=4096)]  # number of processes, threads or measurements
+Words = Annotated[str, Field(pattern=r"^[ -~]+$", max_length=200)]  # one line of a job script
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -204,6 +205,25 @@ class EvaluateParams(Strict):
     latency_repeats: Annotated[int, Field(ge=3, le=4096)] = 20
 
 
+class ClusterParams(Strict):
+    """One job of `espalier run --engine slurm`. A job runs one stage after another."""
+
+    partition: Words | None = None
+    """Default: Slurm's own."""
+    account: Words | None = None
+    time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$")] = "04:00:00"
+    """Limit of a job, as Slurm writes it: minutes, hours:minutes:seconds, days-hours. A training
+    that needs longer goes on in the next job."""
+    cores: Few = 1
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$")] = "8GB"
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    """For one stage; it uses several with `compute.processes`."""
+    jobs: Few = 16
+    """At once, unless `--workers` says otherwise."""
+    extra: tuple[Words, ...] = ()
+    """Further options of sbatch, e.g. `--constraint=a100`."""
+
+
 class ComputeParams(Strict):
     """How the machine is used. It determines no result, so it is not a DVC parameter."""
 
@@ -211,6 +231,8 @@ class ComputeParams(Strict):
     """Processes of one training; auto: one per GPU."""
     threads: Few | None = None
     """CPU threads of one process. Small networks are fastest with 1; default: one per core."""
+    cluster: ClusterParams = ClusterParams()
+    """What a job asks Slurm for."""
 
 
 class File(Strict):

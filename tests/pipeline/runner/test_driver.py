@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
 from pipeline.runner.driver import Driver, urgencies
-from pipeline.runner.task import NotAStageError, Outcome, Task, task_of
+from pipeline.runner.task import NEVER_BEGAN, NotAStageError, Outcome, Task, task_of
 
 CODES = {"fail": 1, "asked": 143, "term": -15}
 
@@ -18,6 +20,8 @@ def task(name: str, *after: str) -> Task:
 
 class Engine:
     """Ends every task at once, with the exit code its name asks for."""
+
+    resubmits = False
 
     def __init__(self, workers: int = 2) -> None:
         self.workers, self.ran, self.asked, self.killed = workers, [], 0, 0
@@ -68,6 +72,9 @@ class View:
         self.ticks, self.interrupt_at, self.said = 0, interrupt_at, []
 
     def started(self, task: Task) -> None: ...
+
+    def resubmitted(self, task: Task) -> None:
+        self.said.append((task.name, "resubmitted", ""))
 
     def ended(self, task: Task, outcome: Outcome, why: str = "") -> None:
         self.said.append((task.name, outcome, why))
@@ -163,6 +170,56 @@ def test_the_first_interrupt_asks_and_the_results_stay():
     assert engine.asked == 1
     assert project.accepted == engine.ran == ["data", "train@long"]
     assert outcomes["train@short"] is Outcome.STOPPED
+
+
+class Cluster(Engine):
+    """Ends a task by the next of its codes; a code with a checkpoint advances it."""
+
+    resubmits = True
+
+    def __init__(self, *codes: tuple[int, bool]) -> None:
+        super().__init__(1)
+        self.codes = iter(codes)
+
+    def submit(self, task: Task) -> Future[int]:
+        self.ran.append(task.name)
+        code, advances = next(self.codes)
+        if advances:
+            file = Path(".checkpoints/train/a") / f"{len(self.ran)}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            os.utime(file, ns=(len(self.ran), len(self.ran)))
+        future: Future[int] = Future()
+        future.set_result(code)
+        return future
+
+
+LOST, AT_A_CHECKPOINT = (-9, False), (143, True)
+
+
+@pytest.mark.parametrize(
+    ("codes", "outcome"),
+    [
+        ([LOST, LOST, (0, False)], Outcome.DONE),
+        ([LOST, LOST, LOST], Outcome.FAILED),
+        ([LOST, LOST, AT_A_CHECKPOINT, LOST, LOST, (0, False)], Outcome.DONE),
+        ([AT_A_CHECKPOINT] * 9 + [(0, False)], Outcome.DONE),
+        ([(NEVER_BEGAN, False)] * 9 + [LOST, LOST, (0, False)], Outcome.DONE),
+        ([AT_A_CHECKPOINT, (1, False)], Outcome.FAILED),
+    ],
+)
+def test_a_cluster_starts_again_what_was_stopped_while_its_checkpoint_advances(
+    tmp_path, monkeypatch, codes, outcome
+):
+    monkeypatch.chdir(tmp_path)
+    tasks = {"train@a": task("train@a"), "prune@a": task("prune@a", "train@a")}
+    view = View()
+    more = [(0, False)] if outcome is Outcome.DONE else []
+    outcomes, engine, _ = drive(tasks, Cluster(*codes, *more), view=view)
+    assert outcomes["train@a"] is outcome
+    assert engine.ran.count("train@a") == len(codes)
+    assert outcomes["prune@a"] is (Outcome.DONE if more else Outcome.SKIPPED)
+    assert view.said.count(("train@a", "resubmitted", "")) == len(codes) - 1
 
 
 @pytest.mark.parametrize("command", ["make data", "python -m other.thing", "python -m"])

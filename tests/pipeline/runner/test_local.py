@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def test_every_worker_sees_a_gpu_of_its_own(tmp_path, monkeypatch):
         for future in [engine.submit(fake(n, "--seconds", "0.5")) for n in "ab"]:
             assert future.result(60) == 0
     assert {Path(n).read_text() for n in "ab"} == {"4", "7"}
+
+
+@pytest.mark.parametrize(("threads", "seen"), [(4, "1"), (None, "3")])
+def test_without_compute_threads_torch_chooses_as_under_dvc_repro(
+    tmp_path, monkeypatch, threads, seen
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "PRELOADED", ("click",))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    _forkserver._stop()  # a process has one, with the environment of its first engine
+    with LocalEngine(1, threads=threads) as engine:
+        assert engine.submit(fake("omp", "--variable", "OMP_NUM_THREADS")).result(60) == 0
+    _forkserver._stop()
+    assert Path("omp").read_text() == seen
 
 
 def test_a_module_that_cannot_be_preloaded_is_named(tmp_path, monkeypatch, caplog):

@@ -1,0 +1,106 @@
+"""Inside a job of a cluster: a dask worker that runs one stage after another, as children of a
+forkserver that has imported torch, like those of `espalier run` on one machine.
+
+`python -m pipeline.runner.cluster_worker <arguments of dask worker>`
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.runner.local import LocalEngine
+from pipeline.runner.task import Task
+
+PATIENCE_S = 120.0  # for a stage to reach its next checkpoint when its job ends
+_engine: LocalEngine | None = None
+
+
+def run_here(task: Task) -> int:
+    """Run a task in this job; returns its exit code, negative: the signal that ended it."""
+    assert _engine is not None, "no worker of this module"
+    wait_until_free(task.name)
+    return _engine.submit(task).result()
+
+
+def stop_here() -> None:
+    """Ask the running task to stop at its next checkpoint."""
+    if _engine is not None:
+        _engine.stop()
+
+
+def kill_here() -> None:
+    """End the running task now."""
+    if _engine is not None:
+        _engine.kill()
+
+
+def wait_until_free(name: str, patience: float = PATIENCE_S) -> None:
+    """Until the lock of a stage is free: in a job that Slurm ends, the same stage may still be
+    writing its last checkpoint."""
+    path = Path(".checkpoints") / f"{name}.lock"
+    if not path.exists():
+        return
+    end = time.monotonic() + patience
+    with path.open("a") as lock:
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.2)
+            else:
+                return
+
+
+def serve(arguments: list[str]) -> None:
+    """Load torch, then work for the scheduler until it or the job ends. Does not return."""
+    global _engine
+    from distributed.cli.dask_worker import main
+
+    threads = int(os.environ["ESPALIER_CLUSTER_THREADS"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    _engine = LocalEngine(1, threads=None, where=whereabouts(os.environ))
+    _engine.__enter__()
+    try:
+        main(args=[*arguments, "--preload", __name__], prog_name="dask worker")
+    finally:
+        _leave()
+
+
+def dask_teardown(_worker: object) -> None:
+    """dask calls this when the worker closes because the driver or the job ends."""
+    threading.Thread(target=_leave, daemon=True).start()
+
+
+def _leave() -> None:
+    """End the process once its stage has stopped at a checkpoint. The command of distributed 2026.8
+    may hang in its event loop when the worker has closed."""
+    assert _engine is not None
+    _engine.stop()
+    end = time.monotonic() + PATIENCE_S
+    while _engine.busy() and time.monotonic() < end:
+        time.sleep(0.1)
+    os._exit(0)  # a stage that is still running sees it and ends at once
+
+
+def whereabouts(environment: Mapping[str, str]) -> str:
+    """Node and job, for the first line of a log."""
+    node = environment.get("SLURMD_NODENAME") or socket.gethostname()
+    return f"on {node}, job {environment.get('SLURM_JOB_ID', '?')}"
+
+
+def _start() -> None:
+    # Under `python -m` this file is __main__; dask finds the functions above in the module itself.
+    from pipeline.runner import cluster_worker
+
+    cluster_worker.serve(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    _start()
