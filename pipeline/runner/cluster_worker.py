@@ -7,6 +7,7 @@ forkserver that has imported torch, like those of `espalier run` on one machine.
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import socket
 import sys
@@ -97,9 +98,7 @@ def whereabouts(environment: Mapping[str, str]) -> str:
 
 def _start() -> None:
     # Under `python -m` this file is __main__; dask finds the functions above in the module itself.
-    from pipeline.runner import cluster_worker
-
-    cluster_worker.serve(sys.argv[1:])
+    importlib.import_module("pipeline.runner.cluster_worker").serve(sys.argv[1:])
 
 
 if __name__ == "__main__":
