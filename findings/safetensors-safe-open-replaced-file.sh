@@ -2,7 +2,7 @@
 # safetensors 0.8.0 (PyPI; safe_open, framework="pt") opens a file twice by name: once for the header, once
 # through torch for the tensors. Where another process replaces the file by os.replace, each version being
 # complete, a reader sometimes gets the metadata of one version with the tensors of the next, without an error.
-# Output seen: "106 of 20000 readings are mixed" (the number varies; here reading stops at the first).
+# Output seen: "reading 1: metadata of step 0, tensor of step 2" (numbers vary; 106 of 20,000 in a longer run).
 # Exits non-zero if no reading of 200,000 is mixed.
 set -euo pipefail
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
