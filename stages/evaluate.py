@@ -15,7 +15,7 @@ from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.running import task_of
 from pipeline.study.execution.runtime import Workplace, stage_process
 from pipeline.study.params.load import Params, load_params
-from pipeline.study.params.schema import EvaluateParams
+from pipeline.study.params.schema import EvaluateParams, PruningParams
 from pipeline.study.records.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
 from pipeline.study.records.counts import count_network
 from pipeline.study.records.record import (
@@ -29,11 +29,13 @@ from pipeline.study.records.record import (
     sha,
     write_record,
 )
-from pipeline.study.records.states import EarlyStop
+from pipeline.study.records.states import EarlyStop, KeptState
 from pipeline.study.tracking.run_views import RunSpec
 from pipeline.study.tracking.tracker import Tracker, open_tracker
+from pipeline.training.loop.early_stop import EARLY_STOP
 from pipeline.training.tasks.task import Task
 from pipeline.units.enforce import enforce
+from pipeline.units.groups import Granularity
 
 LATENCY_SEARCH = (
     "asked",
@@ -101,6 +103,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalR
     units = network.units(dense)
     sparsity = weight_sparsity(dense, final, units.weights)
     dense.to(place.device)
+    stopped = at_early_stop(pruning, training, source, delivered)
     return EvalRecord(
         pruning=key,
         training=pruning.training,
@@ -125,20 +128,43 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalR
         plan_digest=pruned.plan.digest(),
         exactness=exactness(pruned, dense, pruning.target.rule == "zeros", test),
         finetune_curve=tuple(CurvePoint(**point) for point in delivered.spec["curve"]),
-        early_stop=early_stop(delivered, task, test, place),
+        early_stop=early_stop(stopped, task, test, place),
     )
 
 
+def at_early_stop(
+    pruning: PruningParams, training: TrainRecord, source: TrainArtifact, delivered: PrunedArtifact
+) -> tuple[KeptState, nn.Module] | None:
+    """The early stop of what was trained last, the retraining or else the phase of the pruned
+    state, with the network there; None if no early stop was looked for.
+
+    Without a retraining the mask must be the one under which that phase trained: a network that
+    is masked already, or not pruned at all.
+    """
+    if delivered.spec["finetune"]["epochs"] > 0:
+        return delivered.early_stop()
+    states = training.kept or {}
+    only = pruning.at == "final" and not any(name.startswith(f"{EARLY_STOP}-") for name in states)
+    name = EARLY_STOP if only else f"{EARLY_STOP}-{pruning.at}"
+    if name not in states or pruning.target.rule not in ("zeros", "none"):
+        return None
+    plan = delivered.plan
+    if plan.granularity is Granularity.STRUCTURED:
+        return None
+    model = source.model(name)
+    enforce(plan, model, source.network.units(model))
+    return states[name], model
+
+
 def early_stop(
-    delivered: PrunedArtifact, task: Task, test: EvalSource, place: Workplace
+    found: tuple[KeptState, nn.Module] | None, task: Task, test: EvalSource, place: Workplace
 ) -> EarlyStop | None:
-    """The early stop of the retraining with its test scores; None if it looked for none."""
-    found = delivered.early_stop()
+    """The record of an early stop, with its test scores."""
     if found is None:
         return None
-    row, model = found
+    state, model = found
     scores = task.scores(model.to(place.device), test)
-    return EarlyStop(row["phase_step"], row["epochs"], row["validation"], scores)
+    return EarlyStop(int(state.phase_step or 0), state.epochs, state.validation, scores)
 
 
 def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker) -> None:

@@ -1,6 +1,7 @@
 """A table as Markdown, CSV and LaTeX: the same numbers, rounded in one place, deterministic bytes.
 
-CSV has the unrounded mean and standard deviation in two columns; the others print "mean ± std".
+CSV has the unrounded mean and spread in columns of their own; the others print "mean ± std" or
+"mean [lowest, highest]".
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def latex(table: Table) -> str:
 
 
 def csv(table: Table) -> str:
-    """All columns, unrounded, standard deviations in columns of their own."""
+    """All columns, unrounded, spreads in columns of their own."""
     text: str = table.rows.to_csv(index=False, lineterminator="\n")
     return text
 
@@ -99,7 +100,12 @@ def _text(column: Column, row: Mapping[str, Any]) -> str:
     if not isinstance(value, float):
         return str(value)
     text = column.format.format(value)
-    return f"{text} ± {column.format.format(spread)}" if known(spread) else text
+    if known(spread):
+        return f"{text} ± {column.format.format(spread)}"
+    ends = [row.get(f"{column.key}_{end}") for end in ("low", "high")]
+    if all(map(known, ends)):
+        return f"{text} [{', '.join(column.format.format(end) for end in ends)}]"
+    return text
 
 
 def _is_number(column: Column) -> bool:

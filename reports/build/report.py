@@ -18,7 +18,9 @@ from reports.build.connect import connect_table, write_lines
 from reports.build.figures import write_figures
 from reports.build.mask_distance import write_mask_distances
 from reports.build.page import write_comparison
-from reports.build.papers import load_papers, paper_table, tables_of
+from reports.build.papers.comparison import claims_table, paper_table, tables_of
+from reports.build.papers.figures import write_paper_figures
+from reports.build.papers.published import load_papers
 from reports.build.render import write_tables
 from reports.build.style import Styles
 from reports.build.table import Table, without_seed
@@ -57,8 +59,10 @@ def build_report(study: Study, out: Path) -> list[Table]:
         tables.append(connect_table(runs_for(study.name, paired), study.pairs))
         write_lines(lines_for(study.name, paired), out / "plots")
     tables += write_comparison(study.name, prunings, points, styles, out)
-    papers = load_papers().values()
-    tables += [paper_table(p, t, prunings) for p in papers for t in tables_of(p, study.name)]
+    for paper in load_papers().values():
+        tables += [paper_table(paper, t, prunings) for t in tables_of(paper, study.name)]
+        tables += [t for t in [claims_table(paper, prunings, study.name)] if t is not None]
+        write_paper_figures(paper, study.name, prunings, out / "plots", ("svg", "png"))
     write_tables(tables, out / "tables")
     write_figures(prunings, points, curves, methods, styles, out / "plots")
     write_mask_distances(curves, out / "plots")

@@ -19,8 +19,9 @@ Behind = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `key` in the rows (`<key>_std` beside it where it varies over seeds), the header
-    with its unit, the MLflow field it shows (docs/tables.md defines each), and how to round."""
+    """One column: `key` in the rows (where it varies over seeds, beside it `<key>_std`, or
+    `<key>_low` and `<key>_high`), the header with its unit, the MLflow field it shows
+    (docs/tables.md defines each), and how to round."""
 
     key: str
     header: str
@@ -61,7 +62,8 @@ def make_table(
     """A table of rows as mappings, each with the runs behind it; `heading`: name, title, label."""
     import pandas as pd
 
-    spread = [f"{c.key}_std" for c in columns if any(f"{c.key}_std" in row for row, _ in rows)]
+    beside = [f"{c.key}_{what}" for c in columns for what in ("std", "low", "high")]
+    spread = [key for key in beside if any(key in row for row, _ in rows)]
     keys = [*(c.key for c in columns), *spread, "status"]
     frame = pd.DataFrame([dict(row) for row, _ in rows], columns=keys, dtype=object)
     return Table(*heading, tuple(columns), frame, tuple(behind for _, behind in rows))
@@ -72,6 +74,16 @@ def over_seeds(key: str, values: Sequence[float]) -> dict[str, float | None]:
     return {
         key: statistics.fmean(values) if values else None,
         f"{key}_std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def whole_range(key: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and, with more than one value, the lowest and the highest as cells of a row."""
+    several = len(values) > 1
+    return {
+        key: statistics.fmean(values) if values else None,
+        f"{key}_low": min(values) if several else None,
+        f"{key}_high": max(values) if several else None,
     }
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.study.tracking.record_views import evaluate_view
-from reports.build.papers import Paper, load_paper, load_papers, paper_table, tables_of
+from reports.build.papers.comparison import claims_table, paper_table, tables_of
+from reports.build.papers.figures import write_paper_figures
+from reports.build.papers.published import Paper, load_paper, load_papers
 from reports.build.quantities import QUANTITIES
 from reports.build.render import cells, csv, latex, markdown, provenance
 from reports.build.table import NOT_RUN
@@ -33,6 +35,16 @@ tables:
         values: {top1: 94.0}
         source: words of a letter
         ours: {study: s, pruning: resnet8-imp-s0}
+"""
+
+
+CONCLUDED = """\
+figures:
+  one: {title: Figure 1, against: macs, quantities: [top1], lines: [{name: theirs, table: main}]}
+claims:
+  - says: less of it is better
+    smaller: {table: main, row: another, quantity: top1}
+    larger: {table: main, row: theirs, quantity: top1}
 """
 
 
@@ -62,7 +74,8 @@ def test_golden(paper, runs, suffix, render):
 def test_ours_is_the_mean_over_seeds_beside_the_difference(paper, runs):
     row = paper_table(paper, "main", runs).rows.set_index("row").loc["theirs"]
     assert (row["ours_top1"], row["ours_macs"], row["seeds"]) == (95.5, 45.0, 2)
-    assert row["ours_top1_std"] == pytest.approx(0.5**0.5)
+    assert (row["ours_top1_low"], row["ours_top1_high"]) == (95.0, 96.0)
+    assert row["inside_top1"] == "yes"
     assert row["difference_top1"] == pytest.approx(0.25)
     assert row["difference_macs"] == pytest.approx(-1.5)
     assert row["difference_params"] is None or row["difference_params"] != row["difference_params"]
@@ -82,8 +95,70 @@ def test_without_runs_nothing_is_ours(paper):
     ours, published = headers.index("top-1 (%): ours"), headers.index("top-1 (%): paper")
     text = cells(table)
     assert [row[ours] for row in text] == ["–", NOT_RUN, NOT_RUN]
-    assert [row[published] for row in text] == ["97.00 ± 0.20", "95.25", "94.00"]
+    assert [row[published] for row in text] == ["97.00 ± 0.20", "95.25 [95.00, 95.50]", "94.00"]
     assert table.runs == ((), (), ())
+
+
+@pytest.mark.parametrize(("published", "inside"), [(95.5, "yes"), (95.0, "above"), (96.5, "below")])
+def test_inside_says_on_which_side_of_the_published_range_we_are(path, runs, published, inside):
+    span = f"[{published}, {published - 0.25}, {published + 0.25}]"
+    path.write_text(SAMPLE.replace("[95.25, 95.0, 95.5]", span))
+    row = paper_table(load_paper(path), "main", runs).rows.set_index("row").loc["theirs"]
+    assert row["inside_top1"] == inside
+
+
+@pytest.mark.parametrize(
+    ("scores", "seeds", "verdict"),
+    [((94.0, 95.0), "2 of 2", "holds"), ((96.0, 94.0), "1 of 2", "holds"),
+     ((96.0, 98.0), "0 of 2", "does not hold")],
+)  # fmt: skip
+def test_a_claim_is_judged_by_means_and_counted_by_seeds(path, scores, seeds, verdict):
+    """Theirs has 95 and 96; the claim says that the other row has less."""
+    path.write_text(SAMPLE.replace("resnet8-imp-s0", "resnet8-imp-s*-p50") + CONCLUDED)
+    trainings = [train_record("hspg", 0), train_record("hspg", 1)]
+    views = [evaluate_view(eval_record(t), t) for t in trainings]
+    for seed, score in enumerate(scores):
+        other = train_record("imp", seed)
+        record = replace(eval_record(other), final=dict(eval_record(other).final, top1=score))
+        views.append(evaluate_view(record, other))
+    paper = load_paper(path)
+    table = claims_table(paper, frame(views), "s")
+    (row,) = cells(table)
+    mean = sum(scores) / 2
+    sign = "<" if verdict == "holds" else ">="
+    assert row == [
+        "less of it is better", "94.00 < 95.25", f"{mean:.2f} {sign} 95.50", seeds, verdict,
+    ]  # fmt: skip
+    assert len(table.runs[0]) == 4
+    assert claims_table(paper, frame(views), "another study") is None
+    (row,) = cells(claims_table(paper, frame([]), "s"))
+    assert row[2:] == [NOT_RUN, "–", NOT_RUN]
+
+
+def test_a_figure_of_a_paper_with_ours_over_it(path, runs, tmp_path):
+    path.write_text(SAMPLE + CONCLUDED)
+    paper = load_paper(path)
+    assert write_paper_figures(paper, "s", frame([]), tmp_path, ("svg",)) == []
+    assert write_paper_figures(paper, "s", runs, tmp_path, ("svg",)) == ["sample-one"]
+    first = (tmp_path / "sample-one.svg").read_bytes()
+    write_paper_figures(paper, "s", runs, tmp_path, ("svg",))
+    assert (tmp_path / "sample-one.svg").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("row: another", "row: anther", "main has no row 'anther'"),
+        ("top1}\n    larger", "macs}\n    larger", "'another' has no value 'macs'"),
+        ("theirs, table: main}]", "theirs, table: mian}]", "no table 'mian'"),
+        ("quantities: [top1]", "quantities: [top5]", "main has no column 'top5'"),
+    ],
+)  # fmt: skip
+def test_what_a_figure_or_a_claim_names_must_be_published(path, old, new, message):
+    assert CONCLUDED.count(old) == 1
+    path.write_text(SAMPLE + CONCLUDED.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_paper(path)
 
 
 def test_cells_lead_to_runs(paper, runs):

@@ -46,6 +46,7 @@ trainings:
   a: {{model: {{family: small, name: resnet8, width: 4}}, method: imp}}
 prunings:
   stopped: {{training: a, at: early-stop-round-1, target: {{rule: zeros}}}}
+  last: {{training: a, at: round-1, target: {{rule: zeros}}}}
   ended: {{training: a, at: round-1, target: {{rule: zeros}}, finetune: {{epochs: 1}}}}
   again:
     training: a
@@ -75,7 +76,7 @@ def test_the_early_stop_iteration_and_its_test_accuracy(
     whole = record.curve[2].values["examples"]
     assert examples_until(record, "early-stop-round-1") == whole + exact[state.phase_step]
     found = {}
-    for key in ("stopped", "ended", "again"):
+    for key in ("stopped", "last", "ended", "again"):
         source = TrainArtifact(paths.training("a"))
         prune.run(params.pruning(key), source, prepared, PrunedArtifact(paths.prune(key)))
         own = Workplace(torch.device("cpu"), paths.checkpoints("finetune", key))
@@ -84,7 +85,11 @@ def test_the_early_stop_iteration_and_its_test_accuracy(
     assert found["stopped"].dense == found["stopped"].pruned, "zeros were removed, nothing else"
     assert found["stopped"].weight_sparsity == pytest.approx(0.2, abs=0.02)
     assert not {"steps", "evaluate_steps"} & found["ended"].finetune.keys()
-    assert found["ended"].early_stop is None
+    assert found["ended"].early_stop is None, "its retraining looked for none"
+    last = found["last"].early_stop
+    assert (last.iteration, last.validation) == (state.phase_step, state.validation)
+    assert last.test == found["stopped"].final
+    assert found["last"].final != last.test
     again = found["again"]
     early, last = again.early_stop, again.finetune_curve[-1]
     assert again.finetune["steps"] == last.step == 11

@@ -20,6 +20,7 @@ from pipeline import registry
 from pipeline.data.info import DatasetInfo
 from pipeline.files import load_tree, read_json, save_tree, tensors_sha256, write_json
 from pipeline.study.params.schema import ModelChoice
+from pipeline.study.records.states import KeptState
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
@@ -172,14 +173,16 @@ class PrunedArtifact:
         """The pruned network as an ordinary module, smaller when the plan is structured."""
         return rebuild(self.network, self.plan, load_tree(self.folder / "model.safetensors"))
 
-    def early_stop(self) -> tuple[dict[str, Any], nn.Module] | None:
-        """The evaluation of the lowest validation loss (`Evaluations.rows`) and the network there;
-        None if the retraining looked for none."""
+    def early_stop(self) -> tuple[KeptState, nn.Module] | None:
+        """The state of the lowest validation loss of the retraining and the network there; None if
+        the retraining looked for none."""
         path = self.folder / _EARLY_STOP
         if not path.is_file():
             return None
         tree = load_tree(path)
-        return tree["early_stop"], rebuild(self.network, self.plan, tree["model"])
+        row = tree["early_stop"]
+        state = KeptState(row["epochs"], row["validation"], row["step"], row["phase_step"])
+        return state, rebuild(self.network, self.plan, tree["model"])
 
     def write_early_stop(self, state: Mapping[str, Any]) -> None:
         """Store the snapshot of the early stop beside the network."""

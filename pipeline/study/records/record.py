@@ -143,7 +143,8 @@ class EvalRecord:
         weight_sparsity, group_sparsity: fraction removed by the plan; None if there are no groups.
         exactness: None for unstructured pruning, where no surgery is done.
         finetune_curve: the epochs of the fine-tuning.
-        early_stop: its state of the lowest validation loss; only with `evaluate_steps`.
+        early_stop: the state of the lowest validation loss of the fine-tuning, or, without one, of
+            the pruned phase of a training under its own mask; only with `evaluate_steps`.
     """
 
     __pydantic_config__: ClassVar = _STRICT

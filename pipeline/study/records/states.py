@@ -31,10 +31,10 @@ class KeptState:
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """The state of the lowest validation loss of a retraining.
+    """The state of the lowest validation loss of a retraining, or of the phase of a training.
 
     Attributes:
-        iteration: optimizer steps of the retraining until then.
+        iteration: optimizer steps of the retraining or phase until then.
         epochs: whole epochs before it.
         validation, test: its scores.
     """

@@ -1,4 +1,4 @@
-"""Published tables next to ours: `reports/papers/*.yaml`, validated, as tables of a report.
+"""What papers published: `reports/papers/*.yaml`, validated.
 
 Every value has a source: a mark of the notes it comes from ("[readme]", "[nb]", ...) or a phrase.
 Values known only from memory are not allowed.
@@ -7,23 +7,18 @@ Values known only from memory are not allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.training.recipe import NonNegative, Strict
-from reports.build.quantities import QUANTITIES, Run
-from reports.build.table import NOT_RUN, Column, Table, dicts, make_table, over_seeds
+from reports.build.quantities import QUANTITIES
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-FOLDER = Path(__file__).parents[1] / "papers"
+FOLDER = Path(__file__).parents[2] / "papers"
 MARKS = ("code", "run", "readme", "nb", "sec", "OURS")
 """Read in the code; executed; printed in the README; printed in a notebook; second-hand; measured
 by us with the authors' program."""
@@ -119,12 +114,75 @@ class PublishedTable(Strict):
             raise ValueError(f"row {row!r}: values.{key}: {value} is not in percent")
 
 
+class Place(Strict):
+    """One published value: a row of a table and the quantity in it."""
+
+    table: str
+    row: str
+    quantity: str
+
+
+class Claim(Strict):
+    """What a paper concludes from two of its values: one is smaller than the other."""
+
+    says: str
+    smaller: Place
+    larger: Place
+
+
+class Line(Strict):
+    """One line of a figure: the rows of a table, in order."""
+
+    name: str
+    table: str
+
+
+class PublishedFigure(Strict):
+    """A figure of a paper: quantities of its tables against another one, on a logarithmic axis.
+    `title` names the figure in the paper."""
+
+    title: str
+    against: str
+    quantities: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
 class Paper(Strict):
-    """A file of `papers/`: its stem, the publication, its tables by name."""
+    """A file of `papers/`: its stem, the publication, its tables and figures by name, its claims.
+
+    Every place of a claim and every line of a figure must be in the tables.
+    """
 
     paper: str
     reference: str
     tables: Mapping[str, PublishedTable]
+    figures: Mapping[str, PublishedFigure] = {}
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> Paper:
+        for name, figure in self.figures.items():
+            for line in figure.lines:
+                columns = self._table(f"figures.{name}", line.table).columns
+                for key in (figure.against, *figure.quantities):
+                    if key not in columns:
+                        raise ValueError(f"figures.{name}: {line.table} has no column {key!r}")
+        for claim in self.claims:
+            for place in (claim.smaller, claim.larger):
+                self._published(f"claim {claim.says!r}", place)
+        return self
+
+    def _table(self, where: str, name: str) -> PublishedTable:
+        if name not in self.tables:
+            raise ValueError(f"{where}: no table {name!r} (known: {', '.join(self.tables)})")
+        return self.tables[name]
+
+    def _published(self, where: str, place: Place) -> None:
+        rows = {row.name: row for row in self._table(where, place.table).rows}
+        if place.row not in rows:
+            raise ValueError(f"{where}: {place.table} has no row {place.row!r}")
+        if place.quantity not in rows[place.row].values:
+            raise ValueError(f"{where}: {place.row!r} has no value {place.quantity!r}")
 
 
 def load_papers(folder: Path = FOLDER) -> dict[str, Paper]:
@@ -162,88 +220,3 @@ def _line(path: Path, raw: Any, error: Any) -> str:
         row = raw["tables"][at[1]]["rows"][at[3]]
         at[3] = repr(row["name"]) if isinstance(row, dict) and "name" in row else at[3]
     return f"{path}: {'.'.join(map(str, at))}: {error['msg']}"
-
-
-def tables_of(paper: Paper, study: str) -> list[str]:
-    """Names of the tables with at least one row of ours in `study`."""
-    return [
-        name
-        for name, table in paper.tables.items()
-        if any(row.ours and row.ours.study == study for row in table.rows)
-    ]
-
-
-def paper_table(paper: Paper, name: str, runs: pd.DataFrame) -> Table:
-    """Published value, ours (mean ± std over seeds), and the difference ours - published.
-
-    Args:
-        runs: one row per evaluated pruning, as for `main_table`; other rows are ignored.
-
-    Raises:
-        ValueError: no such table, or two runs of one row have the same seed.
-    """
-    if name not in paper.tables:
-        known = ", ".join(paper.tables)
-        raise ValueError(f"paper {paper.paper}: no table {name!r} (known: {known})")
-    table = paper.tables[name]
-    columns = _columns(table)
-    every = dicts(runs)
-    behind = [_behind(paper, row, every) for row in table.rows]
-    rows = [
-        (_row(table, row, group), tuple((run["run"], run["record_sha"]) for run in group))
-        for row, group in zip(table.rows, behind, strict=True)
-    ]
-    title = "; ".join((f"{table.title} ({paper.reference})", *table.differs))
-    return make_table((f"{paper.paper}-{name}", title, "row"), columns, rows)
-
-
-def _columns(table: PublishedTable) -> tuple[Column, ...]:
-    columns = [Column("row", "row", "published")]
-    for key, decimals in table.columns.items():
-        quantity = QUANTITIES[key]
-        head = quantity.header
-        columns.append(Column(f"paper_{key}", f"{head}: paper", "published", f"{{:,.{decimals}f}}"))
-        if quantity.read and any(row.ours for row in table.rows):
-            field = quantity.field
-            columns.append(Column(f"ours_{key}", f"{head}: ours", field, "{:,.2f}"))
-            columns.append(Column(f"difference_{key}", f"{head}: difference", field, "{:+,.2f}"))
-    if any(row.ours for row in table.rows):
-        columns.append(Column("seeds", "seeds", "params.seed"))
-    columns.append(Column("source", "source", "published"))
-    if any(row.differs for row in table.rows):
-        columns.append(Column("differs", "ours differs", "published"))
-    return (*columns, Column("record", "record", "record_sha"))
-
-
-def _behind(paper: Paper, row: Row, runs: Sequence[Run]) -> list[Run]:
-    if row.ours is None:
-        return []
-    found = [run for run in runs if fnmatchcase(str(run["params.pruning"]), row.ours.pruning)]
-    if len({run["params.seed"] for run in found}) < len(found):
-        raise ValueError(f"paper {paper.paper}, row {row.name!r}: two runs have the same seed")
-    return found
-
-
-def _row(table: PublishedTable, row: Row, group: Sequence[Run]) -> dict[str, Any]:
-    cells: dict[str, Any] = {
-        "row": row.name,
-        "seeds": len(group) if row.ours else None,
-        "source": row.source or table.source,
-        "differs": "; ".join(row.differs) or None,
-        "record": " ".join(str(run["record_sha"])[:12] for run in group),
-        "status": NOT_RUN if row.ours and not group else "done",
-    }
-    for key in table.columns:
-        published = row.values.get(key)
-        if published is not None:
-            cells[f"paper_{key}"] = published.value
-            if published.std is not None:
-                cells[f"paper_{key}_std"] = published.std
-        read = QUANTITIES[key].read
-        if read is None or not group or any(QUANTITIES[key].field not in run for run in group):
-            continue  # never measured here, not run, or no such score (top-5 of ten classes)
-        ours = [read(run) for run in group]
-        cells |= {k: v for k, v in over_seeds(f"ours_{key}", ours).items() if v is not None}
-        if published is not None:
-            cells[f"difference_{key}"] = cells[f"ours_{key}"] - published.value
-    return cells
