@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -36,8 +36,8 @@ from pipeline.selection.masks import (
     masked_magnitude,
 )
 from pipeline.training.method import Batches, MethodBase
-from pipeline.training.phases import StepContext
-from pipeline.training.recipe import Positive, Strict
+from pipeline.training.phases import Phase, StartFrom, StepContext
+from pipeline.training.recipe import Positive, Recipe, Strict
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 
@@ -51,7 +51,13 @@ class InitPruningConfig(Strict):
     Erdos-Renyi-kernel density (erk). `rounds`: None means 100 for synflow, 1 otherwise.
     `batches`: number of training batches that snip and grasp use. `temperature` divides the logits
     for grasp, whose authors use 200. `seed`: seed of the random criterion.
+
+    `biases`: rank the biases of the chosen layers too, and count them in `sparsity`. Zero biases
+    score 0 and go first. `another_draw`: train new random weights instead of the scored ones. The
+    program of SNIP's authors does both.
     """
+
+    added_later = ("biases", "another_draw")
 
     criterion: Criterion = "snip"
     sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
@@ -62,6 +68,17 @@ class InitPruningConfig(Strict):
     batches: Annotated[int, Field(ge=1)] = 1
     temperature: Positive = 200.0
     seed: int = 0
+    biases: bool = False
+    another_draw: bool = False
+
+    @model_validator(mode="after")
+    def _biases_with_all(self) -> InitPruningConfig:
+        if self.biases and self.allocation != "global":
+            raise ValueError(
+                f"biases: true ranks all parameters together; allocation: {self.allocation} gives "
+                "densities to layers of weights"
+            )
+        return self
 
     @property
     def steps(self) -> int:
@@ -152,10 +169,22 @@ class InitPruning(MethodBase):
         self.keep: dict[str, Tensor] = {}
         self._plan: PruningPlan | None = None
 
+    def phases(self, recipe: Recipe) -> Sequence[Phase]:
+        start: StartFrom = "random" if self.config.another_draw else "current"
+        return (Phase("train", recipe.epochs, start),)
+
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
         self.parameters = dict(model.named_parameters())
         names = choose_weights(model, units, self.config.layers, self.config.ignore)
+        if self.config.biases:
+            names = tuple(n for name in names for n in (name, *self._bias_of(name)))
         self._keep(self._draw(model, names, scorer(self.config, names, batches)))
+
+    def _bias_of(self, weight: str) -> tuple[str, ...]:
+        """The trained bias beside a weight, if there is one."""
+        name = f"{weight.removesuffix('weight')}bias"
+        bias = self.parameters.get(name)
+        return (name,) if name != weight and bias is not None and bias.requires_grad else ()
 
     @torch.no_grad()
     def _draw(self, model: nn.Module, names: Sequence[str], score: Score) -> dict[str, Tensor]:

@@ -52,6 +52,11 @@ QUANTITIES: Mapping[str, Quantity] = {
     "macs_m": _size("MACs (M)", "macs", 1e6),
     "params": _size("params (% of dense)", "params", None),
     "params_m": _size("params (M)", "params", 1e6),
+    "params_nonzero": Quantity(
+        "non-zero params (% of dense)",
+        "metrics.size/params_nonzero",
+        lambda run: 100.0 * run["metrics.size/params_nonzero"] / whole(run, "params"),
+    ),
     "weights": Quantity("weights kept (%)", _WEIGHTS, lambda run: 100.0 - 100.0 * run[_WEIGHTS]),
     "group_sparsity": Quantity("group sparsity (%)", _GROUPS, lambda run: 100.0 * run[_GROUPS]),
     "early_iteration": _score("early stop (iteration)", "metrics.early_stop/iteration"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from pipeline.data.info import DatasetInfo
 from pipeline.registry import method_spec
 from pipeline.selection.criteria import snip
 from pipeline.study.records.artifacts import NetworkSpec
+from pipeline.training.loop.checkpoint import clone_state
 from pipeline.training.phases import Phase, StepContext
 from pipeline.training.tasks.question_answering import QuestionAnswering
 from pipeline.training.tasks.task import Classification, Task
 from pipeline.units.groups import Units
+from tests.pipeline.training import toy
 from tests.squad_world import TINY, windows
 
 IMAGES = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -202,3 +205,35 @@ def test_synflow_refuses_tokens() -> None:
     net, units = reader()
     with pytest.raises(ValueError, match="criterion: synflow .* tokens are no numbers"):
         prepared_on(asked(), net, units, criterion="synflow")
+
+
+def test_biases_are_ranked_with_the_weights() -> None:
+    net, units = net_and_units()
+    plan = prepared(net, units, sparsity=0.75, biases=True).plan()
+    assert plan.total == 72 + 8 + 576 + 8 + 96 + 3
+    assert plan.kept == plan.total // 4
+    assert set(plan.keep) == {*units.weights, "0.bias", "3.bias", "6.bias"}
+    with torch.no_grad():
+        for name in ("0.bias", "3.bias", "6.bias"):
+            net.get_parameter(name).zero_()
+    kept = prepared(net, units, sparsity=0.75, biases=True).plan().keep
+    assert not any(kept[name].any() for name in kept if name.endswith("bias")), "they score 0"
+    with pytest.raises(ValueError, match=r"biases: true ranks all parameters together"):
+        InitPruningConfig(biases=True, allocation="erk")
+
+
+def test_another_draw_is_trained_under_the_mask_of_the_scored_one(tmp_path: Path) -> None:
+    """As in the program of SNIP's authors; removed biases stay removed, too."""
+    states = {}
+    for another in (False, True):
+        config = InitPruningConfig(sparsity=0.5, biases=True, another_draw=another)
+        method = InitPruning(config)
+        job = toy.job(method, fresh=lambda _: clone_state(toy.network(seed=1)))
+        toy.train(tmp_path / str(another), job)
+        states[another] = method.plan(), job.model.state_dict()
+    (plan, scored), (same, drawn) = states[False], states[True]
+    assert plan.digest() == same.digest()
+    assert not torch.equal(scored["0.weight"], drawn["0.weight"])
+    assert not all(mask.all() for mask in plan.keep.values())
+    for name, mask in plan.keep.items():
+        assert not drawn[name][~mask].any()
