@@ -15,10 +15,10 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # many commands read JSON and no tensors
+    from torch import Tensor
 
 _KEY = "espalier"  # only one metadata key: safetensors writes several in random order
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -179,6 +179,8 @@ def _os_error(text: str) -> int:
 
 def _dense(tensor: Tensor, name: str) -> Tensor:
     """A contiguous copy on the CPU. Raises TypeError if `tensor` is not dense."""
+    import torch
+
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = str(tensor.layout).removeprefix("torch.")
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else kind
@@ -188,6 +190,8 @@ def _dense(tensor: Tensor, name: str) -> Tensor:
 
 
 def _bytes(t: Tensor) -> memoryview:
+    import torch
+
     flat = t.reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 
@@ -200,7 +204,9 @@ def _crc(encoded: str, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _encode(node: Any, at: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(node, Tensor):
+    import torch
+
+    if isinstance(node, torch.Tensor):
         name = at or "tensor"
         if node.dtype is torch.complex128:  # safetensors has no such type
             raise TypeError(f"cannot save {node.dtype} at {name!r}; save its view_as_real")

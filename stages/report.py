@@ -1,23 +1,24 @@
-"""report: publish every record to MLflow, then make tables and figures from MLflow alone."""
+"""report: publish every record to MLflow, then make tables and figures from MLflow alone.
+
+Does nothing if neither its inputs nor its results nor the database changed since the last report.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.data.prepared import require_same_images
 from pipeline.study import paths
+from pipeline.study.execution import report_state
 from pipeline.study.execution.commands import StageCommand
-from pipeline.study.execution.inputs import Inputs
-from pipeline.study.execution.runtime import log, stage_process
-from pipeline.study.params.load import Params, load_params
-from pipeline.study.records.agreement import require_agreement
-from pipeline.study.records.artifacts import PrunedArtifact
-from pipeline.study.tracking.model_registry import deliver
-from pipeline.study.tracking.study_runs import Entry, Study
-from reports.build.render import plain
-from reports.build.report import build_report
+
+if TYPE_CHECKING:  # torch, MLflow and matplotlib are imported where there is something to do
+    from pipeline.study.params.load import Params
+    from pipeline.study.tracking.study_runs import Study
+
+OUT = Path("reports")
 
 
 def asked(params: Params, training: str) -> dict[str, str]:
@@ -29,6 +30,8 @@ def asked(params: Params, training: str) -> dict[str, str]:
 
 def study(params: Params) -> Study:
     """All entries of params.yaml, run or not. Iterates over params, never over files."""
+    from pipeline.study.tracking.study_runs import Entry, Study
+
     trainings = [
         Entry(k, k, paths.record("train", k), (paths.events("train", k),), asked(params, k))
         for k in params.file.trainings
@@ -63,6 +66,13 @@ def study(params: Params) -> Study:
 
 def run(params: Params, out: Path) -> None:
     """Publish, then write `out`/tables and `out`/plots."""
+    from pipeline.study.execution.runtime import log
+    from pipeline.study.records.agreement import require_agreement
+    from pipeline.study.records.artifacts import PrunedArtifact
+    from pipeline.study.tracking.model_registry import deliver
+    from reports.build.render import plain
+    from reports.build.report import build_report
+
     require_agreement(params)
     asked_for = study(params)
     for table in build_report(asked_for, out):
@@ -73,14 +83,29 @@ def run(params: Params, out: Path) -> None:
             deliver(params.file.study, view[0], PrunedArtifact(paths.finetune(key)))
 
 
-@click.command(cls=StageCommand, help=__doc__)
-def main() -> None:
+def make() -> None:
+    """The report of this folder."""
+    from pipeline.data.prepared import require_same_images
+    from pipeline.study.execution.inputs import Inputs
+    from pipeline.study.execution.runtime import stage_process
+    from pipeline.study.params.load import load_params
+
+    before = report_state.inputs()
     params = load_params()
     inputs = Inputs(params, "report")
     with stage_process("report", "report"):
         require_same_images(paths.PREPARED)
-        run(params, Path("reports"))
+        run(params, OUT)
         inputs.require_unchanged()
+        report_state.save(before, params.file.study)
+
+
+@click.command(cls=StageCommand, help=__doc__)
+def main() -> None:
+    if report_state.is_current():
+        click.echo(f"{OUT}/ and MLflow are up to date", err=True)
+    else:
+        make()
 
 
 if __name__ == "__main__":

@@ -18,18 +18,19 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli.summary import changes, table, warnings
-from pipeline.runner.costs import cost_of
 from pipeline.runner.driver import Driver, Engine
 from pipeline.runner.local import LocalEngine, usable_workers
-from pipeline.runner.plain_project import PlainProject
 from pipeline.runner.task import Outcome, Project, Task
 from pipeline.runner.view import RunView
-from pipeline.study.params.load import Params, load_params
+from pipeline.study.execution import report_state
+
+if TYPE_CHECKING:  # imports torch, which a run that has nothing to do does not need
+    from pipeline.study.params.load import Params
 
 LEFT_OVER = 75  # EX_TEMPFAIL of sysexits.h: run again
 INTERRUPTED = 130
@@ -68,6 +69,12 @@ def run(
     study: Path, workers: int | None, engine: str, only: str | None, single: bool, **limits: Any
 ) -> None:
     os.chdir(study)
+    if only is None and (stages := unchanged_stages()):
+        click.echo(f"all {stages} stages were up to date", err=True)
+        click.echo(ending(Path()))
+        return
+    from pipeline.study.params.load import load_params
+
     params = load_params()
     project = open_project(params)
     tasks = chosen(project.tasks(), only, single)
@@ -76,6 +83,18 @@ def run(
     if outcomes.get("report") in (Outcome.DONE, Outcome.RESTORED, Outcome.UNCHANGED):
         click.echo(ending(Path()))
     sys.exit(exit_code(outcomes, timed=limits["budget_minutes"] is not None))
+
+
+def unchanged_stages() -> int:
+    """How many stages the study has, if all are unchanged and the last report is current: it read
+    these params, so they are valid. 0: something may have to run."""
+    if not Path(".dvc").is_dir() or not report_state.is_current():
+        return 0
+    from pipeline.runner.dvc_project import DvcProject
+
+    project = DvcProject()
+    stages = [name for name in project.tasks() if name != "report"]
+    return len(stages) + 1 if project.unchanged(stages) else 0
 
 
 def execute(
@@ -87,6 +106,8 @@ def execute(
     grace_minutes: float = 2.0,
 ) -> dict[str, Outcome]:
     """Run `tasks` on an engine, with progress on stderr."""
+    from pipeline.runner.costs import cost_of
+
     deadline = None if budget_minutes is None else monotonic() + 60.0 * budget_minutes
     view = RunView(len(tasks))
     with place as engine:
@@ -132,6 +153,8 @@ def ending(folder: Path) -> str:
 def open_project(params: Params) -> Project:
     """The DVC project of the working folder or, without DVC, a bundle's."""
     if not any((folder / ".dvc").is_dir() for folder in (Path.cwd(), Path(params.file.root))):
+        from pipeline.runner.plain_project import PlainProject
+
         return PlainProject(params)
     from pipeline.runner.dvc_project import DvcProject
 

@@ -10,7 +10,7 @@ every result is in DVC's run cache, and the next run restores it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,19 @@ class DvcProject:
             found[name] = task_of(name, stage.cmd, after)
         return found
 
+    def unchanged(self, names: Iterable[str]) -> bool:
+        """Whether `dvc repro` would skip all of these stages."""
+        with self._locked(FILE):
+            return not any(self._stages[name].changed() for name in names)
+
     def begin(self, name: str) -> Outcome | None:
         """What `dvc repro` does before it runs a stage: nothing where it is up to date, a restored
         result where the run cache has one, else outputs removed and dependencies hashed."""
         from dvc.stage.cache import RunCacheNotFoundError
 
         stage = self._stages[name]
+        if stage.always_changed:
+            self.flush()  # it compares the records with dvc.lock
         with self._locked(name):
             if not stage.changed():
                 return Outcome.UNCHANGED

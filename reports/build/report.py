@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from pipeline.study.tracking.publish import publish
@@ -29,12 +30,14 @@ from reports.build.weights import write_weights
 
 
 def build_report(study: Study, out: Path) -> list[Table]:
-    """Write `out`/tables and `out`/plots; returns the tables.
+    """Write `out`/tables and `out`/plots anew; returns the tables.
 
     Raises:
         ValueError: a record is damaged, or was made from another training than the present one.
         RuntimeError: MLflow is not installed or does not answer.
     """
+    for folder in ("tables", "plots"):  # DVC does not remove them: a report may have nothing to do
+        shutil.rmtree(out / folder, ignore_errors=True)
     publish(study)
     shas = {name: [view.sha for view in group] for name, group in study.views.items()}
     trained = [shas[f"train/{e.key}"][0] for e in study.trainings if f"train/{e.key}" in shas]

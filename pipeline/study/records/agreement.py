@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ from pipeline.study.params.load import Params
 from pipeline.study.params.schema import MatchCost
 from pipeline.study.records.connect import ConnectRecord
 from pipeline.study.records.data import DataRecord
+from pipeline.study.records.locked import LOCK, listed, md5
 from pipeline.study.records.record import EvalRecord, TrainRecord, read_record
 from pipeline.study.records.sweep import SweepRecord
 from pipeline.training.recipe import Recipe
 
-LOCK = Path("dvc.lock")
 Facts = Mapping[str, Any]
 
 
@@ -30,11 +28,10 @@ def require_agreement(params: Params) -> None:
         ValueError: a record was made with other settings than those of params.yaml, or with other
             data than the record of the data, or is not the file that dvc.lock lists.
     """
-    listed = _listed(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
-    files = list(_files(params))
+    known, files = listed(), list(_files(params))
     for stage, path in files:
-        digest = hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 (as DVC does)
-        if listed.get(path.as_posix(), digest) != digest:
+        digest = md5(path)
+        if known.get(path.as_posix(), digest) != digest:
             raise ValueError(
                 f"{path}: not the file that {LOCK} lists: edited, or of another run. Restore it "
                 f"(`git checkout {path}`), or run `dvc repro --force --single-item {stage}`"
@@ -172,17 +169,3 @@ def _of_pair(params: Params, key: str, record: ConnectRecord) -> tuple[Facts, Fa
         "points": params.file.connect.points,
     }
     return recorded, asked
-
-
-def _listed(lock: str) -> dict[str, str]:
-    """MD5 of every output in a dvc.lock, by path. Read line by line: parsing YAML takes seconds."""
-    found: dict[str, str] = {}
-    block = path = ""
-    for line in lock.splitlines():
-        if (opened := re.fullmatch(r"    (\w+):", line)) is not None:
-            block = opened[1]
-        elif (named := re.fullmatch(r"    - path: (.+)", line)) is not None:
-            path = named[1]
-        elif block == "outs" and (hashed := re.fullmatch(r"      md5: (\w+)", line)) is not None:
-            found[path] = hashed[1]
-    return found
