@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test smoke faults zoo lint golden tables lock ui docs
+.PHONY: help setup repro test smoke faults zoo cluster lint golden tables lock ui docs
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ faults: $(READY)  ## Kill and damage a tiny study at random for MINUTES
 
 zoo: $(READY)  ## Every network of tests/zoo, pruned and compared (timm: pip install -e .[zoo])
 	pytest -q -m zoo tests/zoo
+
+cluster: $(READY)  ## A study in jobs of a real Slurm (Debian: slurmctld slurmd munge)
+	pytest -q -m cluster tests/cluster
 
 lint: $(READY)  ## Format and lint
 	ruff format .

@@ -6,6 +6,7 @@ are this machine (two NodeNames, one NodeHostname), without a network between th
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 NODES = ("node1", "node2")
@@ -34,6 +37,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.%n.log
+SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -55,12 +59,6 @@ AccountingStorageType=accounting_storage/none
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9
 """
-
-
-def missing() -> list[str]:
-    """Programs of Slurm that this machine lacks; none can run here without root."""
-    lacking = [name for name in PROGRAMS if _which(name) is None]
-    return lacking if lacking or os.geteuid() == 0 else ["root"]
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Slurm:
         ports = free_ports(1 + len(NODES))
         host = socket.gethostname().partition(".")[0]
         nodes = "\n".join(
-            f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p} CPUs=1 RealMemory=4000"
+            f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p} CPUs=1 RealMemory=64000"
             for n, p in zip(NODES, ports[1:], strict=True)
         )
         text = SLURM_CONF.format(
@@ -174,6 +172,14 @@ class Slurm:
         output.close()
 
 
+def missing() -> str:
+    """What this machine lacks for these tests."""
+    lacking = [name for name in PROGRAMS if _which(name) is None]
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        lacking.append("dask-jobqueue (the extra cluster)")
+    return ", ".join(lacking if os.geteuid() == 0 else [*lacking, "root"])
+
+
 def _which(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
@@ -197,6 +203,9 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> No
     while not condition():
         assert time.monotonic() < end, f"not in time: {what}"
         time.sleep(0.05)
+
+
+needs_slurm = pytest.mark.skipif(bool(missing()), reason=f"for Slurm is missing: {missing()}")
 
 
 if __name__ == "__main__":  # for a look by hand: python -m tests.cluster.slurm FOLDER

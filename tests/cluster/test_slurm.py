@@ -3,7 +3,6 @@ itself with the record of an undisturbed one."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from pipeline.runner.slurm import ClusterError, SlurmEngine
 from pipeline.runner.task import Outcome, Task
 from pipeline.study.params.schema import ClusterParams
 from tests.cluster import fake_training
-from tests.cluster.slurm import Slurm, missing, until
+from tests.cluster.slurm import Slurm, needs_slurm, until
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 25
@@ -28,10 +27,7 @@ SETTINGS = ClusterParams(time="10", memory="500MB")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=f"no Slurm here: {', '.join(missing())}"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("dask_jobqueue") is None, reason="no dask-jobqueue (extra cluster)"
-    ),
+    needs_slurm,
     pytest.mark.filterwarnings("default"),
 ]
 
@@ -156,6 +152,20 @@ def test_jobs_without_a_worker_end_the_run(cluster, monkeypatch):
         pytest.raises(ClusterError, match=r"2 jobs in a row .* see .checkpoints/logs/slurm"),
     ):
         engine.submit(training("nowhere")).result(60)
+
+
+@pytest.mark.cluster
+def test_a_job_at_its_time_limit_goes_on_in_the_next(cluster, monkeypatch):
+    """Slurm looks at limits every 30 seconds: the job ends between 60 and 90."""
+    monkeypatch.setattr(engines, "WORKER", "tests.cluster.light_worker")
+    view = View(lambda: False, lambda: None)
+    with SlurmEngine(SETTINGS.model_copy(update={"time": "1"}), 1, 1) as engine:
+        outcomes = drive(engine, [training("limit", "--epochs", "1100")], view)
+    assert outcomes == {"train@limit": Outcome.DONE}
+    found = json.loads(fake_training.record("limit", 1100).read_text())
+    assert found["digest"] == fake_training.digest_of(1100)
+    said = log_of("train@limit").read_text()
+    assert said.count("resumed at") == said.count("on node") - 1 >= 1
 
 
 @pytest.mark.parametrize(
