@@ -65,7 +65,7 @@ def build_report(study: Study, out: Path) -> list[Table]:
     for paper in load_papers().values():
         tables += [paper_table(paper, t, prunings) for t in tables_of(paper, study.name)]
         tables += [t for t in [claims_table(paper, prunings, study.name)] if t is not None]
-        write_paper_figures(paper, study.name, prunings, out / "plots", ("svg", "png"))
+        write_paper_figures(paper, study.name, prunings, out / "plots")
     write_tables(tables, out / "tables")
     write_figures(prunings, points, curves, methods, styles, out / "plots")
     write_mask_distances(curves, out / "plots")

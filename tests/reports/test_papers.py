@@ -138,11 +138,12 @@ def test_a_claim_is_judged_by_means_and_counted_by_seeds(path, scores, seeds, ve
 def test_a_figure_of_a_paper_with_ours_over_it(path, runs, tmp_path):
     path.write_text(SAMPLE + CONCLUDED)
     paper = load_paper(path)
-    assert write_paper_figures(paper, "s", frame([]), tmp_path, ("svg",)) == []
-    assert write_paper_figures(paper, "s", runs, tmp_path, ("svg",)) == ["sample-one"]
+    assert write_paper_figures(paper, "s", frame([]), tmp_path) == []
+    assert write_paper_figures(paper, "s", runs, tmp_path) == ["sample-one"]
     first = (tmp_path / "sample-one.svg").read_bytes()
-    write_paper_figures(paper, "s", runs, tmp_path, ("svg",))
+    write_paper_figures(paper, "s", runs, tmp_path)
     assert (tmp_path / "sample-one.svg").read_bytes() == first
+    assert (tmp_path / "sample-one-dark.svg").read_bytes() != first
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,9 @@ _COLOURS = ("#1f6feb", "#d1570a", "#2da44e", "#8250df")
 _PUBLISHED = 0.18  # opacity of the published range
 
 
-def write_paper_figures(
-    paper: Paper, study: str, runs: pd.DataFrame, folder: Path, formats: Sequence[str]
-) -> list[str]:
-    """Draw the figures of which `study` has run a row; returns their names.
+def write_paper_figures(paper: Paper, study: str, runs: pd.DataFrame, folder: Path) -> list[str]:
+    """Draw the figures of which `study` has run a row, on a light (SVG, PNG) and on a dark ground
+    (SVG); returns their names.
 
     A published line is thin with its range as a band, ours are points with their range as bars.
 
@@ -35,17 +34,14 @@ def write_paper_figures(
         ours = [row for row in rows if row.ours and row.ours.study == study]
         if any(our_runs(paper, row, every) for row in ours):
             stem = f"{paper.paper}-{name}"
-            _save(paper, figure, every, folder / stem, formats)
+            _save(paper, figure, every, folder / stem, dark=False)
+            _save(paper, figure, every, folder / f"{stem}-dark", dark=True)
             written.append(stem)
     return written
 
 
 def _save(
-    paper: Paper,
-    figure: PublishedFigure,
-    runs: Sequence[Run],
-    stem: Path,
-    formats: Sequence[str],
+    paper: Paper, figure: PublishedFigure, runs: Sequence[Run], stem: Path, *, dark: bool
 ) -> None:
     def draw(panels: Any) -> None:
         for ax, key in zip(panels[0], figure.quantities, strict=True):
@@ -65,7 +61,8 @@ def _save(
         _legend(panels[0][-1], figure)
         panels[0][0].figure.suptitle(f"{figure.title} ({paper.reference})", fontsize="medium")
 
-    save_figure(stem, draw, (1, len(figure.quantities)), formats)
+    formats = ("svg",) if dark else ("svg", "png")
+    save_figure(stem, draw, (1, len(figure.quantities)), formats, dark)
 
 
 def _published(ax: Any, table: PublishedTable, against: str, key: str, colour: str) -> None:
