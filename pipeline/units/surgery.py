@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from pipeline.units.groups import Granularity, Units
 from pipeline.units.modules import own_shapes, sizes, tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rms_norms import rescale
+
+SAVE = "save_pretrained"
 
 
 def apply_plan(plan: PruningPlan, model: nn.Module, units: Units) -> None:
@@ -55,6 +59,24 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
             rescale(model.get_submodule(norm.module), norm.kind, norm.share.size / kept)
     if dead:
         _fold(model, alive_positions(units, masks, shapes), units.read_elsewhere)
+    if shapes != {name: tuple(x.shape) for name, x in tensors_of(model).items()}:
+        _refuse_saving(model)
+
+
+def _refuse_saving(model: nn.Module) -> None:
+    """Networks of `transformers` save a config.json of the dense sizes, which no loader can fit to
+    the cut weights: let `save_pretrained` say so, not a `from_pretrained` elsewhere."""
+    for module in model.modules():
+        if callable(getattr(module, SAVE, None)):
+            setattr(module, SAVE, partial(_not_by_its_config, type(module).__name__))
+
+
+def _not_by_its_config(name: str, *_: object, **__: object) -> None:
+    raise ValueError(
+        f"{SAVE}: this {name} was pruned, and its config.json would state the sizes before, so "
+        "that from_pretrained could not load it: write it with save_pruned (or save_decoder) of "
+        "pipeline.api, or deliver it by a study (docs/api.md)"
+    )
 
 
 def _check_fit(units: Units, masks: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from pipeline.registry import build_model
 from pipeline.study.records.artifacts import NetworkSpec
 from pipeline.study.records.counts import count_network
 from pipeline.training.weights import load_weights, located
+from pipeline.units.groups import Granularity
+from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
+from pipeline.units.trace import trace_units
 from tests.models.tiny_bert import INFO, all_inner, half, pruned, spec, tiny
 from tests.squad_world import windows
 
@@ -158,3 +162,25 @@ def test_a_folder_without_config_and_windows_too_long_are_refused(tmp_path):
         build_model("bert", "auto_qa", INFO, {"config": str(tmp_path)})
     with pytest.raises(ValueError, match="windows of 32 tokens .*, 16 positions"):
         tiny(positions=16)
+
+
+def test_a_pruned_encoder_says_that_its_config_cannot_describe_it(tmp_path):
+    """Today's transformers would write a folder that `from_pretrained` cannot load."""
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    config = BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=24, max_position_embeddings=8,
+    )  # fmt: skip
+    model = BertForQuestionAnswering(config).eval()
+    units = trace_units(model, {"input_ids": torch.arange(8)[None]})
+    whole = {g.name: torch.ones(g.size, dtype=torch.bool) for g in units.prunable}
+    shrink(PruningPlan(Granularity.STRUCTURED, whole), model, units)
+    model.save_pretrained(tmp_path / "whole")  # nothing was cut
+
+    half = {name: torch.arange(len(mask)) % 2 == 0 for name, mask in whole.items()}
+    shrink(PruningPlan(Granularity.STRUCTURED, half), model, units)
+    for module in (model, model.bert, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match=r"was pruned.*save_pruned.*docs/api\.md"):
+            module.save_pretrained(tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
