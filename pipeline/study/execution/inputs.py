@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.files import DataError
+from pipeline.data.prepared import require_same_images
 from pipeline.study import paths
 from pipeline.study.execution.code import source_sha256
 from pipeline.study.execution.runtime import LOOP_CODE
@@ -42,8 +44,8 @@ class Inputs:
         """Call this before anything is recorded.
 
         Raises:
-            ChangedInputError: params.yaml, the code or the data card changed since construction;
-                comments and docstrings do not count.
+            ChangedInputError: params.yaml, the code, the data card or a folder of images changed
+                since construction; comments and docstrings do not count.
         """
         try:
             params = load_params(self._path)
@@ -57,8 +59,14 @@ class Inputs:
         for path in sorted({*self._code, *code}):
             if not _same_code(self._code.get(path, b""), code.get(path, b"")):
                 self._refuse(f"{path}: changed")
-        if self._stage != "prepare-data" and _content(paths.CARD) != self._card:
+        if self._stage == "prepare-data":
+            return
+        if _content(paths.CARD) != self._card:
             self._refuse(f"{paths.CARD}: changed")
+        try:
+            require_same_images(paths.PREPARED)
+        except DataError as error:  # DVC does not track them
+            self._refuse(f"{error}. They changed")
 
     def _refuse(self, what: str) -> None:
         instance = f"{self._stage}@{self._key}" if self._key else self._stage

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pipeline.data.config import DataConfig
 from pipeline.data.prepare import prepare
@@ -129,6 +130,36 @@ def test_an_edit_of_code(stage: str, study: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_edit_of_the_data_card(stage: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit = lambda: replace(study / paths.CARD, '"digits"', '"digit"')  # noqa: E731
     assert refused(run(stage, monkeypatch, edit)).startswith("data/prepared/card.json: changed")
+
+
+@pytest.fixture(scope="module")
+def folder_of_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images, and what prepare-data makes of it, in `prepared`."""
+    root = tmp_path_factory.mktemp("images")
+    for number in range(4):
+        for part in ("train", "val"):
+            place = root / f"images/{part}/class-{number % 2}/{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(place)
+    config = DataConfig(name="imagefolder", root=str(root / "images"), size=8)
+    prepare(config, root / "prepared")
+    return root
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s != "prepare_data"])
+def test_an_edit_of_an_image(
+    stage: str, study: Path, folder_of_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(study / paths.PREPARED)
+    shutil.copytree(folder_of_images / "prepared", study / paths.PREPARED)
+    image = folder_of_images / "images/val/class-0/0.png"
+    before = image.read_bytes()
+    try:
+        line = refused(run(stage, monkeypatch, lambda: image.write_bytes(before[:-9])))
+    finally:
+        image.write_bytes(before)
+    assert f"{folder_of_images}/images: its images changed after prepare-data: 1 replaced" in line
+    assert "val/class-0/0.png" in line
 
 
 @pytest.mark.parametrize("stage", STAGES)
