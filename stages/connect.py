@@ -61,6 +61,8 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Conne
     refs = (pair.one, pair.other)
     trained = [read_record(TrainRecord, paths.record("train", r.training)) for r in refs]
     source, far = (TrainArtifact(paths.training(r.training)) for r in refs)
+    for artifact, record in zip((source, far), trained, strict=True):
+        artifact.require(record)
     one, other = source.weights(pair.one.at), far.weights(pair.other.at)
     size, placement = params.file.evaluate.batch_size, Placement(device=place.device)
     test = make_eval_batches(prepared, prepared.test(), batch_size=size, placement=placement)

@@ -90,6 +90,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> EvalR
     source = TrainArtifact(paths.training(pruning.training))
     pruned, delivered = PrunedArtifact(paths.prune(key)), PrunedArtifact(paths.finetune(key))
     training = read_record(TrainRecord, paths.record("train", pruning.training))
+    source.require(training)
     network, retrained = source.network, delivered.spec["finetune"]
     test = make_eval_batches(
         prepared,

@@ -26,6 +26,7 @@ from pipeline.study.params.load import load_params
 from pipeline.study.params.schema import PruningParams
 from pipeline.study.records.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
 from pipeline.study.records.counts import count_network
+from pipeline.study.records.record import TrainRecord, read_record
 from pipeline.units.groups import Units
 from pipeline.units.layers import in_scope
 from pipeline.units.plan import PruningPlan
@@ -104,6 +105,7 @@ def run(
 ) -> PruningPlan:
     """Rank the units, select by the target, mask or shrink, write. Latency is measured on
     `place`."""
+    source.require(read_record(TrainRecord, paths.record("train", pruning.training)))
     network, model = source.network, source.model(pruning.at)
     units = network.units(model)
     granularity, seed = pruning.granularity or source.granularity, source.spec["seed"]

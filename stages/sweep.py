@@ -109,6 +109,7 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace) -> Sweep
     """For each plan: prune the network, score it, and score it with new BatchNorm statistics."""
     asked, source = params.file.sweep, TrainArtifact(paths.training(key))
     training = read_record(TrainRecord, paths.record("train", key))
+    source.require(training)
     network, placement = source.network, Placement(device=place.device)
     size = params.file.evaluate.batch_size
     test = make_eval_batches(prepared, prepared.test(), batch_size=size, placement=placement)

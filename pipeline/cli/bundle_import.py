@@ -18,6 +18,7 @@ from pipeline.study import paths
 from pipeline.study.execution.runtime import code_digest, log, loop_code, method_code
 from pipeline.study.params.load import Params
 from pipeline.study.records.agreement import training_difference
+from pipeline.study.records.artifacts import TrainArtifact
 from pipeline.study.records.record import TrainRecord, canonical, read_record
 from pipeline.study.tracking.events import read_events
 from pipeline.training.loop.checkpoint import FINISHED, LINEAGE, Lineage
@@ -175,8 +176,16 @@ def _check_result(params: Params, archive: Path, came: Path, key: str) -> None:
     spec_name = (paths.training(key) / "spec.json").as_posix()
     with _named(archive, came, spec_name):
         _check_spec(read_json(came / spec_name), record)
+    for name in _states(came, key):
+        with _named(archive, came, name):
+            TrainArtifact(came / paths.training(key)).weights(Path(name).parent.name)
     if tensors_sha256(load_tree(came / _final(key))) != record.weights_sha:
         raise DamagedFileError(f"{archive}: {_final(key)}: not the weights that the record cites")
+
+
+def _states(came: Path, key: str) -> list[str]:
+    found = (came / paths.training(key)).glob("*/model.safetensors")
+    return sorted(path.relative_to(came).as_posix() for path in found)
 
 
 def _check_spec(spec: Any, record: TrainRecord) -> None:

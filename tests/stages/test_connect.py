@@ -3,6 +3,7 @@ two children of one ancestor differ by the order of the data alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.data.config import DataConfig
 from pipeline.data.loaders import make_eval_batches
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, load_prepared
-from pipeline.files import write_json
+from pipeline.files import tensors_sha256, write_json
 from pipeline.study import paths
 from pipeline.study.execution import running
 from pipeline.study.execution.runtime import Workplace
@@ -88,10 +89,14 @@ def test_scores_along_the_line(
         torch.manual_seed(seed)
         models[key] = network.build()
         artifact = TrainArtifact(paths.training(key))
-        artifact.write_state(state, clone_state(models[key]), None)
-        spec = {"network": network.to_json(), "seed": 0}
+        weights = clone_state(models[key])
+        for name in {state, "final"}:
+            artifact.write_state(name, weights, None)
+        spec = {"network": network.to_json(), "training": key, "method": "dense", "seed": 0}
         write_json(artifact.folder / "spec.json", spec)
-        write_record(paths.record("train", key), train_record("dense", seed))
+        told = {"training": key, "seed": 0, "model": f"{network.family}/{network.name}"}
+        record = replace(train_record("dense", seed), weights_sha=tensors_sha256(weights), **told)
+        write_record(paths.record("train", key), record)
     record = run(params, "ab", prepared, Workplace(torch.device("cpu"), tmp_path))
     test = make_eval_batches(prepared, prepared.test(), batch_size=400)
     task = running.task_of(network)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, load_prepared
-from pipeline.files import write_json
+from pipeline.files import tensors_sha256, write_json
 from pipeline.measure.harness import output_difference
 from pipeline.study import paths
 from pipeline.study.execution.runtime import Workplace
@@ -188,8 +188,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Params, Prep
     network = NetworkSpec.of(params.training("a").model, prepared.info)
     torch.manual_seed(3)
     artifact = TrainArtifact(paths.training("a"))
-    artifact.write_state("final", network.build().state_dict(), None)
-    write_json(artifact.folder / "spec.json", {"network": network.to_json()})
+    weights = network.build().state_dict()
+    artifact.write_state("final", weights, None)
+    spec = {"network": network.to_json(), "training": "a", "method": "dense", "seed": 0}
+    write_json(artifact.folder / "spec.json", spec)
     training = TrainRecord(
         training="a",
         model="small/resnet8",
@@ -201,7 +203,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Params, Prep
         seed=0,
         parents={},
         curve=(),
-        weights_sha="0" * 64,
+        weights_sha=tensors_sha256(weights),
     )
     write_record(paths.record("train", "a"), training)
     return params, prepared

@@ -1,6 +1,7 @@
 """Artefacts between stages: a network is a spec, a plan and weights; never a pickled module.
 
-artifacts/train/<training>/      spec.json, <state>/model.safetensors, <state>/saliency.safetensors
+artifacts/train/<training>/      spec.json, <state>/model.safetensors, <state>/saliency.safetensors;
+                                 states.json: the SHA-256 of each state's weights
 artifacts/prune/<pruning>/       spec.json, plan.safetensors, model.safetensors
 artifacts/finetune/<pruning>/    the same, retrained: what is delivered; and delivered/, a folder
                                  in the format of the network's own library, if it has one
@@ -18,15 +19,23 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.data.info import DatasetInfo
-from pipeline.files import load_tree, read_json, save_tree, tensors_sha256, write_json
+from pipeline.files import (
+    DamagedFileError,
+    load_tree,
+    read_json,
+    save_tree,
+    tensors_sha256,
+    write_json,
+)
 from pipeline.study.params.schema import ModelChoice
+from pipeline.study.records.record import TrainRecord
 from pipeline.study.records.states import KeptState
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 
-DELIVERED = "delivered"
+DELIVERED, STATES = "delivered", "states.json"
 _EARLY_STOP = "early-stop.safetensors"
 
 
@@ -100,6 +109,7 @@ class TrainArtifact:
 
         Raises:
             FileNotFoundError: no such state; lists the known ones.
+            DamagedFileError: the file is damaged, or is not what this training left as `state`.
         """
         path = self.folder / state / "model.safetensors"
         if not path.is_file():
@@ -107,7 +117,39 @@ class TrainArtifact:
                 sorted(p.parent.name for p in self.folder.glob("*/model.safetensors"))
             )
             raise FileNotFoundError(f"{path}: the training has no state {state!r} (known: {known})")
-        return load_tree(path)
+        weights: dict[str, Tensor] = load_tree(path)
+        if (self.folder / STATES).is_file() and tensors_sha256(weights) != self._hash_of(state):
+            raise DamagedFileError(
+                f"{path}: not the weights that this training left as {state!r} ({STATES} lists "
+                f"their hash): of another training, or edited. {self._way_out}"
+            )
+        return weights
+
+    def require(self, record: TrainRecord) -> None:
+        """Check that this is what the training of `record` left.
+
+        Raises:
+            DamagedFileError: it is of another training or study; names the file.
+        """
+        path, spec = self.folder / "spec.json", self.spec
+        model = f"{spec['network']['family']}/{spec['network']['name']}"
+        found = (spec["training"], model, spec["method"], spec["seed"])
+        told = (record.training, record.model, record.method, record.seed)
+        if found != told:
+            raise DamagedFileError(f"{path}: of {found}, its record of {told}. {self._way_out}")
+        if tensors_sha256(self.weights("final")) != record.weights_sha:
+            raise DamagedFileError(
+                f"{self.folder}/final/model.safetensors: not the weights that the record of "
+                f"{record.training!r} cites: of another study, or edited. {self._way_out}"
+            )
+
+    @property
+    def _way_out(self) -> str:
+        stage = f"train@{self.folder.name}"
+        return f"Run `dvc checkout {self.folder}`, or `dvc repro --force {stage}`"
+
+    def _hash_of(self, state: str) -> str:
+        return str(read_json(self.folder / STATES).get(state))
 
     def saliency(self, state: str) -> dict[str, Tensor]:
         """The method's scores of its units in that state.
@@ -133,6 +175,9 @@ class TrainArtifact:
         self, state: str, weights: Mapping[str, Tensor], saliency: Mapping[str, Tensor] | None
     ) -> None:
         save_tree(self.folder / state / "model.safetensors", dict(weights))
+        listed = self.folder / STATES
+        known = read_json(listed) if listed.is_file() else {}
+        write_json(listed, {**known, state: tensors_sha256(weights)})
         if saliency is not None:
             save_tree(self.folder / state / "saliency.safetensors", dict(saliency))
 

@@ -17,6 +17,7 @@ from pipeline.cli.bundle_import import ask, bring_in
 from pipeline.files import DamagedFileError, load_tree, save_tree, tensors_sha256, write_json
 from pipeline.study import paths
 from pipeline.study.params.load import Params, load_params
+from pipeline.study.records.artifacts import TrainArtifact
 from pipeline.study.records.record import write_record
 from stages.train import draft
 from tests import study
@@ -39,7 +40,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.chdir(tmp_path / "away")
     params = load_params()
     weights = {"w": torch.ones(3)}
-    save_tree(A / "final/model.safetensors", weights)
+    TrainArtifact(A).write_state("final", weights, None)
+    TrainArtifact(A).write_state("init", weights, None)
     network = {"family": "small", "name": "resnet8", "args": {"width": 4}}
     write_json(A / "spec.json", {"training": "a", "method": "dense", "seed": 0, "network": network})
     settings = {**vars(draft(params, "a")), "weights_sha": tensors_sha256(weights)}
@@ -141,6 +143,14 @@ FILES: dict[str, tuple[Callable[[], object], str]] = {
     "another training": (rewrite(RECORD, training="h"), f"{RECORD}: training: 'h' in the record"),
     "other weights": (rewrite(RECORD, weights_sha="0" * 64),
                       f"{A}/final/model.safetensors: not the weights that the record cites"),
+    "a state of another": (
+        lambda: save_tree(A / "init/model.safetensors", {"w": torch.zeros(3)}),
+        f"{A}/init/model.safetensors: not the weights that this training left as 'init'"),
+    "a state that is not listed": (
+        lambda: save_tree(A / "best/model.safetensors", {"w": torch.ones(3)}),
+        f"{A}/best/model.safetensors: not the weights that this training left as 'best'"),
+    "hashes as a list": (lambda: (A / "states.json").write_text("[]"),
+                         f"{A}/final/model.safetensors: "),
     "a spec as a list": (lambda: (A / "spec.json").write_text("[]"), f"{A}/spec.json: "),
     "a spec of null": (lambda: (A / "spec.json").write_text("null"), f"{A}/spec.json: "),
     "a spec without a network": (rewrite(A / "spec.json", network=None), f"{A}/spec.json: "),
