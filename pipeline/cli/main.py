@@ -6,6 +6,7 @@ A study is a folder with params.yaml; run the commands there. `dvc repro` runs t
 from __future__ import annotations
 
 import importlib
+import inspect
 
 import click
 
@@ -36,12 +37,19 @@ class Verbs(Group):
         if name not in VERBS:
             return None
         command: click.Command = getattr(importlib.import_module(f"pipeline.cli.{name}"), name)
+        command.help = _with_examples(command.help or "")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line per command, from `VERBS`, without importing any."""
         with formatter.section("Verbs"):
             formatter.write_dl(sorted(VERBS.items()))
+
+
+def _with_examples(text: str) -> str:
+    """Keep the lines of indented paragraphs, which click would fill."""
+    parts = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(f"\b\n{p}" if p.startswith("    ") else p for p in parts)
 
 
 @click.group(cls=Verbs, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json
+from pipeline.study.records.locked import LOCK, outputs
 
 RECORDS = Path("reports/records")
+EVENTS = "artifacts/events/"
 _COLUMNS = {
     "pruning": "row",
     "method": "method",
@@ -83,7 +85,7 @@ def changes(folder: Path) -> str:
         return "No record of these rows is in git yet: commit reports/ to compare later runs."
     differ = [key for key in both if now[key] != before[key]]
     if not differ:
-        return f"All {len(both)} records in git were reproduced exactly."
+        return f"All {len(both)} records in git were reproduced exactly.{_in_the_lock(folder)}"
     moves = {key: _move(before[key], now[key]) for key in differ}
     key = max(differ, key=lambda k: abs(moves[k][1]))
     name, by = moves[key]
@@ -92,6 +94,20 @@ def changes(folder: Path) -> str:
         f"to {abs(by):.2f} ({key}); another kind of CPU is enough for that (docs/dvc.md). "
         "`git diff --stat reports` shows more."
     )
+
+
+def _in_the_lock(folder: Path) -> str:
+    """Why dvc.lock differs from git although no record does."""
+    committed = _git(folder, "show", f"HEAD:./{LOCK}")
+    if committed is None or not (folder / LOCK).is_file():
+        return ""
+    text = (folder / LOCK).read_text(encoding="utf-8")
+    before, now = outputs(committed), outputs(text)
+    paths = {path for path in before | now if before.get(path) != now.get(path)}
+    if text == committed or any(not path.startswith(EVENTS) for path in paths):
+        return ""
+    what = f"{len(paths)} event files, which hold times" if paths else "code that altered no result"
+    return f" {LOCK} differs by the hashes of {what}."
 
 
 def _move(before: Any, now: Any) -> tuple[str, float]:

@@ -27,6 +27,7 @@ _CODE = ("pipeline", "methods", "models", "reports/build", "reports/papers", "st
 _READ = (paths.PARAMS, paths.RECORDS, paths.CARD, Path("artifacts/events"))
 _DELIVERED = Path("artifacts/finetune")
 _WRITTEN = (paths.TABLES, Path("reports/plots"))
+_LOCAL = Path("reports/local")  # the page with the latencies of this machine
 _DATABASE = (Path("mlflow.db"), Path("mlflow.db-wal"), Path("mlartifacts"))
 _LIBRARIES = ("matplotlib", "mlflow", "numpy", "pandas", "scipy", "torch")
 
@@ -47,7 +48,7 @@ def inputs() -> str:
 def results() -> str:
     """Digest of the tables and figures, and the state of the local database."""
     hashed = hashlib.sha256()
-    for path in _files(*_WRITTEN):
+    for path in _files(*_WRITTEN, _LOCAL):
         hashed.update(f"\n{path}:".encode())
         hashed.update(hashlib.sha256(path.read_bytes()).digest())
     for path in _files(*_DATABASE):

@@ -12,12 +12,15 @@ LOCK = Path("dvc.lock")
 
 
 def listed() -> dict[str, str]:
-    """MD5 of every output in dvc.lock, by path; empty without the file. Read line by line: parsing
-    YAML takes seconds."""
+    """MD5 of every output in dvc.lock, by path; empty without the file."""
+    return outputs(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
+
+
+def outputs(lock: str) -> dict[str, str]:
+    """The same from the text of the file. Read line by line: parsing YAML takes seconds."""
     found: dict[str, str] = {}
     block = path = ""
-    lines = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.is_file() else []
-    for line in lines:
+    for line in lock.splitlines():
         if (opened := re.fullmatch(r"    (\w+):", line)) is not None:
             block = opened[1]
         elif (named := re.fullmatch(r"    - path: (.+)", line)) is not None:

@@ -34,10 +34,15 @@ def test_the_table_fits_and_says_what_was_not_run(tmp_path: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     """A git repository with the default study's records."""
     shutil.copytree(ROOT / "reports/records", tmp_path / "reports/records")
-    who = ("-c", "user.name=t", "-c", "user.email=t@t")
-    for command in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "records")):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    commit(tmp_path)
     return tmp_path
+
+
+def commit(folder: Path) -> None:
+    who = ("-c", "user.name=t", "-c", "user.email=t@t")
+    for command in (("add", "-A"), (*who, "commit", "-qm", "records")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
 
 
 def edit(folder: Path, name: str, **changes: object) -> None:
@@ -53,6 +58,35 @@ def test_what_changed_against_git(folder: Path) -> None:
     said = summary.changes(folder)
     assert said.startswith(f"2 of {rows} rows differ from their records in git, final top1 by up ")
     assert "to 7.22 (vgg-hspg-s0)" in said
+
+
+LOCKED = """\
+stages:
+  train@a:
+    outs:
+    - path: artifacts/events/train/a.jsonl
+      md5: 1
+    - path: reports/records/train/a.json
+      md5: 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("lock", "told"),
+    [
+        (LOCKED, "exactly."),
+        (LOCKED.replace("md5: 1", "md5: 3"), "exactly. dvc.lock differs by the hashes of 1 event "
+         "files, which hold times."),
+        (LOCKED + "    deps:\n", "exactly. dvc.lock differs by the hashes of code that altered no "
+         "result."),
+        (LOCKED.replace("md5: 2", "md5: 3"), "exactly."),
+    ],
+)  # fmt: skip
+def test_why_the_lock_differs(folder: Path, lock: str, told: str) -> None:
+    (folder / "dvc.lock").write_text(LOCKED)
+    commit(folder)
+    (folder / "dvc.lock").write_text(lock)
+    assert summary.changes(folder).endswith(told)
 
 
 def test_no_git_is_no_error(tmp_path: Path) -> None:

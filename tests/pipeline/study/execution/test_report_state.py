@@ -16,6 +16,7 @@ FILES = {
     "reports/records/train/a.json": "{}",
     "reports/tables/main.csv": "a",
     "reports/plots/compare.html": "<p>",
+    "reports/local/compare.html": "<p>",
     "data/prepared/card.json": '{"files": {"train": 1}}',
     "artifacts/events/train/a.jsonl": "{}",
     "artifacts/finetune/a/plan.json": "{}",
