@@ -29,6 +29,11 @@ COMPARED = (
     ("studies/families-resnet20", "ResNet20 on the whole of real CIFAR-10, ten epochs, one seed"),
     (SHOWN, "every family at one budget, 10,000 real CIFAR-10 images, three seeds"),
 )
+PAPERS = (  # study and paper whose claims docs/results.md judges
+    ("studies/lottery-mnist", "lottery-ticket"),
+    ("studies/slimming-mnist", "network-slimming"),
+    ("studies/snip-mnist", "snip"),
+)
 MARK = "†"  # after a percentage of the pruning's reference
 HEADER = (
     "row | method | dense % | pruned % | final % | params kept % | params ≠ 0 % | MACs kept % "
@@ -53,6 +58,12 @@ def results(root: Path) -> str:
             path = root / folder / f"reports/tables/{name}.csv"
             if path.is_file():
                 parts.append(f"## {title[0].upper()}{title[1:]}\n\n{table(_rows(path))}")
+    for folder, paper in PAPERS:
+        path = root / folder / f"reports/tables/{paper}-claims.md"
+        if path.is_file():
+            more = f"Every value beside the published one: [{folder}](../{folder}/README.md)."
+            title = f"## {folder.removeprefix('studies/')}: a paper repeated"
+            parts.append(f"{title}\n\n{path.read_text(encoding='utf-8')}\n{more}\n")
     return "\n".join(parts)
 
 
