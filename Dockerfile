@@ -1,5 +1,6 @@
 # docker build -t espalier .
 # docker run --rm -it -v "$PWD:/work" espalier            # the default study, results in the folder
+# docker run --rm -it -p 5000:5000 -v "$PWD:/work" espalier ui --host 0.0.0.0 --no-browser
 FROM python:3.11-slim
 RUN apt-get update && apt-get install -y --no-install-recommends git make \
     && rm -rf /var/lib/apt/lists/* \

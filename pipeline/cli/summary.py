@@ -85,7 +85,7 @@ def changes(folder: Path) -> str:
         return "No record of these rows is in git yet: commit reports/ to compare later runs."
     differ = [key for key in both if now[key] != before[key]]
     if not differ:
-        return f"All {len(both)} records in git were reproduced exactly.{_in_the_lock(folder)}"
+        return f"All {len(both)} records equal those in git.{_in_the_lock(folder)}"
     moves = {key: _move(before[key], now[key]) for key in differ}
     key = max(differ, key=lambda k: abs(moves[k][1]))
     name, by = moves[key]
