@@ -108,7 +108,10 @@ class Share:
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """A size attribute of a module that shrinks with the tensors (heads, split sizes)."""
+    """A size attribute of a module that shrinks with the tensors (heads, split sizes).
+
+    `name` may be one entry of a list: "splits[1]".
+    """
 
     module: str
     name: str

@@ -50,6 +50,18 @@ def _conv_sizes(layer: _ConvNd, weight: tuple[int, ...]) -> dict[str, Any]:
     return {"in_channels": weight[inner] * scale[0], "out_channels": weight[outer] * scale[1]}
 
 
+def set_size(layer: nn.Module, name: str, size: int) -> None:
+    """Set the attribute `name`, or one entry of it where the name is like "splits[1]"."""
+    key, _, place = name.partition("[")
+    if not place:
+        setattr(layer, name, size)
+        return
+    before = getattr(layer, key)
+    entries = list(before)
+    entries[int(place[:-1])] = size
+    setattr(layer, key, type(before)(entries))
+
+
 def layers_of(model: nn.Module, path: str = "") -> Layers:
     """All modules, parents first; a shared one appears under each of its names.
 

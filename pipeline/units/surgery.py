@@ -11,7 +11,7 @@ from pipeline.units.constant import folded
 from pipeline.units.cuts import Alive, alive_positions, cut, dead_groups, removals, with_one_left
 from pipeline.units.enforce import enforce
 from pipeline.units.groups import Granularity, Units
-from pipeline.units.modules import own_shapes, sizes, tensors_of
+from pipeline.units.modules import own_shapes, set_size, sizes, tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rms_norms import rescale
 
@@ -53,7 +53,7 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
     left = {name: int((~mask).sum()) for name, mask in with_one_left(masks).items()}
     for attribute in units.attributes:
         module = model.get_submodule(attribute.module)
-        setattr(module, attribute.name, attribute.share.left(left))
+        set_size(module, attribute.name, attribute.share.left(left))
     for norm in units.norms:
         if kept := norm.share.left(left):
             rescale(model.get_submodule(norm.module), norm.kind, norm.share.size / kept)

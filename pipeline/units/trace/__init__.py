@@ -204,7 +204,7 @@ def _pin(tracer: Tracer, outputs: Any, reason: str) -> None:
 
 def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttribute, ...]]:
     """Groups that a smaller forward has confirmed, with the attributes it needs."""
-    book, found = tracer.book, Attributes(forward.layers, tracer.steps)
+    book, found = tracer.book, Attributes(forward.layers, tracer.steps, tracer.parts)
     failure = None
     for _ in range(MAX_PROBES):
         if failure is None:
@@ -215,11 +215,8 @@ def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttri
                 if failure is not None:
                     break
             else:
-                uneven = [ids for ids in tracer.normed.values() if share(ids, grouping) is None]
-                if not uneven:
+                if not _pin_unproven(tracer, found, grouping):
                     return grouping, values
-                for ids in uneven:
-                    book.pin(ids, "an RMS norm reads some of its units more often than others")
                 continue
         adapted = _adapted(forward, found, book, (grouping, failure))
         if adapted is None:
@@ -231,18 +228,30 @@ def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttri
     return make_groups(book), ()
 
 
+def _pin_unproven(tracer: Tracer, found: Attributes, grouping: Grouping) -> bool:
+    """What the smaller forward does not show; False if there is nothing of the kind."""
+    uneven = [ids for ids in tracer.normed.values() if share(ids, grouping) is None]
+    for ids in uneven:
+        tracer.book.pin(ids, "an RMS norm reads some of its units more often than others")
+    alone = list(found.untried(grouping))
+    for ids in alone:
+        tracer.book.pin(ids, "a part of one channel cannot become smaller")
+    return bool(uneven or alone)
+
+
 def _adapted(
     forward: Forward, found: Attributes, book: Book, stopped: tuple[Grouping, Failure]
 ) -> tuple[Grouping, Failure | None] | None:
     """An attribute that helps the smaller forward past the failure is kept: how far is it now?"""
     grouping, failure = stopped
-    for candidate in islice(found.candidates(failure, grouping), MAX_CANDIDATES):
+    for candidates in islice(found.candidates(failure, grouping), MAX_CANDIDATES):
         before, edges, pins = dict(found.bound), len(book.edges), len(book.pins)
-        found.bind(candidate, book)
+        for candidate in candidates:
+            found.bind(candidate, book)
         trial = make_groups(book)
         again = probe(forward, trial, found.steps, found.values(trial), failure.chosen)
         if again is None or again.at > failure.at:
-            found.proven.add(candidate.kind)
+            found.proven.update(c.kind for c in candidates)
             return trial, again
         found.bound = before
         del book.edges[edges:], book.pins[pins:]

@@ -1,27 +1,31 @@
 """Numbers in a module's own code (heads, split sizes) that must shrink with the tensors.
 
 No name is known beforehand. Where the smaller forward fails, the integer attributes of the running
-modules that equal a size that changed are tried; one is accepted when the forward then gets further
-with every tensor as foreseen.
+modules (and integers in their lists) that equal a size that changed are tried; one is accepted when
+the forward then gets further with every tensor as foreseen. Sizes of a split are tried together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 
 import numpy as np
 from torch import nn
 
-from pipeline.units.groups import Share, SizeAttribute
+from pipeline.units.groups import ChannelGroup, Share, SizeAttribute
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.probe import Chosen, Failure
-from pipeline.units.trace.shadow import FIXED, Ids
+from pipeline.units.trace.shadow import FIXED, Ids, Shadow
 from pipeline.units.trace.steps import Step
 
 WINDOW = 20
 """Operators before and after the failing one whose sizes are looked at."""
+
+MAX_LIST, MAX_TOGETHER = 16, 8
+"""Integers in a list that is looked at; ways to choose the sizes of a split in one module."""
 
 Key = tuple[str, str]
 
@@ -53,9 +57,12 @@ def share(ids: Ids, grouping: Grouping) -> Share | None:
 class Attributes:
     """The attributes found so far, by the ids of the dimension they follow."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], steps: Sequence[Step]) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], steps: Sequence[Step], parts: Sequence[Ids] = ()
+    ) -> None:
         self.modules = modules
         self.steps = steps
+        self.parts = parts
         self.bound: dict[Key, Ids] = {}
         self.proven: set[tuple[type[nn.Module], str]] = set()
 
@@ -73,7 +80,8 @@ class Attributes:
         return [ids for (path, _), ids in self.bound.items() if path in modules]
 
     def checks(self, grouping: Grouping) -> Iterator[Chosen]:
-        """Which groups to cut together: all, then those of one kind of attribute and the others.
+        """Which groups to cut together: all, then those of one kind of attribute and the others,
+        then some of the parts that channels were cut into, so that of any two one is cut alone.
 
         In the first, sizes that must be equal may be so by chance.
         """
@@ -86,6 +94,25 @@ class Attributes:
         for own in kinds.values():
             yield frozenset(prunable - own)
             yield frozenset(own)
+        names = [g.name for g in self._cut_into(grouping)]
+        for bit in range(len(names).bit_length()):
+            chosen = frozenset(n for i, n in enumerate(names) if i >> bit & 1)
+            yield chosen
+            yield frozenset(names) - chosen
+
+    def untried(self, grouping: Grouping) -> Iterator[Ids]:
+        """Parts of one channel, which the smaller forward cannot cut."""
+        for group in self._cut_into(grouping):
+            if group.size == 1:
+                yield grouping.classes[grouping.groups.index(group)]
+
+    def _cut_into(self, grouping: Grouping) -> list[ChannelGroup]:
+        """Prunable groups that are parts of a dimension."""
+        if not self.parts:
+            return []
+        found = np.unique(grouping.owner[grouping.labels[np.concatenate(self.parts, axis=None)]])
+        groups = [grouping.groups[g] for g in found.tolist() if g >= 0]
+        return [g for g in groups if g.prunable]
 
     def bind(self, candidate: Candidate, book: Book) -> None:
         """One number has one value: all sizes that follow it shrink alike."""
@@ -93,19 +120,58 @@ class Attributes:
         if seen is not candidate.ids:
             book.union(seen, candidate.ids, "one attribute sets its size and one that must stay")
 
-    def candidates(self, failure: Failure, grouping: Grouping) -> Iterator[Candidate]:
+    def candidates(self, failure: Failure, grouping: Grouping) -> Iterator[list[Candidate]]:
         """Attributes to try; those that helped in a module of the same class first."""
-        found: list[Candidate] = []
+        if failure.at < len(self.steps) and self.steps[failure.at].name == "split_with_sizes":
+            yield from self._together(failure, grouping)
         sizes = list(self._changed(failure, grouping))
-        for path in dict.fromkeys(reversed(failure.stack)):
-            module = self.modules[path]
-            for name, value in vars(module).items():
-                if type(value) is int:
-                    kind = (type(module), name)
-                    found += [
-                        Candidate((path, name), kind, ids) for ids in sizes if len(ids) == value
-                    ]
-        yield from sorted(found, key=lambda c: c.kind not in self.proven)
+        found = [
+            candidate
+            for path in self._near(failure)
+            for ids in sizes
+            for candidate in self._equal(path, ids)
+        ]
+        yield from ([c] for c in sorted(found, key=lambda c: c.kind not in self.proven))
+
+    def _together(self, failure: Failure, grouping: Grouping) -> Iterator[list[Candidate]]:
+        """One attribute of one module for every part of a split that lost positions."""
+        step = self.steps[failure.at]
+        shadows = [s for s in step.shadows if s is not None]
+        for dim in sorted({d for s in shadows for d in s.varying}):
+            parts = {}
+            for place, (shape, shadow) in enumerate(zip(step.shapes, shadows, strict=False)):
+                ids = _along(shadow, shape, dim, grouping)
+                if ids is not None and not failure.keep[ids].all():
+                    parts[place] = ids
+            for path in self._near(failure) if parts else ():
+                yield from self._lists(path, parts)
+                choices = product(*(self._equal(path, ids) for ids in parts.values()))
+                yield from map(list, islice(choices, MAX_TOGETHER))
+
+    def _lists(self, path: str, parts: Mapping[int, Ids]) -> Iterator[list[Candidate]]:
+        """Lists with an entry for every part, in order."""
+        equal = {place: self._equal(path, ids) for place, ids in parts.items()}
+        lists = {c.key[1].partition("[")[0] for c in equal[min(equal)] if c.key[1].endswith("]")}
+        for name in sorted(lists):
+            entries = {i: f"{name}[{i}]" for i in parts}
+            found = [c for i, own in equal.items() for c in own if c.key[1] == entries[i]]
+            if len(found) == len(parts):
+                yield found
+
+    def _near(self, failure: Failure) -> list[str]:
+        """Modules that run, innermost first, then the parts of the innermost, whose methods its
+        code may have called."""
+        running = list(dict.fromkeys(reversed(failure.stack)))
+        prefix = f"{running[0]}." if running and running[0] else ""
+        own = self.modules[running[0]]._modules if running else {}
+        return running + [prefix + key for key in own if prefix + key in self.modules]
+
+    def _equal(self, path: str, ids: Ids) -> list[Candidate]:
+        """Attributes of a module that equal this number of positions, entries of lists first."""
+        module = self.modules[path]
+        names = [n for n, value in _numbers(module) if value == len(ids)]
+        names.sort(key=lambda name: not name.endswith("]"))
+        return [Candidate((path, name), (type(module), name), ids) for name in names]
 
     def _changed(self, failure: Failure, grouping: Grouping) -> Iterator[Ids]:
         """Dimensions near the failure that lost positions, nearest first."""
@@ -115,9 +181,28 @@ class Attributes:
             for shape, shadow in zip(self.steps[i].shapes, self.steps[i].shadows, strict=True):
                 for d in shadow.varying if shadow is not None else ():
                     assert shadow is not None
-                    rows = np.moveaxis(grouping.labels[shadow.ids], d, 0).reshape(shape[d], -1)
-                    ids = rows[:, 0]
-                    plain = (rows == ids[:, None]).all() and (ids != FIXED).any()
-                    if plain and not failure.keep[ids].all() and ids.tobytes() not in seen:
-                        seen.add(ids.tobytes())
-                        yield ids
+                    ids = _along(shadow, shape, d, grouping)
+                    if ids is None or failure.keep[ids].all() or ids.tobytes() in seen:
+                        continue
+                    seen.add(ids.tobytes())
+                    yield ids
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Integer attributes, and integers in short lists of a network's own modules."""
+    own = not type(module).__module__.startswith("torch.nn")
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, value
+        elif own and type(value) in (list, tuple) and len(value) <= MAX_LIST:
+            yield from ((f"{name}[{i}]", n) for i, n in enumerate(value) if type(n) is int)
+
+
+def _along(shadow: Shadow, shape: tuple[int, ...], dim: int, grouping: Grouping) -> Ids | None:
+    """Classes along a dimension, where they vary along no other."""
+    if dim not in shadow.varying:
+        return None
+    rows = np.moveaxis(grouping.labels[shadow.ids], dim, 0).reshape(shape[dim], -1)
+    ids: Ids = rows[:, 0]
+    plain = (rows == ids[:, None]).all() and (ids != FIXED).any()
+    return ids if plain else None

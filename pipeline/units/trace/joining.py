@@ -6,23 +6,31 @@ import numpy as np
 
 from pipeline.units.trace.calls import Call
 from pipeline.units.trace.layout import first, value_of
-from pipeline.units.trace.shadow import FIXED, Axis, ParamView, Shadow, Value, uniform
+from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView, Shadow, Value, uniform
 from pipeline.units.trace.tracer import Outcome, Tracer
 
 
 def _cut(t: Tracer, call: Call, dim: int, index: slice) -> Value:
-    """Part of a dimension; channels cut at positions written in the code must stay."""
+    """Part of a dimension. Of channels a run of neighbours: the smaller forward tells whether the
+    code finds it at other widths."""
     value, size = value_of(t, call), first(call).shape[dim]
     if isinstance(value, ParamView):
         axis = value.axes[dim]
         cut = None if axis is None else Axis(axis.dim, axis.positions[index])
         return ParamView(value.name, (*value.axes[:dim], cut, *value.axes[dim + 1 :]))
-    if len(value.varying) > 1:
-        value = t.tied(value, (dim,), call.name)
+    if len(value.varying) > 1 and value.ids.shape[dim] > 1:
+        nonzero = value.nonzero[(slice(None),) * dim + (index,)]
+        return Shadow(
+            t.tied(value, (dim,), call.name).ids, nonzero.max(axis=dim, keepdims=True, initial=0)
+        )
     if value.ids.shape[dim] == 1 or index.indices(size) == (0, size, 1):
         return value
-    t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
-    return value.at((slice(None),) * dim + (index,))
+    part = value.at((slice(None),) * dim + (index,))
+    if call.name != "slice" or index.step not in (None, 1):
+        t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
+    else:
+        t.parts.append(value.ids)
+    return part
 
 
 def slice_(t: Tracer, call: Call) -> Outcome:
@@ -43,7 +51,7 @@ def select(t: Tracer, call: Call) -> Outcome:
 
 def split(t: Tracer, call: Call) -> Outcome:
     """Consecutive parts. Equal parts of a channel dimension keep equal widths: position k of every
-    part is one unit."""
+    part is one unit. Parts of given widths are apart."""
     x, dim = first(call), call["dim"] % first(call).ndim
     sizes = [o.shape[dim] for o in call.outs]
     starts = np.cumsum([0, *sizes])
@@ -52,13 +60,16 @@ def split(t: Tracer, call: Call) -> Outcome:
         cuts = zip(starts[:-1], starts[1:], strict=True)
         return [_cut(t, call, dim, slice(int(a), int(b))) for a, b in cuts]
     if len(set(sizes)) > 1 or call.name != "split":
-        t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
+        if call.name == "split":  # a remainder: its width follows from no number
+            t.book.pin(value.ids, f"{call.name} cuts its channels at a fixed position")
         full = value.spread(x.shape, (dim,))
         lead = (slice(None),) * dim
-        return [
+        apart: list[Value] = [
             full.at((*lead, slice(int(a), int(b))))
             for a, b in zip(starts, starts[1:], strict=False)
         ]
+        t.parts.append(full.ids)
+        return apart
     parts = [value.at((slice(None),) * dim + (slice(a, a + sizes[0]),)) for a in starts[:-1]]
     for part in parts:
         t.book.union(part.ids, parts[0].ids, "split joins it with channels that must stay")
@@ -97,21 +108,29 @@ def cat(t: Tracer, call: Call) -> Outcome:
     tensors = [x for x in call.tensors if x.ndim > 1 or x.shape[0] > 0]
     dim = call["dim"] % tensors[0].ndim
     varying = {d for x in tensors if t.param(x) is None for d in t.shadow(x).varying}
+    if all(x.ndim == 1 and t.param(x) is not None for x in tensors):
+        varying = {0}  # biases of queries, keys and values
     shadows = [t.shadow(x, varying) for x in tensors]
     if varying <= {dim}:
         full = [s.spread(x.shape, (dim,)) for s, x in zip(shadows, tensors, strict=True)]
         ids = np.concatenate([s.ids for s in full], dim)
         return Shadow(ids, np.concatenate([s.nonzero for s in full], dim)).narrow()
     if dim in varying:
-        for shadow in shadows:
-            t.book.pin(shadow.ids, "cat along one dimension of channels spread over two")
-        return uniform(tensors[0].ndim, t.book.code("it meets the result of cat"))
+        dims = sorted(varying)
+        wide = [s.spread(x.shape, dims) for s, x in zip(shadows, tensors, strict=True)]
+        whole = Shadow(*(np.concatenate(p, dim) for p in zip(*_pairs(wide), strict=True)))
+        t.book.split(whole.ids)
+        return whole
     shape = np.broadcast_shapes(*(s.ids.shape for s in shadows))
     ids = np.broadcast_to(shadows[0].ids, shape)
     for shadow in shadows[1:]:
         ids = t.book.union(ids, shadow.ids, "cat joins it with channels that must stay")
     nonzero = np.stack([np.broadcast_to(s.nonzero, shape) for s in shadows]).max(axis=0)
     return Shadow(ids, nonzero)
+
+
+def _pairs(shadows: list[Shadow]) -> list[tuple[Ids, Ids]]:
+    return [(s.ids, s.nonzero) for s in shadows]
 
 
 def stack(t: Tracer, call: Call) -> Outcome:

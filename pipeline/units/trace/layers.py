@@ -26,8 +26,10 @@ def convolution(t: Tracer, call: Call) -> Outcome:
     else:
         t.consume(x)
         ids = _mix(t, call, view, x.ids)
-        residue = max(t.residue(view), t.attach(call["bias"], ids, "producer", "convolution"))
-        flat = Shadow(ids, np.full_like(ids, residue))
+        residue = np.maximum(
+            t.residue(view), t.attach(call["bias"], ids, "producer", "convolution")
+        )
+        flat = Shadow(ids, np.broadcast_to(residue, ids.shape))
     return along(flat.ids, flat.nonzero, ndim, 1)
 
 
@@ -113,8 +115,8 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
     ids = t.book.axis_ids(view.name, made, "producer")
     if view.name in t.read_elsewhere:  # or its cost would be counted with the layer that owns it
         t.products[t.product_number] = [(x.ids.size, x.ids), (ids.size, ids)]
-    residue = max(t.residue(view), t.attach(bias, ids, "producer", "linear"))
-    return along(ids, np.full_like(ids, residue), data.ndim, -2 if left else -1)
+    residue = np.maximum(t.residue(view), t.attach(bias, ids, "producer", "linear"))
+    return along(ids, np.broadcast_to(residue, ids.shape), data.ndim, -2 if left else -1)
 
 
 def linear(t: Tracer, call: Call) -> Outcome:
@@ -129,9 +131,9 @@ def linear(t: Tracer, call: Call) -> Outcome:
     t.consume(x)
     t.book.tie(view.name, view.axes[1], x.ids, "consumer")
     ids = t.book.axis_ids(view.name, view.axes[0], "producer")
-    residue = max(t.residue(view), t.attach(call["bias"], ids, "producer", "linear"))
+    residue = np.maximum(t.residue(view), t.attach(call["bias"], ids, "producer", "linear"))
     ndim = call.outs[0].ndim
-    return along(ids, np.full_like(ids, residue), ndim, ndim - 1)
+    return along(ids, np.broadcast_to(residue, ids.shape), ndim, ndim - 1)
 
 
 def _computed(
@@ -189,7 +191,7 @@ def batch_norm(t: Tracer, call: Call) -> Outcome:
     shift = t.attach(call["bias"], x.ids, "norm", "batch norm")
     for name in ("running_mean", "running_var"):
         t.attach(call.get(name), x.ids, "norm", "batch norm")
-    if call["weight"] is None or scale:
+    if call["weight"] is None or np.any(scale):
         # Batch statistics map a constant channel to zero, running statistics do not.
         moved = t.book.code("batch norm without a trained scale shifts it by its running mean")
         inner = x.nonzero if call.get("training") else np.full_like(x.ids, moved)
@@ -212,7 +214,7 @@ def group_norm(t: Tracer, call: Call) -> Outcome:
     view = t.param(call["weight"])
     if view is None or not t.owns_groups(view.name, groups):
         t.book.pin(x.ids, "group norm without a module that says its number of groups")
-    inner = x.nonzero if call["weight"] is None or scale else np.zeros_like(x.ids)
+    inner = x.nonzero if call["weight"] is None or np.any(scale) else np.zeros_like(x.ids)
     nonzero = _after_scale(t, ids.ravel(), np.maximum(inner, shift))
     return along(ids.ravel(), nonzero, call["input"].ndim, 1)
 

@@ -31,6 +31,10 @@ def value_of(t: Tracer, call: Call) -> Value:
 
 def same_layout(t: Tracer, call: Call) -> Outcome:
     """Every output position holds the input's (clone, cast, detach)."""
+    view = t.param(first(call))
+    vector = view is not None and len(view.axes) == 1 and view.name in t.book.trained
+    if vector and call.name == "clone":
+        return t.shadow(first(call))  # the copy may be written to, the parameter is not
     return value_of(t, call)
 
 
@@ -91,7 +95,10 @@ def view(t: Tracer, call: Call) -> Outcome:
         return None
     value = value_of(t, call)
     if isinstance(value, ParamView):
-        return _view_param(t, value, old, new)
+        seen = _view_param(t, value, old, new)
+        if seen is not None or len(value.wide) != 1 or value.name not in t.book.trained:
+            return seen
+        value = t.shadow(first(call))  # a bias of all heads, one head after the other
     pieces = blocks(old, new)
     varying = [(a, b) for a, b in pieces if any(n > 1 for n in value.ids.shape[a])]
     grown = value.spread(old, [d for a, _ in varying for d in range(a.start, a.stop)])

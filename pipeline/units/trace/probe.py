@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.cuts import alive_positions, cut
 from pipeline.units.groups import SizeAttribute, Units
-from pipeline.units.modules import own_shapes, sizes
+from pipeline.units.modules import own_shapes, set_size, sizes
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import (
     COPIES,
@@ -85,13 +85,22 @@ class _Checker(TorchDispatchMode):
         for tensor, shape, shadow in zip(tensors_in(out), step.shapes, step.shadows, strict=False):
             if shadow is not None and tuple(tensor.shape) != self._foreseen(shape, shadow):
                 raise Mismatch(f"{step.name} has a size written in the code")
-        bound = bind(func, args, kwargs or {}) if step.scalars or step.entered.constants else {}
+        if step.scalars or step.entered.constants or step.before is not None:
+            self._compare(step, func, bind(func, args, kwargs or {}))
+        self.at += 1
+        return out
+
+    def _compare(self, step: Step, func: Any, bound: dict[str, Any]) -> None:
+        """Numbers, constants, where a slice begins."""
         if step.scalars is not None and step.scalars != numbers_of(func, bound):
             raise Mismatch(f"{step.name} uses a number that depends on the width")
         if step.entered.constants and not _same_constants(step, flat(bound.values())):
             raise Mismatch(f"{step.name} uses a constant that depends on the width")
-        self.at += 1
-        return out
+        if step.before is not None:
+            size = bound["self"].shape[bound["dim"]]
+            start = slice(bound["start"], bound["end"]).indices(size)[0]
+            if start != np.count_nonzero(self.keep[step.before]):
+                raise Mismatch(f"{step.name} starts at a position written in the code")
 
     def _foreseen(self, shape: tuple[int, ...], shadow: Shadow) -> tuple[int, ...]:
         """Of the tensor once the positions of removed ids are gone."""
@@ -127,15 +136,17 @@ def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
 def _half(grouping: Grouping, count: int, chosen: Chosen) -> tuple[dict[str, Tensor], Keep]:
     """Masks that keep a different part of every prunable group, and the same per class.
 
-    Two channels stay where there are three: with a size of 1 torch takes other paths.
+    Two channels stay where there are three: with a size of 1 torch takes other paths. The first
+    channels stay, where some groups were chosen the last: a slice may begin behind either.
     """
     masks, keep = {}, np.ones(count, dtype=bool)
     for number, (group, classes) in enumerate(zip(grouping.groups, grouping.classes, strict=True)):
         if group.prunable and group.size > 1 and (chosen is None or group.name in chosen):
             part = 0.3 + 0.6 * ((number * 0.618) % 1.0)  # also tells groups of four apart
             kept = min(group.size - 1, max(2, round(part * group.size)))
-            keep[classes[kept:]] = False
-            masks[group.name] = torch.arange(group.size) < kept
+            mask = torch.arange(group.size) < kept
+            masks[group.name] = mask if chosen is None else mask.flip(0)
+            keep[classes[~masks[group.name].numpy()]] = False
     return masks, keep
 
 
@@ -170,9 +181,9 @@ def _resized(changes: Changes) -> Iterator[None]:
     """New attributes for a while."""
     before: Changes = []
     for layer, new in changes:
-        before.append((layer, {k: getattr(layer, k) for k in new}))
+        before.append((layer, {k: getattr(layer, k) for k in (n.partition("[")[0] for n in new)}))
         for key, value in new.items():
-            setattr(layer, key, value)
+            set_size(layer, key, value)
     try:
         yield
     finally:

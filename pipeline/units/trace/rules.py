@@ -44,6 +44,7 @@ RULES: dict[str, Rule] = _families() | {
     "<constant>": layout.constant,
     "as_strided": layout.as_strided,
     "zeros_like": layout.zeros_like,
+    "zero": layout.zeros_like,
     "new_zeros": layout.fixed_zeros,
     "expand": layout.expand,
     "index": layout.index,

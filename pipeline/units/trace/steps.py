@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.units.trace.calls import Call, content, numbers_of
-from pipeline.units.trace.shadow import ParamView, Shadow, Value
+from pipeline.units.trace.shadow import Ids, ParamView, Shadow, Value
 
 Constants = tuple[tuple[int, bytes], ...]
 """Place among the tensor arguments of a call -> content."""
@@ -43,6 +43,7 @@ class Step:
         decided: what values decided (integers, booleans, numbers read out of a tensor), output by
             output; None for the others. The smaller forward computes other values and is given
             these, so that it selects the same boxes and experts.
+        before: of a slice along channels: the ids before its first position.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Step:
     entered: Entered
     scalars: tuple[Any, ...] | None
     decided: list[Any]
+    before: Ids | None = None
 
 
 def entered_by(call: Call, values: Mapping[int, Value]) -> Entered:
@@ -79,7 +81,20 @@ def step_of(call: Call, entered: Entered, values: Mapping[int, Value], main: lis
     shadows = [v if isinstance(v, Shadow) else None for v in found]
     numbers = None if _cuts_channels(call, values) else numbers_of(call.func, call.args)
     shapes = [tuple(t.shape) for t in call.outs]
-    return Step(call.name, shapes, shadows, entered, numbers, _decided(call, entered, shadows))
+    decided, before = _decided(call, entered, shadows), _before(call, values)
+    return Step(call.name, shapes, shadows, entered, numbers, decided, before)
+
+
+def _before(call: Call, values: Mapping[int, Value]) -> Ids | None:
+    value = values.get(id(call.tensors[0])) if call.name == "slice" else None
+    if not isinstance(value, Shadow) or call["step"] != 1:
+        return None
+    x = call.tensors[0]
+    dim = call["dim"] % x.ndim
+    if value.varying != (dim,):
+        return None
+    start = slice(call["start"], call["end"]).indices(x.shape[dim])[0]
+    return value.ids.ravel()[:start]
 
 
 def _decided(call: Call, entered: Entered, shadows: list[Shadow | None]) -> list[Any]:

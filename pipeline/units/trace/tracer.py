@@ -62,6 +62,7 @@ class Tracer(TorchDispatchMode):
         self.norm_groups: dict[str, int] = {}
         self.made_from: dict[int, frozenset[str]] = {}
         self.remade: set[str] = set()
+        self.parts: list[Ids] = []
         self.owners: dict[str, frozenset[str]] = {}
         self.stack: list[str] = []
         self.read_elsewhere: set[str] = set()
@@ -150,8 +151,9 @@ class Tracer(TorchDispatchMode):
         if flat.nonzero.any():
             self.book.pin_coded(flat.ids, np.where(flat.ids == FIXED, 0, flat.nonzero))
 
-    def attach(self, tensor: Tensor | None, ids: Ids, role: Role, op: str) -> int:
-        """A vector argument (bias, scale, statistic) follows `ids`; returns its residue code."""
+    def attach(self, tensor: Tensor | None, ids: Ids, role: Role, op: str) -> Ids | int:
+        """A vector argument (bias, scale, statistic) follows `ids`; returns its residue code, or
+        one per position."""
         if tensor is None:
             return 0
         view = self.param(tensor)
@@ -160,7 +162,7 @@ class Tracer(TorchDispatchMode):
             return self.residue(view)
         shadow = self.shadow(tensor).spread(tensor.shape, (0,))
         self.book.union(ids, shadow.ids, f"{op} has a computed vector")
-        return int(shadow.nonzero.max(initial=0))
+        return shadow.nonzero
 
     # -- the forward --------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ def test_everything_dead(name: str) -> None:
         ("inner_output", "a", "network's output"),
         ("mean_over_channels", "a", "mean runs over its channels"),
         ("unknown_operator", "a", "operator sort, for which there is no rule"),
-        ("channel_slice", "a", "slice cuts its channels at a fixed position"),
+        ("channel_slice", "a", "select cuts its channels at a fixed position"),
         ("layer_norm", "a", "layer norm takes the mean over its channels"),
         ("size_in_the_code", "a", "the smaller network fails at view"),
         ("width_in_a_factor", "a", "number that depends on the width"),

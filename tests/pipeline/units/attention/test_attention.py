@@ -33,7 +33,7 @@ WIDTH = HIDDEN // HEADS
         ("transformer_layer_of_torch", "0.self_attn", "unflatten"),
         ("features_of_keys_alone", "v", "values are left whole"),
         ("keys_as_wide_as_values", "q", "view has a size written in the code"),
-        ("one_key_for_all_queries", "q", "cuts its channels at a fixed position"),
+        ("one_key_for_all_queries", "q", "mean runs over its channels"),
     ],
 )
 def test_reasons_in_words(name: str, group: str, words: str) -> None:
