@@ -15,7 +15,7 @@ from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.inputs import Inputs
 from pipeline.study.execution.launch import launched
-from pipeline.study.execution.running import Assignment, kept_states, train_network
+from pipeline.study.execution.running import Assignment, named_states, train_network
 from pipeline.study.execution.runtime import (
     Workplace,
     code_digest,
@@ -88,7 +88,7 @@ def run(
     spec = {"network": network.to_json(), "training": key, "method": training.method, "code": code}
     more = {"granularity": method.granularity.value, "seed": training.seed}
     write_json(artifact.folder / "spec.json", spec | more)
-    sha, states = tensors_sha256(model.state_dict()), kept_states(task, curve, folder)
+    sha, states = tensors_sha256(model.state_dict()), named_states(task, curve, folder)
     return replace(asked, curve=curve, weights_sha=sha, kept=states)
 
 
@@ -117,7 +117,7 @@ def _write_states(
     units: Units,
 ) -> None:
     """Write the final state, then every snapshot, each with the method's saliency in that state."""
-    weights, kept = clone_state(model), method.state_dict()
+    weights, state = clone_state(model), method.state_dict()
     final = method.saliency(model, units)
     for name, path in folder.snapshots().items():
         tree = load_tree(path)
@@ -130,7 +130,7 @@ def _write_states(
     if folder.evaluations.exists():
         write_json(artifact.folder / folder.evaluations.name, read_json(folder.evaluations))
     model.load_state_dict(weights)
-    method.load_state_dict(kept)
+    method.load_state_dict(state)
     method.release(model)
     artifact.write_state("final", clone_state(model), final)
 

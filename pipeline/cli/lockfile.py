@@ -135,9 +135,9 @@ class Project:
             if done is None:
                 continue
             done["cmd"] = asked.cmd
-            kept = [dep for dep in done["deps"] if dep["path"] in asked.data]
+            data = [dep for dep in done["deps"] if dep["path"] in asked.data]
             code = [{"path": path, "hash": "md5", **self.hash_of(path)} for path in asked.code]
-            done["deps"] = sorted([*kept, *code], key=lambda dep: str(dep["path"]))
+            done["deps"] = sorted([*data, *code], key=lambda dep: str(dep["path"]))
         yaml = YAML(typ="rt")
         yaml.default_flow_style = False
         with replacing(self.folder / "dvc.lock") as temporary:

@@ -48,10 +48,10 @@ def plain(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """A booktabs tabular, without the record column (the CSV and provenance.json have it)."""
-    kept = [i for i, c in enumerate(table.columns) if c.key != "record"]
-    align = "".join("r" if _is_number(table.columns[i]) else "l" for i in kept)
-    heads = [_escaped(table.columns[i].header) for i in kept]
-    body = [[_escaped(row[i]) for i in kept] for row in cells(table)]
+    shown = [i for i, c in enumerate(table.columns) if c.key != "record"]
+    align = "".join("r" if _is_number(table.columns[i]) else "l" for i in shown)
+    heads = [_escaped(table.columns[i].header) for i in shown]
+    body = [[_escaped(row[i]) for i in shown] for row in cells(table)]
     rows = [" & ".join(row) + r" \\" for row in body]
     head = [f"% {table.title}", rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
     lines = [*head, " & ".join(heads) + r" \\", r"\midrule", *rows]

@@ -143,9 +143,9 @@ def _line(error: Exception, command: Sequence[str]) -> str:
     if is_expected(error):
         return message_of(error)
     log = _write_log(error, command)
-    kept = f"traceback in {log}, or shown" if log else "traceback shown"
+    where = f"traceback in {log}, or shown" if log else "traceback shown"
     # Name the log first: the middle of a long message is cut out.
-    return f"unexpected {type(error).__name__} ({kept} with --debug): {message_of(error)}"
+    return f"unexpected {type(error).__name__} ({where} with --debug): {message_of(error)}"
 
 
 def _write_log(error: Exception, command: Sequence[str]) -> Path | None:

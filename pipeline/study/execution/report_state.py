@@ -73,7 +73,7 @@ def is_current() -> bool:
 
 
 def save(before: str, study: str) -> None:
-    """Note that the report is complete. Not while a run is open in MLflow: a later report has to
+    """Save that the report is complete. Not while a run is open in MLflow: a later report has to
     mark it KILLED if its process dies.
 
     Args:

@@ -44,7 +44,7 @@ class Assignment:
     method: Method
     recipe: Recipe
     seed: int
-    keep: PruningPlan | None = None
+    plan: PruningPlan | None = None
 
 
 def train_network(
@@ -91,7 +91,7 @@ def train_network(
         seed=a.seed,
         device=place.device,
         fresh=lambda phase: fresh_state(a.network, a.seed + (phase + 1) * FRESH_STREAM),
-        keep=a.keep,
+        keep=a.plan,
         team=place.team,
     )
     try:
@@ -103,7 +103,7 @@ def train_network(
     return tuple(curve_point(row) for row in curve)
 
 
-def kept_states(
+def named_states(
     assignment: Assignment, curve: Sequence[CurvePoint], folder: CheckpointFolder
 ) -> dict[str, KeptState] | None:
     """The states that the recipe names, for the record of a finished training; None if it names

@@ -104,8 +104,8 @@ class Params:
             base.pop(name, None)
             if name in overrides:
                 raise ParamsError(
-                    f"{self.path}: {where}.{name}: a retraining keeps its last state only; "
-                    "states of a training are kept by train or trainings.<name>.train"
+                    f"{self.path}: {where}.{name}: a retraining snapshots its last state only; "
+                    "states of a training are named by train or trainings.<name>.train"
                 )
         recipe: Recipe = validated(self.path, where, Recipe, merge(base, overrides))
         return recipe

@@ -162,7 +162,7 @@ BAD = [
     (
         "{optimizer: {lr: 0.01}}",
         "{keep_best: true}",
-        r"prunings\.a-p50\.finetune\.train\.keep_best: a retraining keeps its last state",
+        r"prunings\.a-p50\.finetune\.train\.keep_best: a retraining snapshots its last state",
     ),
 ]
 
