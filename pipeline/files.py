@@ -42,18 +42,33 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        temporary.chmod(0o644)  # safetensors files are owner-only; a DVC cache is shared
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        free = shutil.disk_usage(path.parent).free / 1e6
-        raise OSError(error.errno, f"{path}: the disk is full ({free:.1f} MB free)") from error
+        with naming_full_disk(path):
+            yield temporary
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
+            temporary.chmod(0o644)  # safetensors files are owner-only; a DVC cache is shared
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Name `path` and the free space if what is written inside finds the disk full.
+
+    Raises:
+        OSError: the disk is full; other errors pass as they are.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else _os_error(str(error))
+        if code not in _FULL:
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(code, f"{path}: the disk is full ({free:.1f} MB free)") from error
 
 
 def write_text(path: Path, text: str) -> None:

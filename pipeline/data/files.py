@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.files import naming_full_disk
+
 
 class DataError(ValueError):
     """A data file is missing, damaged or wrong; the message says what to do."""
@@ -27,17 +29,21 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
     The files are moved in order of name after all are complete. On an exception `folder` is
     unchanged.
+
+    Raises:
+        OSError: the disk is full; names the folder and the free space.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield temporary
-        folder.mkdir(exist_ok=True)
-        fresh = sorted(p.name for p in temporary.iterdir())
-        for stale in folder.iterdir():
-            if stale.is_file() and stale.name not in fresh:
-                stale.unlink()
-        for name in fresh:
-            os.replace(temporary / name, folder / name)
+        with naming_full_disk(folder):
+            yield temporary
+            folder.mkdir(exist_ok=True)
+            fresh = sorted(p.name for p in temporary.iterdir())
+            for stale in folder.iterdir():
+                if stale.is_file() and stale.name not in fresh:
+                    stale.unlink()
+            for name in fresh:
+                os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

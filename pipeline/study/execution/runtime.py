@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.files import naming_full_disk
 from pipeline.study import paths
 from pipeline.study.execution.code import code_sha256
 from pipeline.study.execution.launch import joined
@@ -73,9 +74,10 @@ def _locked(stage: str, key: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BusyError(f"{stage}@{key} is running already in {Path.cwd()}") from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")  # so that a user can stop it
-        file.flush()
+        with naming_full_disk(lock):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")  # so that a user can stop it
+            file.flush()
         yield
 
 

@@ -7,11 +7,12 @@ leaves at most one incomplete line. No stage depends on the file, so it may hold
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,18 +48,21 @@ class EventLog:
 
         Raises:
             ValueError: a metric is not finite.
+            OSError: it could not be written, e.g. because the disk is full; names the file.
         """
         if kind == "metrics":
             _check_finite(data["values"], self.path)
         event = Event(kind, time.time(), data)
         line = json.dumps({"kind": kind, "time": event.time, **data}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with self._naming():
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
         return event
 
     def offset(self) -> int:
         """Number of bytes written and synced so far; stored in checkpoints."""
-        os.fsync(self._file.fileno())
+        with self._naming():
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def truncate(self, offset: int) -> bool:
@@ -70,8 +74,18 @@ class EventLog:
         return whole
 
     def close(self) -> None:
-        """Close the file. May be called twice."""
-        self._file.close()
+        """Close the file. May be called twice. What a full disk did not take is lost."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{self.path}: not written ({error.strerror}); run again to go on"
+            ) from error
 
     def _cut(self, offset: int) -> None:
         self._file.truncate(offset)

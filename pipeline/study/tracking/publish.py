@@ -131,6 +131,9 @@ _BEFORE = ("prune", "finetune")  # stages without a record; the evaluate record 
 def _no_answer(error: Exception) -> str:
     if isinstance(error, ImportError):
         return "publishing needs mlflow: `pip install 'mlflow>=3.17,<4'` (records are complete)"
+    if "disk is full" in str(error):  # of a local database, or named by us
+        told = str(error).splitlines()[0]
+        return f"MLflow's store: {told}. Records are complete; free some space and run again"
     return (
         f"MLflow does not answer ({type(error).__name__}: {error}). Records are complete; start "
         "the server or unset MLFLOW_TRACKING_URI, then run `dvc repro` again"

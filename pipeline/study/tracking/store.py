@@ -166,10 +166,9 @@ class Store:
         if path is None:
             self._client.log_text(run_id, document, _DOCUMENT)
         else:  # not through the client, which caches the former location of a run's artifacts
-            path.mkdir(parents=True, exist_ok=True)
-            temporary = path / f".{_DOCUMENT}.tmp"
-            temporary.write_text(document, encoding="utf-8")
-            temporary.replace(path / _DOCUMENT)
+            from pipeline.files import write_text  # imports torch; importing this module must not
+
+            write_text(path / _DOCUMENT, document)
 
     def has_document(self, run: Any) -> bool:
         """Whether the record is still among a local run's artifacts. Not checked on a server."""

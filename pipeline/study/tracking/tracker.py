@@ -36,14 +36,14 @@ def open_tracker(
     tracker = Tracker(spec, events, work, mirror)
     try:
         yield tracker
+        if not tracker.ended:
+            tracker.finish()
     except Exception:
         tracker.stop("FAILED")
         raise
     except BaseException:
         tracker.stop("KILLED")
         raise
-    if not tracker.ended:
-        tracker.finish()
 
 
 class Tracker:
