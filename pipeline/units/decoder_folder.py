@@ -1,7 +1,7 @@
 """A pruned decoder as a folder that `from_pretrained` loads: the config says the new sizes.
 
-For architectures of `transformers` with Llama's layers (Llama, Mistral, Qwen2, Qwen3, SmolLM3 and
-others): `embed_tokens`, `layers` of `self_attn` and `mlp`, RMS norms.
+For architectures of `transformers` with Llama's layers (Llama, Mistral, Qwen2, Qwen3, SmolLM3,
+Gemma and others): `embed_tokens`, `layers` of `self_attn` and `mlp`, RMS norms.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from pipeline.units.rms_norms import norm_kind
 
 TOKENS = 8
 TOLERANCE = 1e-4
@@ -70,7 +72,7 @@ def save_decoder(model: nn.Module, folder: Path | str) -> None:
         raise ValueError(
             f"the sizes of {type(model).__name__} do not fit its config: {error}"
         ) from (error)
-    _shrink_stream(rebuilt, grown)
+    _shrink_stream(rebuilt, grown, _embedding_scale(model) / _embedding_scale(rebuilt))
     _check_equal(model, rebuilt)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -86,19 +88,37 @@ def _norms_of_heads(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _shrink_stream(model: nn.Module, grown: float) -> None:
+def _shrink_stream(model: nn.Module, grown: float, scale: float) -> None:
     """Divide the residual stream by sqrt(grown), where its norms have eps and not eps * grown:
-    x / sqrt(mean(x^2) + eps * grown) stays what it was."""
+    x / sqrt(mean(x^2) + eps * grown) stays what it was.
+
+    `scale`: of the embedding (Gemma: sqrt(hidden_size)) before pruning over that of `model`.
+    """
+    inner, by = model.get_submodule(model.base_model_prefix), 1 / math.sqrt(grown)
+    if not math.isclose(scale * by, 1.0):
+        inner.embed_tokens.weight.mul_(scale * by)
+        if model.lm_head.weight is inner.embed_tokens.weight:
+            _scale_norm(inner.norm, 1 / (scale * by))
     if grown == 1.0:
         return
-    inner = model.get_submodule(model.base_model_prefix)
-    makers = [inner.embed_tokens]
     for layer in inner.layers:
-        makers += [layer.self_attn.o_proj, layer.mlp.down_proj]
-    for parameter in {id(p): p for m in makers for p in m.parameters()}.values():
-        parameter.div_(math.sqrt(grown))
-    if model.lm_head.weight is inner.embed_tokens.weight:
-        inner.norm.weight.mul_(math.sqrt(grown))
+        for parameter in (*layer.self_attn.o_proj.parameters(), *layer.mlp.down_proj.parameters()):
+            parameter.mul_(by)
+        if hasattr(layer, "post_feedforward_layernorm"):  # Gemma 2 and 3: norms of both branches
+            for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+                _scale_norm(norm, by)
+
+
+def _scale_norm(norm: nn.Module, by: float) -> None:
+    """Multiply what an RMS norm returns."""
+    kind = norm_kind(norm)
+    offset = 0.0 if kind is None else kind.offset
+    norm.weight.add_(offset).mul_(by).sub_(offset)
+
+
+def _embedding_scale(model: nn.Module) -> float:
+    inner = model.get_submodule(model.base_model_prefix)
+    return float(getattr(inner.embed_tokens, "scalar_embed_scale", 1.0))
 
 
 def _layer_sizes(layer: nn.Module) -> dict[str, int]:

@@ -18,7 +18,7 @@ from pipeline.units.rms_norms import AllDouble, norm_kind
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.cases import Net
-from tests.pipeline.units.laws import assert_laws, outputs, random_plan, relative
+from tests.pipeline.units.laws import assert_laws, outputs, random_plan, randomise_bn, relative
 
 HIDDEN, LAYERS = 32, 2
 SIZES: dict[str, Any] = {
@@ -158,7 +158,7 @@ def even_plan(units: Any, kept: float) -> PruningPlan:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_a_pruned_decoder_is_a_folder_that_transformers_loads(
     name: str, tied: bool, tmp_path: Path
 ) -> None:
@@ -166,12 +166,13 @@ def test_a_pruned_decoder_is_a_folder_that_transformers_loads(
 
     model = decoder(name, tied)()
     units = trace_units(model, EXAMPLE)
+    randomise_bn(model, torch.Generator().manual_seed(1))
     shrink(even_plan(units, 0.5), model, units)
     save_decoder(model, tmp_path / "slim")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "slim").eval()
     assert again.config.hidden_size == HIDDEN // 2
     assert again.config.num_key_value_heads == 1
-    scale = 1 if name == "Qwen3" else 2  # one eps for its norms of heads too
+    scale = 1 if name in ("Qwen3", "Gemma3Text") else 2  # one eps for its norms of heads too
     assert again.config.rms_norm_eps == pytest.approx(scale * model_eps(name))
     assert relative(outputs(model, EXAMPLE), outputs(again, EXAMPLE)) < 1e-6
     with pytest.raises(FileExistsError, match="folder of its own"):
@@ -189,10 +190,4 @@ def test_a_config_that_cannot_say_it_is_refused(tmp_path: Path) -> None:
     shrink(PruningPlan(Granularity.STRUCTURED, keep), model, units)
     with pytest.raises(ValueError, match=r"intermediate_size: the layers differ \(24, 48\)"):
         save_decoder(model, tmp_path / "slim")
-    gemma = decoder("Gemma3Text", True)()
-    units = trace_units(gemma, EXAMPLE)
-    stream = {"model.embed_tokens": torch.arange(HIDDEN) < 24}
-    shrink(PruningPlan(Granularity.STRUCTURED, stream), gemma, units)
-    with pytest.raises(ValueError, match="something else from its config's sizes"):
-        save_decoder(gemma, tmp_path / "slim")
     assert not list(tmp_path.iterdir())
