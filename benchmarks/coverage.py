@@ -1,7 +1,9 @@
 """What fraction of each network can be pruned, and whether surgery is exact.
 
-    python -m benchmarks.coverage [--only timm] [--out docs/coverage.md]
+    python -m benchmarks.coverage [--only timm] [--again]
 
+Rows are kept in benchmarks/coverage.jsonl; a network that has one is measured only with --again, so
+a run may be stopped, and split by --only.
 Needs `pip install -e .[zoo]` for the networks of timm. Every network of tests/zoo is traced, half
 of every group is removed, and the masked and the shrunk network are compared in float64.
 """
@@ -9,10 +11,12 @@ of every group is removed, and the masked and the shrunk network are compared in
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +25,41 @@ import torch
 from tests.zoo.check import Row, measure
 from tests.zoo.networks import Network, networks
 
+ROWS = Path(__file__).with_suffix(".jsonl")
 LIMIT = 120
-"""Time limit per network, in seconds."""
+"""Limit per network, in seconds of processor time."""
 
 
 def _too_long(*_: Any) -> None:
     raise TimeoutError(f"more than {LIMIT} seconds")
 
 
-def rows(only: str) -> Iterator[Row]:
-    signal.signal(signal.SIGALRM, _too_long)
+def run(only: str, known: set[str]) -> None:
+    """Append a row for every chosen network that has none."""
+    signal.signal(signal.SIGVTALRM, _too_long)
     for network in networks():
-        if only in network.id:
-            yield _row(network)
+        if only in network.id and network.id not in known:
+            row = _row(network)
+            with ROWS.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+
+
+def read_rows() -> list[Row]:
+    """In the order of the list; of a network that stands there twice the last one."""
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    found = {row.name: row for row in (Row(**json.loads(line)) for line in lines)}
+    return [found[network.id] for network in networks() if network.id in found]
 
 
 def _row(network: Network) -> Row:
     began = time.thread_time()
-    signal.alarm(LIMIT)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT)
     try:
         row = measure(network)
     except TimeoutError as error:
         row = Row(network.id, False, None, 0.0, str(error))
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     sys.stderr.write(f"{row} {time.thread_time() - began:.1f} s\n")
     return row
 
@@ -73,15 +88,23 @@ def table(found: list[Row]) -> Iterator[str]:
                 f"{row.share:.2f} | {reason} |"
             )
         yield ""
+    names = {row.name for row in found}
+    if missing := [network.id for network in networks() if network.id not in names]:
+        yield f"Not run: {', '.join(missing)}.\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="networks whose library/name contains this")
+    parser.add_argument("--again", action="store_true", help="measure those with a row too")
     parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    asked.out.write_text("\n".join(table(list(rows(asked.only)))))
+    run(asked.only, set() if asked.again else {row.name for row in read_rows()})
+    found = read_rows()
+    mean = sum(row.share for row in found) / max(1, len(found))
+    sys.stderr.write(f"{len(found)} networks, mean share {mean:.3f}\n")
+    asked.out.write_text("\n".join(table(found)))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ TIMM = (
     *("res2net50_26w_4s", "resmlp_12_224", "resnest14d", "resnet18", "resnetv2_50", "rexnet_100"),
     *("selecsls42", "semnasnet_075", "seresnet18", "sequencer2d_s", "shvit_s1", "skresnet18"),
     *("starnet_s1", "swiftformer_xs", "swin_tiny_patch4_window7_224"),
-    *("swinv2_tiny_window8_256", "tiny_vit_5m_224", "tinynet_e", "tnt_s_legacy_patch16_224"),
+    *("swinv2_tiny_window8_256", "tiny_vit_5m_224.dist_in22k_ft_in1k", "tinynet_e"),
+    "tnt_s_legacy_patch16_224",
     *("tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny", "vit_relpos_small_patch16_224"),
     *("vit_tiny_patch16_224", "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224"),
 )
@@ -72,7 +73,7 @@ ENCODERS = (
     *("albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "modernbert"),
     *("mpnet", "roberta", "roformer"),
 )
-IMAGES = ("vit", "beit", "swin", "segformer", "convnext", "dinov2", "pvt")
+IMAGES = ("vit", "deit", "beit", "swin", "segformer", "convnext", "dinov2", "pvt")
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embedding_size"), 32),
     **dict.fromkeys(
@@ -85,6 +86,7 @@ SIZES: dict[str, Any] = {
     **{"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "ffn_dim": 48},
     **{"num_key_value_heads": 2, "num_experts": 4, "num_local_experts": 4, "d_kv": 8},
     **{"vocab_size": 99, "max_position_embeddings": 64, "image_size": 32, "patch_size": 8},
+    **{"n_positions": 64, "num_labels": 5},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 8, "rotary_dim": 8},
 }
 OWN: dict[str, dict[str, Any]] = {
@@ -126,6 +128,8 @@ def _from_torchvision(name: str) -> nn.Module:
     more: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         more = {"init_weights": False}
+        if name == "googlenet":
+            more["aux_logits"] = False  # as torchvision loads its trained weights
     elif any(word in name for word in (*DETECTION, "fcn_", "deeplab", "lraspp")):
         more = {"weights_backbone": None}
         if "rcnn" in name:
