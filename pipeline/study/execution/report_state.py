@@ -73,14 +73,15 @@ def is_current() -> bool:
 
 
 def save(before: str, study: str) -> None:
-    """Save that the report is complete. Not while a run is open in MLflow: a later report has to
-    mark it KILLED if its process dies.
+    """Save that the report is complete. Not if it filled a server, and not while a run is open: a
+    later report has to mark that run KILLED if its process dies.
 
     Args:
         before: `inputs()` when the report started.
         study: name of the experiment.
     """
-    if open_store(study).runs("attributes.status = 'RUNNING'"):
+    served = "MLFLOW_TRACKING_URI" in os.environ
+    if served or open_store(study).runs("attributes.status = 'RUNNING'"):
         STATE.unlink(missing_ok=True)
     else:
         write_json(STATE, {"inputs": before, "results": results()})

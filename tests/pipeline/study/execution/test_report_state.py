@@ -94,6 +94,14 @@ CASES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
 
 
 @pytest.mark.usefixtures("study")
+def test_what_a_server_got_is_not_in_the_local_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://x")
+    save(monkeypatch)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert not report_state.is_current()
+
+
+@pytest.mark.usefixtures("study")
 @pytest.mark.parametrize("case", CASES)
 def test_in_doubt_it_reports(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES[case](monkeypatch)
