@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prepare_module, "write_json", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"d: the disk is full \([\d.]+ MB free\)"):
         digits(out, val_size=10)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
