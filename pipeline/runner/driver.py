@@ -14,6 +14,7 @@ from pipeline.runner.task import NEVER_BEGAN, Outcome, Project, Task
 from pipeline.study.execution.stopping import STOPPED
 
 FLUSH_EVERY_S = 15.0
+FLUSH_SHARE = 0.05  # of the time of a run, at most: dvc.lock is written as a whole
 _ENDED_BY_TERM = -15
 
 
@@ -71,7 +72,7 @@ class Driver:
         self._running: dict[Future[int], Task] = {}
         self._attempts = Attempts()
         self._stopping: float | None = None
-        flushed = monotonic()
+        flushed, pause = monotonic(), FLUSH_EVERY_S
         try:
             while self._ready or self._running:
                 try:
@@ -79,9 +80,10 @@ class Driver:
                     self._collect()
                     self._watch_clock()
                     self.view.tick()
-                    if monotonic() - flushed > FLUSH_EVERY_S:
+                    if (began := monotonic()) - flushed > pause:
                         self.project.flush()
                         flushed = monotonic()
+                        pause = max(pause, (flushed - began) / FLUSH_SHARE)
                 except KeyboardInterrupt:
                     self._interrupt()
         finally:

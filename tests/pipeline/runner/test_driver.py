@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runner import driver
 from pipeline.runner.driver import Driver, urgencies
 from pipeline.runner.task import NEVER_BEGAN, NotAStageError, Outcome, Task, task_of
 
@@ -104,8 +105,8 @@ def cost(task: Task) -> float:
 
 def drive(tasks, engine=None, project=None, view=None, **settings):
     engine, project = engine or Engine(), project or Project()
-    driver = Driver(project, engine, view or View(), cost, **settings)
-    return driver.run(tasks), engine, project
+    made = Driver(project, engine, view or View(), cost, **settings)
+    return made.run(tasks), engine, project
 
 
 def test_dependencies_first_then_the_longest_path():
@@ -146,6 +147,24 @@ def test_a_result_that_cannot_be_accepted_is_a_failure():
     assert outcomes["train@short"] is Outcome.FAILED
     assert outcomes["report"] is Outcome.SKIPPED
     assert outcomes["prune@long"] is Outcome.DONE
+
+
+def test_writing_the_lock_takes_a_small_part_of_a_long_run(monkeypatch):
+    """It is written as a whole: every 15 seconds it would be most of a run of 1,000 trainings."""
+    now = [0.0]
+    monkeypatch.setattr(driver, "monotonic", lambda: now[0])
+
+    class Slow(Project):
+        def done(self, name: str) -> None:
+            now[0] += 10.0
+
+        def flush(self) -> None:
+            super().flush()
+            now[0] += 8.0
+
+    tasks = {f"train@{n}": task(f"train@{n}") for n in range(200)}
+    _, _, project = drive(tasks, Engine(workers=1), Slow())
+    assert 8.0 * (project.flushed - 2) < 0.06 * now[0]  # the first and the last always
 
 
 @pytest.mark.parametrize("how", ["asked", "term"])
