@@ -141,6 +141,8 @@ class Injector:
             kill(self.random.choice(sorted(pids)))
         process.wait(300)
         if left := team(folder):
+            for pid in left:
+                kill(pid)
             raise Lost(f"processes {left} outlive the training")
         return f"kill -9 of one of {len(pids or ())} processes of a training after {moment:.1f} s"
 
@@ -152,7 +154,7 @@ class Injector:
         size = shutil.disk_usage(folder).free - room
         with ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
-        process = started(folder)
+        process = started(folder, subprocess.PIPE)
         said = process.communicate(timeout=540)[1]
         ballast.unlink()
         if "Traceback" in said:
@@ -211,11 +213,11 @@ class Lost(Exception):
     """What no fault may lead to."""
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
-    """A run of the study, with its messages."""
+def started(folder: Path, messages: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """A run of the study; a pipe for its messages must be read."""
     return subprocess.Popen(
         RUN, cwd=folder, env=study.environment(folder, cold=True), text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=messages,
     )  # fmt: skip
 
 
