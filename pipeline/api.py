@@ -17,7 +17,9 @@ from pipeline.selection.select import select
 from pipeline.selection.target import Target
 from pipeline.units.decoder_folder import save_decoder
 from pipeline.units.enforce import Enforcer, enforce
+from pipeline.units.exports import save_onnx, save_program
 from pipeline.units.groups import Granularity, Units
+from pipeline.units.heads import with_open_heads
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rows import Rows, named_parameters, zig_norms
 from pipeline.units.surgery import apply_plan, shrink
@@ -38,10 +40,13 @@ __all__ = [
     "group_norm",
     "load_pruned",
     "save_decoder",
+    "save_onnx",
+    "save_program",
     "save_pruned",
     "select",
     "shrink",
     "trace_units",
+    "with_open_heads",
     "zero_channels",
     "zig_norms",
 ]
