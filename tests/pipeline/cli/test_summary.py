@@ -102,3 +102,5 @@ def test_a_pruning_that_removed_nothing(folder: Path) -> None:
         "resnet8-hspg-s0: hspg removed 0 of 77,754 parameters: "
         "is its penalty too small, or the training too short?"
     ]
+    edit(folder, "resnet8-hspg-s0", target={"rule": "none"})
+    assert summary.warnings(folder) == [], "nothing was to be removed"
