@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class DvcProject:
         from dvc.repo.index import Index
 
         logging.getLogger("dvc").setLevel(logging.ERROR)
+        _parse_params_once()
         try:
             self._repo: Any = Repo()
             index = Index.from_file(self._repo, FILE)
@@ -118,3 +120,43 @@ class DvcProject:
             raise RuntimeError(f"{what}: another DVC command is running here: {error}") from error
         except DvcException as error:
             raise RuntimeError(f"{what}: DVC says: {error}") from error
+
+
+def _parse_params_once() -> None:
+    """DVC parses params.yaml five times per stage and searches all of it for each key, so that a
+    stage of 1,000 costs seconds: parse it once per version of the file and look keys up."""
+    from dvc.dependency import param
+
+    if not isinstance(param.read_param_file, ParamReader):
+        param.read_param_file = ParamReader(param.read_param_file)
+
+
+class ParamReader:
+    """DVC's `read_param_file` with the same answers.
+
+    Args:
+        read: DVC's function.
+    """
+
+    def __init__(self, read: Any) -> None:
+        self._read = read
+        self._parsed: dict[str, tuple[tuple[int, int, int], Any]] = {}
+
+    def __call__(
+        self, fs: Any, path: str, key_paths: Any = None, flatten: bool = False, **more: Any
+    ) -> Any:
+        if fs.protocol != "local" or not flatten or not key_paths or more:
+            return self._read(fs, path, key_paths, flatten, **more)
+        stat = Path(path).stat()
+        version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if self._parsed.get(path, (None,))[0] != version:
+            self._parsed[path] = version, self._read(fs, path)
+        found = {}
+        for key in key_paths:
+            value = self._parsed[path][1]
+            for name in key.split("."):
+                if not isinstance(value, dict) or name not in value:  # a list, a pattern, absent
+                    return self._read(fs, path, key_paths, flatten)
+                value = value[name]
+            found[key] = deepcopy(value)
+        return found

@@ -56,13 +56,26 @@ def _publish(store: Store, study: Study) -> dict[str, str]:
         told = {"row": view.tags["row"], **nested}
         if any(run.data.tags.get(k) != v for k, v in told.items()):
             store.describe(run.info.run_id, {}, told)
-    for run in store.runs(SEALED):
-        if ids.get(run.data.tags["record_sha"], run.info.run_id) != run.info.run_id:
-            store.delete(run.info.run_id)  # the same work done twice: `dvc repro -f`, two machines
+    if _drop_doubles(store, ids):
+        return _publish(store, study)
     _reconcile(store, study)
     rows = Counter((v.stage, v.tags["row"]) for group in study.views.values() for v in group)
     store.show_views({row for _, row in rows}, max(rows.values(), default=1) > 1)
     return ids
+
+
+def _drop_doubles(store: Store, ids: Mapping[str, str]) -> bool:
+    """Delete runs of the same record, which come from `dvc repro -f`, two machines or two reports
+    at once. The oldest stays, whoever deletes: two reports that kept their own would delete both.
+
+    Returns whether a run of `ids` was among them.
+    """
+    winners = {sha: run.info.run_id for sha, run in store.sealed().items()}
+    for run in store.runs(SEALED):
+        sha = run.data.tags["record_sha"]
+        if sha in ids and run.info.run_id != winners.get(sha, run.info.run_id):
+            store.delete(run.info.run_id)
+    return any(winners.get(sha, run_id) != run_id for sha, run_id in ids.items())
 
 
 def _nested(view: RunView, ids: Mapping[str, str]) -> dict[str, str]:

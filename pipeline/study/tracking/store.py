@@ -117,8 +117,7 @@ class Store:
         return {run.data.tags["record_sha"]: run for run in reversed(self.runs(SEALED))}
 
     def metric_counts(self) -> dict[tuple[str, str], int] | None:
-        """Number of steps by (run id, metric) for a local file, with one query; None for a
-        server."""
+        """Number of steps by (run id, metric) of a local file, by one query; None: a server."""
         database = sqlite_file(self.uri)
         return None if database is None else metric_counts(database)
 
@@ -152,13 +151,16 @@ class Store:
     def attach(self, run_id: str, view: RunView) -> None:
         """Attach the record as an artifact and the data set as an input."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         self.attach_document(run_id, view.document)
         name, digest = view.data
         dataset = Dataset(name, digest[:8] or "none", "local", '{"source": "data/prepared"}')
-        self._client.log_inputs(
-            run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", view.stage)])]
-        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", view.stage)])]
+        with contextlib.suppress(MlflowException):
+            self._client.log_inputs(run_id, inputs)
+            return
+        self._client.log_inputs(run_id, inputs)  # another writer had inserted the same data set
 
     def attach_document(self, run_id: str, document: str) -> None:
         """Attach the record as an artifact."""

@@ -226,3 +226,35 @@ def test_who_is_dead():
     assert is_dead(f"{socket.gethostname()}:{os.getpid()}:0")  # the pid was given again
     assert not is_dead("elsewhere:1:1")
     assert not is_dead("nonsense")
+
+
+def test_two_reports_at_once_keep_the_same_runs(study, monkeypatch):
+    """The second one does not see the runs of the first when it looks: each would delete those of
+    the other."""
+    before = publish(study)
+    real, looks = Store.sealed, []
+
+    def sealed(store: Store):
+        looks.append(store)
+        return {} if len(looks) == 1 else real(store)
+
+    monkeypatch.setattr(Store, "sealed", sealed)
+    assert publish(study) == before
+    assert {run.info.run_id for run in all_runs()} == set(before.values())
+
+
+def test_another_writer_inserts_the_same_data_set_first(study, monkeypatch, tmp_path):
+    import mlflow
+
+    real, calls = mlflow.MlflowClient.log_inputs, []
+
+    def log_inputs(client, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise mlflow.exceptions.MlflowException("duplicate key value", error_code=3)
+        return real(client, *arguments)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", log_inputs)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri(tmp_path / "fresh"))
+    publish(study)
+    assert all(run.inputs.dataset_inputs for run in all_runs())
