@@ -174,6 +174,8 @@ def _from_transformers(kind: str) -> nn.Module:
     known = set(config.to_dict())
     own = {**{k: v for k, v in SIZES.items() if k in known}, **OWN.get(kind, {})}
     config = transformers.AutoConfig.for_model(kind, **own)
+    if kind == "deit":  # one config, two classes: the one without a teacher
+        config.architectures = ["DeiTForImageClassification"]
     auto = transformers.AutoModelForCausalLM
     if kind in IMAGES:
         auto = transformers.AutoModelForImageClassification
