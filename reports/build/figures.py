@@ -31,6 +31,7 @@ _DARK = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), "#e6e
 _DARK |= dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), "#9da7b3")
 _DARK |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#0d1117")
 _METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}
+_MOST_ROWS = 10_000  # of curves.csv: 450 kB
 _BESIDE = 6  # a legend with more entries stands beside the axes
 _RANKED = {
     "weights": "weights",
@@ -75,16 +76,21 @@ def write_figures(
     folder: Path,
 ) -> None:
     """sweep.csv, curves.csv, and the figures that have data: scores against sparsity, one figure
-    per kind of unit ranked, and the training curves. `methods`: training -> its method."""
+    per kind of unit ranked, and the training curves. `methods`: training -> its method.
+
+    Of long curves curves.csv holds the drawn metric only, so that git can keep the file; the
+    records hold all.
+    """
     sweep = sweep_data(points)
     write_text(folder / "sweep.csv", sweep.to_csv(index=False, lineterminator="\n"))
-    write_text(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
+    shown = _shown_metric(curves)
+    written = curves if len(curves) <= _MOST_ROWS else curves[curves["metric"] == shown]
+    write_text(folder / "curves.csv", written.to_csv(index=False, lineterminator="\n"))
     score = next(iter(scores_of(prunings) or scores_of(points)), None)
     for ranked, part in sweep.groupby("ranked", sort=False) if score in sweep else ():
         stem = folder / f"accuracy_sparsity-{ranked}"
         draw = partial(_accuracy_sparsity, sweep=part, score=str(score), styles=styles)
         save_figure(stem, draw)
-    shown = _shown_metric(curves)
     if shown:
         part = curves[curves["metric"] == shown]
         part = part.assign(

@@ -206,3 +206,13 @@ def test_no_data_no_figures(tmp_path):
     curves = pd.DataFrame(columns=["training", "epoch", "step", "metric", "value"])
     write_figures(frame([]), frame([]), curves, {}, NO_ROWS, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "sweep.csv"]
+
+
+@pytest.mark.parametrize(("epochs", "metrics"), [(5000, 2), (5001, 1)])
+def test_long_curves_are_written_as_drawn(tmp_path, epochs, metrics):
+    import pandas as pd
+
+    rows = [("t", e, e, m, 1.0) for m in ("train/loss", "validation/top1") for e in range(epochs)]
+    curves = pd.DataFrame(rows, columns=["training", "epoch", "step", "metric", "value"])
+    write_figures(frame([]), frame([]), curves, {"t": "dense"}, NO_ROWS, tmp_path)
+    assert pd.read_csv(tmp_path / "curves.csv")["metric"].nunique() == metrics

@@ -42,7 +42,7 @@ def runs_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
 
 def curves_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
     """Long table of the curves of these records: training, epoch, step, metric, value. It has no
-    wall times, because records have none."""
+    wall times and no evaluations inside epochs, because the curves of records have neither."""
     import pandas as pd
 
     store = open_store(experiment)
@@ -50,7 +50,7 @@ def curves_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
     rows = []
     for record_sha in shas:
         run = found[record_sha]
-        names = sorted(n for n in run.data.metrics if n.startswith("curve/") and not _timed(n))
+        names = sorted(n for n in run.data.metrics if _in_curve(n))
         history = {n: store.history(run.info.run_id, n) for n in names}
         epochs = {p.step: int(p.value) for p in history.pop("curve/epoch", [])}
         for name, points in history.items():
@@ -98,7 +98,7 @@ def lines_for(experiment: str, shas: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair", "alpha", "metric", "value"])
 
 
-def _timed(name: str) -> bool:
-    """Whether a metric is a wall time. Those depend on the machine, so tables and figures omit
-    them."""
-    return name.startswith("curve/system/")
+def _in_curve(name: str) -> bool:
+    """Whether a metric is a curve of a record: not a wall time, which depends on the machine, and
+    not an evaluation on the grid of `evaluate_steps`."""
+    return name.startswith("curve/") and not name.startswith(("curve/system/", "curve/evaluation/"))

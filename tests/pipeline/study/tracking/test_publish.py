@@ -102,6 +102,8 @@ def test_event_files_add_times_hosts_and_latency_but_change_no_table(study, tmp_
     for p in record.curve:
         log.append("metrics", values={**p.values, "time/epoch_s": 1.5}, epoch=p.epoch, step=p.step)
     log.append("metrics", values={"latency/batch1_ms": 0.7}, epoch=None, step=None)
+    inside = record.curve[0].step - 1  # an evaluation on the grid of `evaluate_steps`
+    log.append("metrics", values={"evaluation/loss": 0.5}, epoch=0, step=inside)
     log.close()
     again = replace(study)
     publish(again)
