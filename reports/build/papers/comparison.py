@@ -149,9 +149,9 @@ def claims_table(paper: Paper, runs: pd.DataFrame, study: str) -> Table | None:
     columns = (
         Column("claim", "claim", "published"),
         Column("paper", "paper", "published"),
-        Column("ours", "ours", "metrics."),
+        Column("ours", "ours", "metrics.computed"),
         Column("seeds", "seeds that agree", "params.seed"),
-        Column("verdict", "verdict", "metrics."),
+        Column("verdict", "verdict", "metrics.computed"),
     )
     title = f"What the paper concludes, and whether our runs bear it out ({paper.reference})"
     return make_table((f"{paper.paper}-claims", title, "claim"), columns, rows)
