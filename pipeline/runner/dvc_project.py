@@ -123,8 +123,8 @@ class DvcProject:
 
 
 def _parse_params_once() -> None:
-    """DVC parses params.yaml five times per stage and searches all of it for each key, so that a
-    stage of 1,000 costs seconds: parse it once per version of the file and look keys up."""
+    """DVC parses the whole of params.yaml several times per stage and searches it for each key:
+    parse it once per version of the file and look keys up."""
     from dvc.dependency import param
 
     if not isinstance(param.read_param_file, ParamReader):

@@ -62,9 +62,11 @@ def build_report(study: Study, out: Path) -> list[Table]:
         tables.append(connect_table(runs_for(study.name, paired), study.pairs))
         write_lines(lines_for(study.name, paired), out / "plots")
     tables += write_comparison(study.name, prunings, points, styles, out)
+    keys = [entry.key for entry in study.prunings]
     for paper in load_papers().values():
-        tables += [paper_table(paper, t, prunings) for t in tables_of(paper, study.name)]
-        tables += [t for t in [claims_table(paper, prunings, study.name)] if t is not None]
+        tables += [paper_table(paper, t, prunings) for t in tables_of(paper, study.name, keys)]
+        if (claims := claims_table(paper, prunings, study.name, keys)) is not None:
+            tables.append(claims)
         write_paper_figures(paper, study.name, prunings, out / "plots")
     write_tables(tables, out / "tables")
     write_figures(prunings, points, curves, methods, styles, out / "plots")

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from pipeline.files import write_text
 from pipeline.study.records.connect import ConnectRecord
 from pipeline.study.records.data import DataRecord
 from pipeline.study.records.states import EarlyStop, KeptState
@@ -267,8 +268,6 @@ def sha(record: Record) -> str:
 
 def write_record(path: Path, record: Record) -> str:
     """Write atomically; returns the hash."""
-    from pipeline.files import write_text  # imports torch; reading records must not
-
     text = to_json(record)
     write_text(path, text)
     return hashlib.sha256(text.encode()).hexdigest()

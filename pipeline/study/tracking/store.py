@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import write_text
 from pipeline.study.tracking.database import (
     ARTIFACTS,
     local_path,
@@ -168,8 +169,6 @@ class Store:
         if path is None:
             self._client.log_text(run_id, document, _DOCUMENT)
         else:  # not through the client, which caches the former location of a run's artifacts
-            from pipeline.files import write_text  # imports torch; importing this module must not
-
             write_text(path / _DOCUMENT, document)
 
     def has_document(self, run: Any) -> bool:

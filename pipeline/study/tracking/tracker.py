@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from pipeline.files import replacing
 from pipeline.study.tracking.events import EventLog, read_events
 from pipeline.study.tracking.mirror import Mirror
 from pipeline.study.tracking.provenance import machine_facts, owner
@@ -123,8 +124,6 @@ class Tracker:
         self.metrics({"time/session_s": time.monotonic() - self._begun})
         self._log.close()
         if self._work != self._events:
-            from pipeline.files import replacing  # imports torch; importing this module must not
-
             with replacing(self._events) as temporary:  # it may be on another file system
                 shutil.copyfile(self._work, temporary)
             self._work.unlink()

@@ -14,13 +14,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def tables_of(paper: Paper, study: str) -> list[str]:
-    """Names of the tables with at least one row of ours in `study`."""
+def tables_of(paper: Paper, study: str, prunings: Sequence[str]) -> list[str]:
+    """Names of the tables with at least one row of ours among these prunings of `study`, run or
+    not. A part of a study has some of the study's prunings."""
     return [
         name
         for name, table in paper.tables.items()
-        if any(row.ours and row.ours.study == study for row in table.rows)
+        if any(_asked_by(row, study, prunings) for row in table.rows)
     ]
+
+
+def _asked_by(row: Row, study: str, prunings: Sequence[str]) -> bool:
+    if row.ours is None or row.ours.study != study:
+        return False
+    return any(fnmatchcase(key, row.ours.pruning) for key in prunings)
 
 
 def paper_table(paper: Paper, name: str, runs: pd.DataFrame) -> Table:
@@ -128,9 +135,11 @@ def _inside(mean: float, low: float, high: float) -> str:
     return "yes" if low <= mean <= high else "below" if mean < low else "above"
 
 
-def claims_table(paper: Paper, runs: pd.DataFrame, study: str) -> Table | None:
+def claims_table(
+    paper: Paper, runs: pd.DataFrame, study: str, prunings: Sequence[str]
+) -> Table | None:
     """Each claim with the published pair of values, ours, and whether ours bear it out; None if no
-    claim speaks of rows of this study.
+    claim speaks of these prunings of `study`.
 
     Args:
         runs: as for `paper_table`.
@@ -140,7 +149,7 @@ def claims_table(paper: Paper, runs: pd.DataFrame, study: str) -> Table | None:
     for claim in paper.claims:
         places = (claim.smaller, claim.larger)
         at = [_row_of(paper, place) for place in places]
-        if all(row.ours and row.ours.study == study for row in at):
+        if all(_asked_by(row, study, prunings) for row in at):
             pair = [our_runs(paper, row, every) for row in at]
             behind = tuple((run["run"], run["record_sha"]) for group in pair for run in group)
             rows.append((_verdict(paper, claim, *pair), behind))
@@ -162,7 +171,8 @@ def _row_of(paper: Paper, place: Place) -> Row:
 
 
 def _verdict(paper: Paper, claim: Claim, low: list[Run], high: list[Run]) -> dict[str, Any]:
-    """By the means over all seeds; beside it, in how many seeds that ran both the claim holds."""
+    """By the means over all seeds and by the majority of those that ran both: "undecided" where
+    these differ."""
     places = (claim.smaller, claim.larger)
     told = [_row_of(paper, place).values[place.quantity].value for place in places]
     decimals = [paper.tables[p.table].columns[p.quantity] for p in places]
@@ -177,11 +187,11 @@ def _verdict(paper: Paper, claim: Claim, low: list[Run], high: list[Run]) -> dic
         by_seed.append(values)
     both = by_seed[0].keys() & by_seed[1].keys()
     agree = sum(by_seed[0][seed] < by_seed[1][seed] for seed in both)
-    return row | {
-        "ours": _pair(means, decimals),
-        "seeds": f"{agree} of {len(both)}",
-        "verdict": "holds" if means[0] < means[1] else "does not hold",
-    }
+    verdict, holds = "undecided", means[0] < means[1]
+    if (2 * agree > len(both)) == holds:
+        verdict = "holds" if holds else "does not hold"
+    ours = {"ours": _pair(means, decimals), "seeds": f"{agree} of {len(both)}"}
+    return row | ours | {"verdict": verdict}
 
 
 def _pair(values: Sequence[float], decimals: Sequence[int]) -> str:
