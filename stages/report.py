@@ -5,8 +5,10 @@ Does nothing if neither its inputs nor its results nor the database changed sinc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +18,7 @@ from pipeline.study.execution.commands import StageCommand
 
 if TYPE_CHECKING:  # torch, MLflow and matplotlib are imported where there is something to do
     from pipeline.study.params.load import Params
-    from pipeline.study.tracking.study_runs import Study
+    from pipeline.study.tracking.study_runs import Entry, Study
 
 OUT = Path("reports")
 
@@ -29,39 +31,48 @@ def asked(params: Params, training: str) -> dict[str, str]:
 
 
 def study(params: Params) -> Study:
-    """All entries of params.yaml, run or not. Iterates over params, never over files."""
-    from pipeline.study.tracking.study_runs import Entry, Study
+    """All entries of params.yaml and of the parts of the study, run or not. Iterates over params,
+    never over files."""
+    from pipeline.study.params.load import load_parts
+    from pipeline.study.tracking.study_runs import Study
 
-    trainings = [
-        Entry(k, k, paths.record("train", k), (paths.events("train", k),), asked(params, k))
-        for k in params.file.trainings
-    ]
+    parts = [entries(folder, part) for folder, part in load_parts(params).items()]
+    trainings, prunings, sweeps, pairs = (
+        list(chain.from_iterable(kind)) for kind in zip(*parts, strict=True)
+    )
+    return Study(params.file.study, trainings, prunings, sweeps, pairs, paths.DATA_RECORD)
+
+
+def entries(folder: Path, params: Params) -> tuple[list[Entry], ...]:
+    """Trainings, prunings, sweeps and pairs of one folder of the study."""
+    from pipeline.study.tracking.study_runs import Entry
+
+    def entry(kind: str, key: str, training: str, stages: Iterable[str], **more: Any) -> Entry:
+        events = tuple(folder / paths.events(stage, key) for stage in stages)
+        columns = asked(params, training) | more.pop("columns", {})
+        return Entry(key, training, folder / paths.record(kind, key), events, columns, **more)
+
+    file = params.file
     prunings = [
-        Entry(
+        entry(
+            "evaluate",
             key,
             p.training,
-            paths.record("evaluate", key),
-            (paths.events("finetune", key), paths.events("evaluate", key)),
-            asked(params, p.training) | {"rule": p.target.rule, "target": f"{p.target.value:g}"},
-            p.reference,
+            ("finetune", "evaluate"),
+            columns={"rule": p.target.rule, "target": f"{p.target.value:g}"},
+            reference=p.reference,
         )
-        for key, p in params.file.prunings.items()
+        for key, p in file.prunings.items()
     ]
-    sweeps = [
-        Entry(k, k, paths.record("sweep", k), (paths.events("sweep", k),), asked(params, k))
-        for k in params.file.sweep.trainings
-    ]
-    pairs = [
-        Entry(
-            key,
-            pair.one.training,
-            paths.record("connect", key),
-            (paths.events("connect", key),),
-            asked(params, pair.one.training),
-        )
-        for key, pair in params.file.connect.pairs.items()
-    ]
-    return Study(params.file.study, trainings, prunings, sweeps, pairs, paths.DATA_RECORD)
+    return (
+        [entry("train", key, key, ["train"]) for key in file.trainings],
+        prunings,
+        [entry("sweep", key, key, ["sweep"]) for key in file.sweep.trainings],
+        [
+            entry("connect", key, pair.one.training, ["connect"])
+            for key, pair in file.connect.pairs.items()
+        ],
+    )
 
 
 def run(params: Params, out: Path) -> None:

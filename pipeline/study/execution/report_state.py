@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +37,7 @@ def inputs() -> str:
     """Digest of everything that a report reads: take it before the report starts."""
     hashed = hashlib.sha256(repr((str(Path.cwd()), sys.version, _versions())).encode())
     code = [CODE / name for name in _CODE]
-    for path in _files(*_READ, *code):
+    for path in _files(*(folder / name for folder in _folders() for name in _READ), *code):
         if "__pycache__" not in path.parts:
             hashed.update(f"\n{path}:".encode())
             hashed.update(hashlib.sha256(path.read_bytes()).digest())
@@ -65,7 +66,7 @@ def is_current() -> bool:
             "MLFLOW_TRACKING_URI" not in os.environ
             and "images" not in card.get("files", ())
             and all(path.is_dir() for path in _WRITTEN)
-            and not records_differ()
+            and not any(map(records_differ, _folders()))
             and said == {"inputs": inputs(), "results": results()}
         )
     except (OSError, ValueError, AttributeError):
@@ -85,6 +86,16 @@ def save(before: str, study: str) -> None:
         STATE.unlink(missing_ok=True)
     else:
         write_json(STATE, {"inputs": before, "results": results()})
+
+
+def _folders() -> list[Path]:
+    """The folders of this study: its own and its parts."""
+    text = paths.PARAMS.read_text(encoding="utf-8")
+    if re.search(r"^[\"']?parts[\"']?\s*:", text, re.MULTILINE) is None:  # parsing takes long
+        return [Path()]
+    from pipeline.study.params.reading import read_values
+
+    return [Path(), *map(Path, read_values(paths.PARAMS).get("parts") or ())]
 
 
 def _files(*places: Path) -> Iterator[Path]:

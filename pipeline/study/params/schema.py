@@ -31,6 +31,7 @@ Count = Annotated[int, Field(ge=1, le=2**31)]
 Few = Annotated[int, Field(ge=1, le=4096)]  # number of processes, threads or measurements
 Words = Annotated[str, Field(pattern=r"^[ -~]+$", max_length=200)]  # one line of a job script
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
 
 
 class ModelChoice(BaseModel):
@@ -242,6 +243,9 @@ class File(Strict):
     """Name of the study and of its MLflow experiment."""
     root: str = "."
     """Path from this file to the code."""
+    parts: tuple[PartName, ...] = ()
+    """Folders below this one that hold parts of the study: params.yaml files with the same `study`
+    and `data`. Each runs by itself; the report here covers them all."""
     data: DataConfig
     train: Recipe
     """The recipe of every training, unless it overrides a key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pipeline import registry
 from pipeline.selection.target import Target
 from pipeline.study import paths
 from pipeline.study.params.compare import first_difference
-from pipeline.study.params.load import Params
+from pipeline.study.params.load import Params, load_parts
 from pipeline.study.params.schema import MatchCost
 from pipeline.study.records.connect import ConnectRecord
 from pipeline.study.records.data import DataRecord
@@ -26,8 +27,28 @@ def require_agreement(params: Params) -> None:
     """
     Raises:
         ValueError: a record was made with other settings than those of params.yaml, or with other
-            data than the record of the data, or is not the file that dvc.lock lists.
+            data than the record of the data, or is not the file that dvc.lock lists; or a part of
+            the study has other data than the rest.
     """
+    data: tuple[Path, str] | None = None
+    for folder, part in load_parts(params).items():
+        with chdir(folder):
+            try:
+                _require_agreement(part)
+                card = paths.DATA_RECORD.is_file() and read_record(DataRecord, paths.DATA_RECORD)
+            except ValueError as error:
+                if not folder.name:
+                    raise
+                raise ValueError(f"in {folder}: {error}") from error
+        if not card:
+            continue
+        path = folder / paths.DATA_RECORD
+        if data is not None and data[1] != card.card_sha:
+            raise ValueError(f"{path}: other data than {data[0]}. Run prepare-data in both folders")
+        data = path, card.card_sha
+
+
+def _require_agreement(params: Params) -> None:
     known, files = listed(), list(_files(params))
     for stage, path in files:
         digest = md5(path)

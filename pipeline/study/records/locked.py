@@ -11,9 +11,10 @@ from pipeline.study import paths
 LOCK = Path("dvc.lock")
 
 
-def listed() -> dict[str, str]:
-    """MD5 of every output in dvc.lock, by path; empty without the file."""
-    return outputs(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
+def listed(folder: Path = Path()) -> dict[str, str]:
+    """MD5 of every output in a folder's dvc.lock, by path; empty without the file."""
+    lock = folder / LOCK
+    return outputs(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
 
 
 def outputs(lock: str) -> dict[str, str]:
@@ -35,8 +36,8 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324
 
 
-def records_differ() -> bool:
-    """Whether any record is not the file that dvc.lock lists."""
-    known = listed()
-    files = {path.as_posix(): path for path in paths.RECORDS.rglob("*.json")}
+def records_differ(folder: Path = Path()) -> bool:
+    """Whether any record of a study's folder is not the file that its dvc.lock lists."""
+    known = listed(folder)
+    files = {p.relative_to(folder).as_posix(): p for p in (folder / paths.RECORDS).rglob("*.json")}
     return any(known[name] != md5(path) for name, path in files.items() if name in known)

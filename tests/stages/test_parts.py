@@ -1,0 +1,100 @@
+"""A study in several folders: each part runs by itself, the report of the whole covers them all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.study import paths
+from pipeline.study.execution import report_state
+from pipeline.study.params.load import ParamsError, load_params
+from pipeline.study.records.agreement import require_agreement
+from stages.report import study as asked_for
+
+ROOT = Path(__file__).resolve().parents[2]
+EMPTY = "sweep: {trainings: []}\ntrainings: {}\nprunings: {}\n"
+
+
+def block(params: str, name: str) -> str:
+    """A top-level block of a params file."""
+    lines = params.splitlines(keepends=True)
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"{name}:"))
+    end = next(i for i in range(start + 1, len(lines)) if lines[i].strip() and lines[i][0] != " ")
+    return "".join(lines[start:end])
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study whose only part is the default study."""
+    part, params = tmp_path / "one", (ROOT / "params.yaml").read_text(encoding="utf-8")
+    shutil.copytree(ROOT / paths.RECORDS, part / paths.RECORDS)
+    for name in ("params.yaml", "dvc.lock"):
+        shutil.copy(ROOT / name, part)
+    (tmp_path / paths.RECORDS).mkdir(parents=True)
+    shutil.copy(ROOT / paths.DATA_RECORD, tmp_path / paths.DATA_RECORD)
+    name = load_params(ROOT / "params.yaml").file.study
+    shared = f"{block(params, 'data')}\n{block(params, 'train')}\n{EMPTY}"
+    text = f"study: {name}\nroot: .\nparts: [one]\nmethods: {{}}\n{shared}"
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_the_report_covers_the_parts(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params()
+    require_agreement(params)
+    found = asked_for(params)
+    monkeypatch.chdir(ROOT)
+    alone = asked_for(load_params())
+    assert [e.key for e in found.prunings] == [e.key for e in alone.prunings] != []
+    monkeypatch.chdir(whole)
+    shas = {key: [view.sha for view in views] for key, views in found.views.items()}
+    monkeypatch.chdir(ROOT)
+    assert shas == {key: [view.sha for view in views] for key, views in alone.views.items()}
+
+
+def test_a_part_of_something_else(whole: Path) -> None:
+    part = whole / "one/params.yaml"
+    kept = part.read_text(encoding="utf-8")
+    name = load_params().file.study
+    for old, new, told in (
+        (f"study: {name}", "study: other", "one/params.yaml: study: 'other', and it is a part of"),
+        ("val_size: 200", "val_size: 100", "one/params.yaml: data: not that of params.yaml"),
+        ("root: .", "parts: [two]\nroot: .", "one/two/params.yaml: no such file"),
+    ):
+        edit(part, old, new)
+        with pytest.raises(ParamsError, match=told):
+            load_params()
+        part.write_text(kept, encoding="utf-8")
+    shutil.copytree(whole / "one", whole / "two")
+    edit(whole / "params.yaml", "[one]", "[one, two]")
+    with pytest.raises(ParamsError, match=r"two/params.yaml: trainings.\S+: one/params.yaml has"):
+        load_params()
+
+
+def test_records_of_a_part_that_disagree(whole: Path) -> None:
+    record = next((whole / "one" / paths.RECORDS / "train").glob("*.json"))
+    kept = record.read_bytes()
+    record.write_bytes(kept + b" ")
+    with pytest.raises(ValueError, match=r"in one: .*: not the file that dvc.lock lists"):
+        require_agreement(load_params())
+    assert report_state.records_differ(Path("one"))
+    record.write_bytes(kept)
+    assert not report_state.records_differ(Path("one"))
+    edit(whole / paths.DATA_RECORD, '"card_sha": "', '"card_sha": "0')
+    with pytest.raises(ValueError, match="one/reports/records/data.json: other data than"):
+        require_agreement(load_params())
+
+
+def test_a_report_is_not_current_after_a_part_changed(whole: Path) -> None:
+    before = report_state.inputs()
+    edit(whole / "one/params.yaml", "study:", "# a comment\nstudy:")
+    assert report_state.inputs() != before
