@@ -59,9 +59,7 @@ class Inputs:
         for path in sorted({*self._code, *code}):
             if not _same_code(self._code.get(path, b""), code.get(path, b"")):
                 self._refuse(f"{path}: changed")
-        if self._stage == "prepare-data":
-            return
-        if _content(paths.CARD) != self._card:
+        if self._stage != "prepare-data" and _content(paths.CARD) != self._card:
             self._refuse(f"{paths.CARD}: changed")
         try:
             require_same_images(paths.PREPARED)
@@ -92,7 +90,10 @@ def _settings(params: Params, stage: str, key: str) -> dict[str, Any]:
         pruning = params.pruning(key).model_dump(mode="json")
         more = {
             "prune": {},
-            "finetune": {"finetune": params.retraining(key).model_dump(mode="json")},
+            "finetune": {
+                "finetune": params.retraining(key).model_dump(mode="json"),
+                "recipe": params.retraining_recipe(key).model_dump(mode="json"),
+            },
             "evaluate": {"evaluate": file.evaluate.model_dump(mode="json")},
         }
         return {f"prunings.{key}": pruning, **more[stage]}

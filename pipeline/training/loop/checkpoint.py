@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +21,7 @@ from pipeline.training.loop import resume
 
 State = dict[str, Tensor]
 LINEAGE, FINISHED = "lineage.json", "finished.json"
+log = logging.getLogger("espalier")
 
 
 def clone_state(model: nn.Module) -> State:
@@ -66,7 +68,11 @@ class Lineage:
         """Whether this training extends the finished one whose lineage is in `path`."""
         if not path.is_file():
             return False
-        shorter = Lineage(**read_json(path))
+        try:
+            shorter = Lineage(**read_json(path))
+        except (DamagedFileError, TypeError) as error:
+            log.warning("%s: damaged (%s): training from the beginning", path, error)
+            return False
         return shorter.mark == self.mark and shorter.phases < self.phases
 
 
@@ -126,15 +132,12 @@ class CheckpointFolder:
         """The last checkpoint, or None.
 
         Raises:
-            DamagedFileError: it is damaged, or a snapshot is missing; names the file and
-                the way out.
+            DamagedFileError: it is damaged, or a snapshot is damaged or missing; names the file
+                and the way out.
         """
         if not self.last.exists():
             return None
-        try:
-            tree: dict[str, Any] = load_tree(self.last)
-        except DamagedFileError as error:
-            raise DamagedFileError(f"{error}; {self._way_out}") from error
+        tree: dict[str, Any] = self._whole(self.last)
         for name in tree.get("snapshots", ()):
             self._check(self._snapshot(name))
         return tree
@@ -166,7 +169,7 @@ class CheckpointFolder:
     def check_epochs(self, wanted: Collection[int]) -> None:
         """
         Raises:
-            DamagedFileError: the state after one of these epochs is missing.
+            DamagedFileError: the state after one of these epochs is missing or damaged.
         """
         for epochs in wanted:
             self._check(self._epoch(epochs))
@@ -209,6 +212,13 @@ class CheckpointFolder:
                 f"{path}: missing, and {self.last.name} cannot be resumed without it; restore it, "
                 f"or {self._way_out}"
             )
+        self._whole(path)
+
+    def _whole(self, path: Path) -> Any:
+        try:
+            return load_tree(path)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error}; {self._way_out}") from error
 
     def _write(self, path: Path, tree: Any) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from ruamel.yaml import YAML
 
 from pipeline.data.config import DataConfig
 from pipeline.data.prepare import prepare
 from pipeline.study import paths
+from pipeline.study.execution.inputs import _code as code_of
+from pipeline.study.params.load import load_params
 from tests.pipeline.study.params.test_pipeline_reads import COMPLETE
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -126,6 +130,41 @@ def test_an_edit_of_code(stage: str, study: Path, monkeypatch: pytest.MonkeyPatc
         assert refused(run(stage, monkeypatch, edit)).startswith(f"{file}: changed while")
 
 
+def test_an_edit_of_the_recipe_that_a_retraining_inherits(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = lambda: replace(study / "params.yaml", "epochs: 6", "epochs: 6, mixup: 0.1")  # noqa: E731
+    told = refused(run("finetune", monkeypatch, edit))
+    assert told.startswith("params.yaml: recipe.mixup: changed from nothing to 0.1")
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s != "train"])
+def test_a_method_decides_trainings_only(
+    stage: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in dvc.yaml: other stages read what a method left in its artefact."""
+    edit = lambda: replace(study / "methods/dense/method.py", "\n\n\n", "\n\nMORE = 1\n\n")  # noqa: E731
+    assert run(stage, monkeypatch, edit)[:2] == (0, "")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_code_that_dvc_hashes_is_compared(stage: str, study: Path) -> None:
+    name, key = stage.replace("_", "-"), (*INSTANCES[stage], "", "")[1]
+    entry = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][name]
+    values = {"code": ".", "item.method": "dense", "item.model.family": "small"}
+    places = {
+        re.sub(r"\$\{([\w.]+)\}", lambda found: values[found[1]], place)
+        for place in entry.get("do", entry).get("deps", ())
+        if place.startswith("${code}/")
+    }
+    compared = {path.as_posix() for path in code_of(load_params(), name, key)}
+    for place in places:
+        files = [Path(place)] if Path(place).is_file() else Path(place).rglob("*.py")
+        hashed = {path.as_posix() for path in files}
+        assert hashed
+        assert hashed <= compared, place
+
+
 @pytest.mark.parametrize("stage", [s for s in STAGES if s != "prepare_data"])
 def test_an_edit_of_the_data_card(stage: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit = lambda: replace(study / paths.CARD, '"digits"', '"digit"')  # noqa: E731
@@ -146,7 +185,7 @@ def folder_of_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("stage", [s for s in STAGES if s != "prepare_data"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_an_edit_of_an_image(
     stage: str, study: Path, folder_of_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.files import DamagedFileError, load_tree, save_tree
-from pipeline.training.loop.checkpoint import CheckpointFolder, retire
+from pipeline.training.loop.checkpoint import CheckpointFolder, Lineage, retire
 from pipeline.training.loop.fit import fit
 from tests.pipeline.training.toy import RECIPE, KillAt, Killed, Recorder, job
 
@@ -152,6 +152,30 @@ def test_a_missing_state_of_an_epoch_is_refused_before_the_training_goes_on(
     again = job(recipe=made.recipe, train=KillAt(0))
     with pytest.raises(DamagedFileError, match=r"epochs/1\.safetensors: missing.*delete"):
         fit(again, CheckpointFolder(tmp_path, "x"), Recorder())
+
+
+@pytest.mark.parametrize("name", ["snapshots/init", "epochs/1"])
+def test_a_damaged_state_is_refused_before_the_training_goes_on(tmp_path: Path, name: str) -> None:
+    made = job(recipe=RECIPE.model_copy(update={"keep_epochs": (1,)}), train=KillAt(7))
+    with pytest.raises(Killed):
+        fit(made, CheckpointFolder(tmp_path, "x"), Recorder())
+    path = tmp_path / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    again = job(recipe=made.recipe, train=KillAt(0))
+    with pytest.raises(DamagedFileError, match=rf"{name}\.safetensors: damaged.*delete {tmp_path}"):
+        fit(again, CheckpointFolder(tmp_path, "x"), Recorder())
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}"])
+def test_a_damaged_lineage_extends_nothing_and_is_named(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps_left(tmp_path / "a", INPUTS)
+    (tmp_path / "a/finished.json").write_text(damage)
+    folder = CheckpointFolder(tmp_path / "a", INPUTS, lineage=Lineage("x", 2))
+    assert not folder.extended
+    assert folder.load() is None
+    assert "finished.json: damaged" in caplog.text
 
 
 def test_an_observer_that_lost_the_past_hears_it_again(interrupted: Path) -> None:
