@@ -1,1 +1,3 @@
 """Machinery: would be the same if every method and every model were replaced."""
+
+__version__ = "0.1.0"
