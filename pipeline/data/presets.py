@@ -98,7 +98,8 @@ def _known(what: str, name: Any, table: Mapping[str, Any]) -> Any:
 def _words(augment: Any) -> Any:
     if isinstance(augment, str) and augment != "none":
         raise ValueError(
-            f"augment: unknown {augment!r} (known: auto, none, or a list such as [pad_crop, flip])"
+            f"augment: unknown {augment!r}, which is no list such as [pad_crop, flip] "
+            "(known: auto, none)"
         )
     return () if augment == "none" else augment
 

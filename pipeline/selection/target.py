@@ -79,6 +79,9 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _fits_the_rule(self) -> Target:
+        measured = self.rule in ("fraction", "macs", "params", "latency")
+        if measured and not {"value", "layer_values"} & self.model_fields_set:
+            raise ValueError(f"value: missing; add the fraction that rule: {self.rule} removes")
         ranked = self.scope in ("global", "random")
         if self.fill and not (self.rule in ("macs", "params") and ranked):
             raise ValueError("fill: needs rule: macs or params, and scope: global or random")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pipeline import registry
 from pipeline.messages import shortened, suggestion
 from pipeline.study.params import pruning_rules
-from pipeline.study.params.errors import ParamsError, named, validated
+from pipeline.study.params.errors import ParamsError, validated
 from pipeline.study.params.schema import File, Pair, PruningParams, TrainingParams
 from pipeline.study.params.study import Params
 from pipeline.training.loop import named_states
@@ -65,7 +65,11 @@ def check_references(params: Params) -> None:
     for key, pair in file.connect.pairs.items():
         _check_pair(params, f"{path}: connect.pairs.{key}", pair)
     for key in file.deliver:
-        named(path, "prunings", file.prunings, key)
+        if key not in file.prunings:
+            raise ParamsError(
+                f"{path}: deliver: {shortened(key)!r} is no pruning; "
+                f"{suggestion(key, file.prunings)}"
+            )
     _check_sweep(path, file)
 
 
@@ -76,6 +80,8 @@ def _check_sweep(path: Path, file: File) -> None:
                 f"{path}: sweep.trainings: {key!r} is no training; "
                 f"{suggestion(key, file.trainings)}"
             )
+    if file.sweep.trainings and not file.sweep.sparsities:
+        raise ParamsError(f"{path}: sweep.sparsities: empty; add values such as [0.5, 0.9]")
     for name in ("trainings", "sparsities", "ranked", "scopes"):
         values = getattr(file.sweep, name)
         if len(set(values)) != len(values):

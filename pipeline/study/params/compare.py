@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.study.params.errors import short
+from pipeline.study.params.wording import short
 
 _ABSENT = object()
 

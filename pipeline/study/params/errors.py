@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.messages import one_line, shortened, suggestion
-
-_LITERAL = re.compile(r"'([^']*)'")
-_KNOWN = re.compile(r"^(?P<text>.*) \(known: (?P<names>[^()]*)\)$")
+from pipeline.study.params.wording import Fault, faults
 
 
 class ParamsError(ValueError):
@@ -43,9 +38,8 @@ def validated(path: Path, where: str, kind: type[Any], raw: Any) -> Any:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        # Unknown keys come first: a mistyped key also makes the right one appear missing.
-        found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise ParamsError(*(_line(path, where, kind, e) for e in found)) from error
+        found = faults(kind, raw, error.errors())
+        raise ParamsError(*(_line(path, where, fault) for fault in found)) from error
 
 
 def named(path: Path, block: str, items: Mapping[str, Any], key: str) -> Any:
@@ -60,52 +54,6 @@ def named(path: Path, block: str, items: Mapping[str, Any], key: str) -> Any:
     return items[key]
 
 
-def short(value: object) -> str:
-    """`repr` of a value of any size, shortened to about 60 characters."""
-    shape = reprlib.Repr()
-    shape.maxlevel, shape.maxdict, shape.maxlist, shape.maxtuple = 2, 2, 3, 3
-    shape.maxstring = shape.maxother = shape.maxlong = 40
-    try:
-        return shortened(shape.repr(value), 64)
-    except ValueError:  # an integer with more digits than Python prints
-        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "?"
-
-
-def _line(path: Path, where: str, kind: type[BaseModel], error: Any) -> str:
-    loc = [shortened(str(part)) for part in error["loc"] if part != "[key]"]
-    at = f"{path}: {'.'.join([where, *loc] if where else loc) or 'the file'}"
-    if error["type"] == "extra_forbidden":
-        return f"{at}: unknown key; {suggestion(loc[-1], _fields_at(kind, error['loc'][:-1]))}"
-    if error["type"] == "missing":
-        return f"{at}: missing"
-    asked, text = error["input"], error["msg"].removeprefix("Value error, ")
-    if error["type"] in ("literal_error", "enum"):
-        names = _LITERAL.findall(error["ctx"]["expected"])
-        return f"{at}: {short(asked)} is unknown; {suggestion(asked, names)}"
-    if error["loc"][-1:] == ("[key]",):
-        return f"{at}: a key is text; put {short(asked)} in quotes"
-    if (found := _KNOWN.match(text)) is not None:
-        name = asked if isinstance(asked, str) else _quoted(found["text"])
-        return f"{at}: {found['text']}; {suggestion(name, found['names'].split(', '))}"
-    return f"{at}: {text} (got {short(asked)})"
-
-
-def _quoted(text: str) -> str:
-    found = _LITERAL.search(text)
-    return found[1] if found else ""
-
-
-def _fields_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Field names of the model reached by walking `loc` from `kind`."""
-    for part in loc:
-        field = kind.model_fields.get(part)
-        below = None if field is None else next(_models_in(field.annotation), None)
-        kind = below or kind
-    return list(kind.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models_in(argument)
+def _line(path: Path, where: str, fault: Fault) -> str:
+    place = ".".join([where, *fault.keys] if where else fault.keys) or "the file"
+    return f"{path}: {place}: {fault.line()}"

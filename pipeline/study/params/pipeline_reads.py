@@ -18,8 +18,9 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.study.params.errors import ParamsError, short
+from pipeline.study.params.errors import ParamsError
 from pipeline.study.params.schema import File
+from pipeline.study.params.wording import short
 
 PIPELINE = "dvc.yaml"
 _TEMPLATE = re.compile(r"\$\{\s*([\w-]+(?:\.[\w-]+)*)\s*\}")

@@ -12,7 +12,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 
 from pipeline.messages import shortened
-from pipeline.study.params.errors import ParamsError, short
+from pipeline.study.params.errors import ParamsError
+from pipeline.study.params.wording import short
 
 MOST_BYTES = 4_000_000
 MOST_VALUES = 300_000
@@ -30,8 +31,8 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     raw = _parsed(path, _text(path))
     if not isinstance(raw, dict):
-        kind = "nothing" if raw is None else type(raw).__name__
-        raise ParamsError(f"{path}: expected a mapping of blocks, got {kind}")
+        kind = {type(None): "nothing", list: "a list"}.get(type(raw), short(raw))
+        raise ParamsError(f"{path}: expected blocks such as `train:`, got {kind}")
     _check_values(path, raw)
     return raw
 
@@ -93,6 +94,6 @@ def _check_values(path: Path, raw: dict[str, Any]) -> None:
         elif isinstance(value, list):
             todo += [((*where, str(i)), v) for i, v in enumerate(value)]
         elif isinstance(value, float) and not math.isfinite(value):
-            raise ParamsError(f"{path}: {'.'.join(where)}: {value} is no finite number")
+            raise ParamsError(f"{path}: {'.'.join(where)}: {value} is not a finite number")
         elif isinstance(value, int) and not -LARGEST <= value < LARGEST:
             raise ParamsError(f"{path}: {'.'.join(where)}: {short(value)}: more than 64 bits")

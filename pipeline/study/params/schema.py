@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.data.config import DataConfig
+from pipeline.messages import shortened
 from pipeline.selection.masks import Layers, Shuffle
 from pipeline.selection.saliency import FROM_DATA
 from pipeline.selection.saliency import NAMES as SALIENCIES
@@ -23,7 +24,7 @@ Scope = Literal["global", "layer"]
 
 def _known_saliency(name: str) -> str:
     if name not in ("method", *SALIENCIES):
-        raise ValueError(f"unknown saliency (known: method, {', '.join(SALIENCIES)})")
+        raise ValueError(f"unknown {shortened(name)!r} (known: method, {', '.join(SALIENCIES)})")
     return name
 
 
@@ -212,11 +213,13 @@ class ClusterParams(Strict):
     partition: Words | None = None
     """Default: Slurm's own."""
     account: Words | None = None
-    time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$")] = "04:00:00"
+    time: Annotated[
+        str, Field(pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$", examples=["04:00:00"])
+    ] = "04:00:00"
     """Limit of a job, as Slurm writes it: minutes, hours:minutes:seconds, days-hours. A training
     that needs longer goes on in the next job."""
     cores: Few = 1
-    memory: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$")] = "8GB"
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$", examples=["8GB"])] = "8GB"
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
     """For one stage; it uses several with `compute.processes`."""
     jobs: Few = 16

@@ -219,10 +219,10 @@ def test_a_target_tells_what_was_asked_and_no_more() -> None:
     """Records of before `fill` and `latency` keep their bytes."""
     before = ("rule", "value", "scope", "round_to", "min_units", "closest")
     assert tuple(Target(rule="macs", value=0.5).model_dump(mode="json")) == before
-    assert Target(rule="macs", fill=True).model_dump(mode="json")["fill"] is True
-    asked = Target(rule="latency", latency={"threads": 2}).model_dump(mode="json")
+    assert Target(rule="macs", value=0.5, fill=True).model_dump(mode="json")["fill"] is True
+    asked = Target(rule="latency", value=0.5, latency={"threads": 2}).model_dump(mode="json")
     assert asked["latency"] == {"batch_size": 1, "threads": 2, "repeats": 20, "probes": 20}
-    assert Target(rule="latency").model_dump(mode="json")["latency"]["batch_size"] == 1
+    assert Target(rule="latency", value=0.5).model_dump(mode="json")["latency"]["batch_size"] == 1
     assert Target.model_validate(asked).probe.threads == 2
 
 

@@ -201,7 +201,7 @@ def test_bad_input_names_file_key_and_known_values(
 def test_no_file_and_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="no such file"):
         load_params(tmp_path / "params.yaml")
-    with pytest.raises(ParamsError, match="expected a mapping"):
+    with pytest.raises(ParamsError, match="expected blocks such as"):
         load(tmp_path, "- a\n- b\n")
 
 
