@@ -10,7 +10,7 @@ import inspect
 
 import click
 
-from pipeline import __version__
+import pipeline
 from pipeline.study.execution.commands import Group
 
 VERBS = {
@@ -54,5 +54,5 @@ def _with_examples(text: str) -> str:
 
 
 @click.group(cls=Verbs, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="espalier")
+@click.version_option(pipeline.__version__, prog_name="espalier")
 def espalier() -> None: ...

@@ -118,7 +118,7 @@ BAD = [
     (
         "study: t",
         "study: t\nsparsity: 0.5",
-        r"params\.yaml: sparsity: unknown key; \(known: .*sweep",
+        r"params\.yaml: sparsity: unknown key; .*\(known: .*sweep",
     ),
     ("rule: fraction", "rule: macs", r"prunings\.a-p50\.target\.rule: 'macs'.*structured"),
     ("rule: fraction", "rule: frac", r"prunings\.a-p50\.target\.rule"),
