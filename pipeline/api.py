@@ -13,7 +13,7 @@ from pipeline.files import load_tree, save_tree
 from pipeline.measure.count import MacsModel, count
 from pipeline.measure.describe import describe
 from pipeline.selection.saliency import group_norm
-from pipeline.selection.select import select
+from pipeline.selection.select import Context, select
 from pipeline.selection.target import Target
 from pipeline.units.decoder_folder import save_decoder
 from pipeline.units.enforce import Enforcer, enforce
@@ -21,11 +21,12 @@ from pipeline.units.exports import save_onnx, save_program
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.heads import with_open_heads
 from pipeline.units.plan import PruningPlan
-from pipeline.units.rows import Rows, named_parameters, zig_norms
+from pipeline.units.rows import Rows, branch_norms, named_parameters, zig_norms
 from pipeline.units.surgery import apply_plan, shrink
 from pipeline.units.trace import trace_units
 
 __all__ = [
+    "Context",
     "Enforcer",
     "Granularity",
     "MacsModel",
@@ -54,12 +55,13 @@ __all__ = [
 
 def channel_rows(model: nn.Module, units: Units) -> Rows:
     """The prunable channels of `model` in the form that the optimizers of methods/ take."""
-    return Rows(named_parameters(model), units.prunable)
+    return Rows(named_parameters(model), units.channels)
 
 
 def zero_channels(model: nn.Module, units: Units) -> PruningPlan:
-    """Remove exactly the channels that training brought to zero: no output changes."""
-    norms = zig_norms(model, units.prunable)
+    """Remove exactly the channels, and branches (`trace_units(..., branches=True)`), that training
+    brought to zero: no output changes."""
+    norms = zig_norms(model, units.channels) | branch_norms(model, units)
     return select(norms, Granularity.STRUCTURED, Target(rule="zeros"))
 
 

@@ -57,6 +57,7 @@ class ModelSpec:
         uncounted: layers with one of these words in their name are outside all parameter counts
             (the embeddings of an encoder, which no method prunes).
         delivery: how the delivered network is written beside ours.
+        branches: offer the branches of its residual stream as units (`trace_units`).
     """
 
     family: str
@@ -68,6 +69,7 @@ class ModelSpec:
     example: Callable[[DatasetInfo, int], Tensor] | None = None
     uncounted: tuple[str, ...] = ()
     delivery: Delivery | None = None
+    branches: bool = False
 
 
 _methods: dict[str, MethodSpec] = {}

@@ -16,7 +16,7 @@ from pipeline.measure.latency_cost import LatencyCost
 from pipeline.selection.criteria import Batch
 from pipeline.selection.masks import choose_weights, shuffled
 from pipeline.selection.saliency import FROM_DATA, compute
-from pipeline.selection.select import Context, Cost, channels_per_unit, select
+from pipeline.selection.select import Context, Cost, select
 from pipeline.study import paths
 from pipeline.study.execution.commands import StageCommand, instance_option
 from pipeline.study.execution.inputs import Inputs
@@ -118,7 +118,7 @@ def run(
         saliency = compute(pruning.saliency, granularity, model, units, seed, data)
     saliency = narrowed(saliency, pruning, model, units)
     cost, reference = costs(pruning, network, model, units, place)
-    context = Context(reference, seed, channels_per_unit(units))
+    context = Context.of(units, reference, seed)
     plan = select(saliency, granularity, pruning.target, cost, context)
     plan = moved(plan, pruning)
     spec = source.spec | {"at": pruning.at, "granularity": granularity.value}

@@ -52,10 +52,10 @@ class RowMethod(MethodBase, Generic[Config, Stepped]):
             ValueError: no prunable group is in scope.
         """
         del batches
-        self._groups = in_scope(units.prunable, model, self.config.groups)
-        if units.prunable and not self._groups:
+        self._groups = in_scope(units.channels, model, self.config.groups)
+        if units.channels and not self._groups:
             raise ValueError(
-                f"groups: {self.config.groups}: none of the {len(units.prunable)} prunable channel "
+                f"groups: {self.config.groups}: none of the {len(units.channels)} prunable channel "
                 "groups is made by one layer and read by one; set groups: all in the method's "
                 "block of params.yaml"
             )
@@ -99,7 +99,7 @@ class RowMethod(MethodBase, Generic[Config, Stepped]):
         return False
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
-        return zig_norms(model, in_scope(units.prunable, model, self.config.groups))
+        return zig_norms(model, in_scope(units.channels, model, self.config.groups))
 
     def release(self, model: nn.Module) -> None:
         del model

@@ -165,7 +165,7 @@ class EarlyBird(MethodBase):
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        self.groups = units.prunable
+        self.groups = units.channels
         self.scales = trained_scales(model, self.groups)
         if self.config.gamma_init is not None:
             for scale in self.scales:
@@ -224,7 +224,7 @@ class EarlyBird(MethodBase):
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
         """|gamma|; 0 only if the whole channel is 0, including its producers and shifts."""
-        return scale_saliency(model, units.prunable, self.config.across)
+        return scale_saliency(model, units.channels, self.config.across)
 
     def state_dict(self) -> dict[str, Any]:
         return {"trained": self.trained, "masks": dict(self.masks), "tickets": dict(self.tickets)}

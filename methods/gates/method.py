@@ -175,10 +175,10 @@ class Gates(MethodBase):
         Raises:
             ValueError: none is left.
         """
-        chosen = in_scope(units.prunable, model, self.config.groups, self.config.skip)
+        chosen = in_scope(units.channels, model, self.config.groups, self.config.skip)
         if not chosen:
             raise ValueError(
-                f"gates: none of the {len(units.prunable)} prunable channel groups is left with "
+                f"gates: none of the {len(units.channels)} prunable channel groups is left with "
                 f"groups: {self.config.groups}, skip: {list(self.config.skip)}; set "
                 "methods.gates.groups to 'all' or shorten methods.gates.skip in params.yaml"
             )

@@ -49,7 +49,7 @@ class Slimming(MethodBase):
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, units: Units, batches: Batches | None = None) -> None:
-        self.scales = trained_scales(model, units.prunable)
+        self.scales = trained_scales(model, units.channels)
         if self.config.gamma_init is not None:
             for scale in self.scales:
                 scale.fill_(self.config.gamma_init)
@@ -59,4 +59,4 @@ class Slimming(MethodBase):
 
     def saliency(self, model: nn.Module, units: Units) -> dict[str, Tensor]:
         """|gamma|; 0 only if the whole channel is 0, including its producers and shifts."""
-        return scale_saliency(model, units.prunable, self.config.across)
+        return scale_saliency(model, units.channels, self.config.across)

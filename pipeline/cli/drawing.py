@@ -43,7 +43,7 @@ def _summary(d: Description) -> str:
     can = sum(row.prunable for row in d.rows)
     return (
         f"{d.params:,} parameters · {d.macs:,} MACs · {can} of {len(d.rows)} channel groups "
-        f"prunable, {d.prunable_channels:,} of {d.channels:,} channels"
+        f"prunable, {', '.join((f'{d.prunable_channels:,} of {d.channels:,} channels', *d.others))}"
     )
 
 
@@ -54,6 +54,7 @@ def _row(i: int, row: GroupRow, d: Description, sources: Iterable[str]) -> str:
         ("made by", _layers(row.producers)),
         ("scaled by", _layers(row.norms)),
         ("read by", _layers(row.consumers)),
+        ("members", _layers(row.members)),
         ("comes from", _links(sources)),
         ("feeds", _links(row.feeds)),
     ]

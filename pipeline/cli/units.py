@@ -18,10 +18,10 @@ from pipeline.study.params.load import Params, load_params
 from pipeline.study.records.artifacts import NetworkSpec
 
 
-def description_of(network: NetworkSpec) -> Description:
+def description_of(network: NetworkSpec, branches: bool = False) -> Description:
     """Trace a network, built but not trained, and count its MACs and parameters."""
     model = network.build().eval()
-    return describe(model, network.example(), network.units(model))
+    return describe(model, network.example(), network.units(model, branches))
 
 
 def network_of_training(params: Params, key: str) -> NetworkSpec:
@@ -68,9 +68,15 @@ def network_by_name(model: str, shape: str, classes: int) -> NetworkSpec:
 @click.option("--model", help="FAMILY/NAME of the registry, e.g. resnet_cifar/resnet20")
 @click.option("--input", "shape", default="3x32x32", show_default=True, help="CxHxW of one example")
 @click.option("--classes", default=10, show_default=True)
+@click.option("--branches", is_flag=True, help="also branches of a residual stream, as a whole")
 @click.option("--html", "file", type=click.Path(path_type=Path), help="also draw into this file")
 def units(
-    training: str | None, model: str | None, shape: str, classes: int, file: Path | None
+    training: str | None,
+    model: str | None,
+    shape: str,
+    classes: int,
+    branches: bool,
+    file: Path | None,
 ) -> None:
     if (training is None) == (model is None):
         raise click.UsageError("give either --training NAME or --model FAMILY/NAME")
@@ -78,7 +84,7 @@ def units(
         network = network_of_training(load_params(), training)
     else:
         network = network_by_name(model or "", shape, classes)
-    description = description_of(network)
+    description = description_of(network, branches)
     for line in as_text(description):
         click.echo(line)
     if file is not None:

@@ -7,7 +7,7 @@ docs/counting.md says what is counted and compares other counters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from pipeline.measure.kept import KeptChannels, KeptWeights
 from pipeline.measure.reads import record
 from pipeline.measure.sources import Reading, Source
 from pipeline.units.constant import folded
-from pipeline.units.cuts import removals, with_one_left
+from pipeline.units.cuts import dropped, removals, with_branches, with_one_left
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
@@ -174,26 +174,50 @@ class MacsModel:
 
     def _cost(self, plan: PruningPlan) -> tuple[int, int]:
         if plan.granularity is Granularity.UNSTRUCTURED:
-            return self._sum(KeptWeights(self.sizes, self.computed, plan), {}, {})
-        masks = removals(plan, self.units)
+            weights = KeptWeights(self.sizes, self.computed, plan)
+            return self._sum(weights, {}, {}, weights.numbers)
+        masks = with_branches(self.units, removals(plan, self.units))
         removed = {name: mask.numel() - int(mask.sum()) for name, mask in masks.items()}
         dead = {name for name, mask in masks.items() if not mask.any()}
         # A dead group keeps one placeholder channel where its layers do not vanish.
         left = {name: n - (name in dead) for name, n in removed.items()}
+        gone = dropped(self.units, masks, self.shapes)
         numbers = {name: math.prod(self._kept_shape(name, left)) for name in self.cuts}
-        kept = KeptChannels(self.sizes, self.computed, numbers, with_one_left(masks), self.units)
-        return self._sum(kept, left, removed if dead else {})
+        numbers |= dict.fromkeys(gone, 0)
+        kept = self._running(masks, left, gone)
+        return self._sum(kept, left, removed if dead else {}, numbers)
+
+    def _running(
+        self, masks: dict[str, Tensor], left: dict[str, int], gone: set[str]
+    ) -> KeptChannels:
+        """What a forward reads: where experts are routed, those left run for those that went."""
+        routed = {g.name: g for g in self.units.groups if g.routed and g.name in masks}
+        stay = {n: k for n, k in left.items() if n not in routed}
+        members = {s.tensor for g in routed.values() for s in g.slices if s.role == "member"}
+        numbers = {
+            name: math.prod(self._kept_shape(name, stay if name in members else left))
+            for name in self.cuts
+        }
+        idle = (n for n in gone if all(g.unit_of(n) is None for g in routed.values()))
+        numbers |= dict.fromkeys(idle, 0)
+        alive = {n: m for n, m in with_one_left(masks).items() if n not in routed}
+        return KeptChannels(self.sizes, self.computed, numbers, alive, self.units)
 
     def _kept_shape(self, tensor: str, removed: dict[str, int]) -> list[int]:
         shape = list(self.shapes[tensor])
         for dim, parts in self.cuts[tensor].items():
             shape[dim] -= sum(removed.get(group, 0) * k for group, k in parts)
-        return shape
+        return [max(n, 0) for n in shape]
 
     def _sum(
-        self, kept: KeptWeights | KeptChannels, left: dict[str, int], removed: dict[str, int]
+        self,
+        kept: KeptWeights | KeptChannels,
+        left: dict[str, int],
+        removed: dict[str, int],
+        numbers: Mapping[str, int],
     ) -> tuple[int, int]:
-        """Parameters and MACs of all layers; `removed` is empty unless layers may vanish."""
+        """Parameters and MACs of all layers; `removed` is empty unless layers may vanish;
+        `numbers`: entries left of parameters that lose some."""
         present: set[str] = set()
         macs = 0
         for layer in self.layers:
@@ -203,7 +227,7 @@ class MacsModel:
                 continue
             present |= names
             macs += sum(self._macs(reading, kept, left) for reading in layer.readings)
-        return sum(kept.nonzero(name) for name in present), macs
+        return sum(numbers.get(name, kept.size(name)) for name in present), macs
 
     def _macs(
         self, reading: Reading, kept: KeptWeights | KeptChannels, left: dict[str, int]

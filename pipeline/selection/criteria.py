@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from pipeline.selection.experts import expert_rows, expert_tensors
 from pipeline.selection.masks import Masks, count_of, drop_smallest
 from pipeline.units.groups import ChannelGroup, Slice
 from pipeline.units.rows import zig_norms
@@ -108,16 +109,21 @@ def taylor_groups(
 ) -> dict[str, Tensor]:
     """Square of the sum of w * dL/dw per channel, averaged over batches (Molchanov et al., eq. 9).
     The sum runs over scales and shifts of the channel's norms (the paper's gate behind BatchNorm),
-    or over its producing weights if it has no norm."""
+    or over its producing weights if it has no norm; of an expert over all of its weights."""
     probe = _probe(model).eval()
     known = dict(probe.named_parameters())
-    gates = {g.name: _gates(g, known) for g in groups}
-    names = sorted({s.tensor for pieces in gates.values() for s in pieces})
+    gates = {g.name: _gates(g, known) for g in groups if g.kind == "channel"}
+    experts = [g for g in groups if g.kind == "expert"]
+    used = {s.tensor for pieces in gates.values() for s in pieces}
+    names = sorted(used.union(*(expert_tensors(g, known) for g in experts)))
     scores = {g.name: next(iter(known.values())).new_zeros(g.size) for g in groups}
     for products in _first_order(probe, names, batches, loss):
         for name, pieces in gates.items():
             change = sum(channel_rows(products[s.tensor], s).sum(1) for s in pieces)
             scores[name] += _tensor(change).square() / len(batches)
+        for group in experts:
+            change = sum(rows.sum(1) for rows in expert_rows(group, products))
+            scores[group.name] += _tensor(change).square() / len(batches)
     return scores
 
 
@@ -139,15 +145,17 @@ def _first_order(
 def fpgm(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
     """Sum of the Euclidean distances between a channel's filters and those of the other channels of
     its group: the filter nearest to the geometric median is the most replaceable (He et al.,
-    "Filter Pruning via Geometric Median", CVPR 2019, arXiv:1811.00250, eq. 4)."""
-    filters = {g.name: _filters(model, g) for g in groups}
+    "Filter Pruning via Geometric Median", CVPR 2019, arXiv:1811.00250, eq. 4). None of branches."""
+    filters = {g.name: _filters(model, g) for g in groups if g.kind != "branch"}
     exact = "donot_use_mm_for_euclid_dist"
     return {n: torch.cdist(x, x, compute_mode=exact).sum(1) for n, x in filters.items()}
 
 
 def _filters(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """The producing weights of a group without biases, one row per channel."""
+    """The producing weights of a group without biases, one row per channel; of experts all."""
     known = dict(model.named_parameters(remove_duplicate=False))
+    if group.kind == "expert":
+        return torch.cat(list(expert_rows(group, known)), dim=1)
     rows = [
         channel_rows(known[s.tensor].detach(), s)
         for s in group.slices

@@ -25,6 +25,7 @@ class Ranking:
         granularity: Granularity,
         target: Target,
         channels: Mapping[str, int],
+        least: Mapping[str, int],
     ) -> None:
         self.granularity = granularity
         self.target = target
@@ -39,14 +40,16 @@ class Ranking:
             for name in saliency
         }
         self.total = sum(s.numel() for s in saliency.values())
-        self.spared = {name: self._spared(s) for name, s in self.saliency.items()}
+        self.spared = {n: self._spared(s, least.get(n)) for n, s in self.saliency.items()}
         self.scores = {name: self._protected(name) for name in saliency}
         self.most = self.total - sum(self.spared.values())
         self.last = self.total if target.scope == "layer" else self.most
 
-    def _spared(self, s: Tensor) -> int:
-        """Number of units of a tensor that are never removed."""
-        return min(self.target.min_units, s.numel()) if self.structured else 0
+    def _spared(self, s: Tensor, least: int | None) -> int:
+        """Number of units of a tensor that are never removed; `least`: of experts and branches."""
+        if not self.structured or least == 0:
+            return 0
+        return min(max(self.target.min_units, least or 0), s.numel())
 
     def _protected(self, name: str) -> Tensor:
         """Saliency with the `min_units` most salient units of a group set to infinity."""

@@ -18,6 +18,7 @@ from pipeline.selection.criteria import (
     taylor,
     taylor_groups,
 )
+from pipeline.selection.experts import expert_norms
 from pipeline.units.groups import Granularity, Units
 
 Parts = Literal["zig", "producer"]
@@ -101,10 +102,14 @@ def magnitude(model: nn.Module, units: Units) -> dict[str, Tensor]:
 def group_norm(
     model: nn.Module, units: Units, p: Literal[1, 2] = 2, parts: Parts = "zig"
 ) -> dict[str, Tensor]:
-    """p-norm of each channel's parameters: its whole zero-invariant part, or its producers."""
+    """p-norm of each channel's parameters: its whole zero-invariant part, or its producers; of
+    each expert's, all of them."""
     parameters = dict(model.named_parameters())
     scores = {}
     for group in units.prunable:
+        if group.kind == "expert":
+            scores[group.name] = expert_norms(group, parameters, p)
+            continue
         total = torch.zeros(group.size, device=_device(model))
         for s in group.zig:
             if s.tensor in parameters and (parts == "zig" or s.role == "producer"):

@@ -30,11 +30,20 @@ class Context:
         seed: of random widths.
         channels: channels per unit of every group (`channels_per_unit`), for `round_to`; 1 where
             absent.
+        least: units of a group that must stay: experts, of which a router picks so many; 0 where
+            the only one may go (branches), whatever `min_units` says.
     """
 
     reference: float | None = None
     seed: int = 0
     channels: Mapping[str, int] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, units: Units, reference: float | None = None, seed: int = 0) -> Context:
+        """What follows from the units."""
+        least = {g.name: g.least for g in units.prunable if g.kind != "channel"}
+        return cls(reference, seed, channels_per_unit(units), least)
 
 
 def channels_per_unit(units: Units) -> dict[str, int]:
@@ -77,7 +86,7 @@ def select(
     context = context or Context()
     if target.scope == "random":
         saliency = random_widths(saliency, context.seed, target.narrowest)
-    ranking = Ranking(saliency, granularity, target, context.channels)
+    ranking = Ranking(saliency, granularity, target, context.channels, context.least)
     if target.rule == "fraction":
         return ranking.fraction(target.value)
     if cost is None:

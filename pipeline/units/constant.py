@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.units.modules import own_shapes
+from pipeline.units.rms_norms import norm_kind
 
 
 class Constant(nn.Module):
@@ -70,7 +71,7 @@ _PLAIN = (
 )
 _NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.PReLU),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm),
 )
 
 
@@ -93,7 +94,7 @@ def folded(layer: nn.Module, dead: dict[str, set[int]]) -> nn.Module | None:
         layer: already cut, with one placeholder channel in dead dimensions.
         dead: local tensor name -> those dimensions.
     """
-    if _is_plain(layer, _NORMS):
+    if _is_plain(layer, _NORMS) or norm_kind(layer) is not None:
         return nn.Identity() if 0 in dead.get("weight", ()) else None
     if not _is_plain(layer, _PLAIN) or "weight" not in dead or "bias" not in layer._parameters:
         return None  # a bias that is no parameter of its own is computed in the forward

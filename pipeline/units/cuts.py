@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ def removals(plan: PruningPlan, units: Units) -> dict[str, Tensor]:
 
     Raises:
         ValueError: the plan is not structured, names no group of this network, has the wrong size,
-            or removes channels of a group that is not prunable.
+            removes channels of a group that is not prunable, or leaves a router too few experts.
     """
     if plan.granularity is not Granularity.STRUCTURED:
         raise ValueError("surgery needs a structured plan; an unstructured one is only enforced")
@@ -40,6 +40,11 @@ def removals(plan: PruningPlan, units: Units) -> dict[str, Tensor]:
             continue
         if not group.prunable:
             raise ValueError(f"plan: group {name!r} is not prunable: {group.reason}")
+        if (kept := int(mask.sum())) < group.least:
+            raise ValueError(
+                f"plan: {name!r} would keep {kept} of {group.size} experts, and its router picks "
+                f"{group.least} of them: keep at least that many"
+            )
         masks[name] = mask
     return masks
 
@@ -59,6 +64,30 @@ def alive_positions(
                 dims[s.dim] = torch.ones(shapes[s.tensor][s.dim], dtype=torch.bool)
             dims[s.dim].numpy()[s.index.cpu().numpy().take(gone, axis=0).ravel()] = False
     return alive
+
+
+def with_branches(units: Units, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where a branch goes, its own channels go with it."""
+    gone = {
+        s.tensor for g in units.groups if g.kind == "branch" and g.name in masks for s in g.slices
+    }
+    inside = {
+        g.name: torch.zeros(g.size, dtype=torch.bool)
+        for g in units.groups
+        if gone and g.prunable and g.kind == "channel" and all(s.tensor in gone for s in g.slices)
+    }
+    return {**masks, **inside}
+
+
+def dropped(units: Units, masks: Mapping[str, Tensor], names: Iterable[str]) -> set[str]:
+    """Tensors of experts that are modules of a list and go with their entry."""
+    listed = [(g, masks[g.name]) for g in units.groups if g.lists and g.name in masks]
+    return {
+        name
+        for name in (names if listed else ())
+        for group, keep in listed
+        if (unit := group.unit_of(name)) is not None and not keep[unit]
+    }
 
 
 def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from pipeline.units.cuts import Alive, removals
-from pipeline.units.groups import Granularity, Units
+from pipeline.units.cuts import Alive, dropped, removals
+from pipeline.units.experts.routers import mask_router
+from pipeline.units.groups import ChannelGroup, Granularity, Units
 from pipeline.units.plan import PruningPlan
 
 
@@ -15,7 +18,9 @@ class Enforcer:
     waits for the device.
 
     Structured plans zero the zero-invariant part of every removed channel: weights, biases, scale
-    and shift of BatchNorm and kin. Buffers, running statistics among them, are left alone.
+    and shift of BatchNorm and kin. Buffers, running statistics among them, are left alone. Of an
+    expert all weights are zeroed, and its router never chooses it again (a hook sets its logit to
+    minus infinity: an expert of zeros would still be chosen).
 
     Raises:
         ValueError: the plan does not fit `units` or the model.
@@ -27,6 +32,8 @@ class Enforcer:
             masks = _weight_masks(plan, parameters)
         else:
             masks = _channel_masks(plan, units, parameters)
+            for group, keep in _experts(plan, units):
+                mask_router(model, (s.tensor for s in group.slices if s.role == "router"), keep)
         self._tensors = [parameters[name] for name in masks]
         self._masks = [m.to(parameters[n].device, parameters[n].dtype) for n, m in masks.items()]
 
@@ -62,14 +69,23 @@ def _channel_masks(
         if group.name not in masks:
             continue
         gone = ~masks[group.name]
-        for s in group.zig:
+        for s in group.slices if group.kind == "expert" else group.zig:
             if s.tensor not in parameters:
                 continue
             dims = alive.setdefault(s.tensor, {})
             size = parameters[s.tensor].shape[s.dim]
             kept = dims.setdefault(s.dim, torch.ones(size, dtype=torch.bool))
             kept[s.index[gone].flatten()] = False
-    return {name: _broadcast(parameters[name].ndim, dims) for name, dims in alive.items()}
+    found = {name: _broadcast(parameters[name].ndim, dims) for name, dims in alive.items()}
+    gone = dropped(units, masks, parameters)
+    return found | {n: torch.zeros((1,) * parameters[n].ndim, dtype=torch.bool) for n in gone}
+
+
+def _experts(plan: PruningPlan, units: Units) -> Iterator[tuple[ChannelGroup, Tensor]]:
+    masks = removals(plan, units)
+    for group in units.groups:
+        if group.kind == "expert" and group.name in masks:
+            yield group, masks[group.name]
 
 
 def _broadcast(ndim: int, dims: dict[int, Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Role = Literal["producer", "norm", "consumer"]
+Role = Literal["producer", "norm", "consumer", "router", "member"]
+Kind = Literal["channel", "expert", "branch"]
 
 
 def layer_of(tensor: str) -> str:
@@ -41,7 +42,8 @@ class Slice:
         tensor: `state_dict` key of a parameter or buffer.
         dim: the dimension of that tensor that is indexed by `index`.
         role: "producer" computes the channel, "norm" scales and shifts it (BatchNorm and kin,
-            running statistics included), "consumer" reads it.
+            running statistics included), "consumer" reads it; "router" and "member" go with an
+            expert: its logit, and the rest of it.
         index: int64, shape (size, k): `index[i]` are the k positions along `dim` that belong to
             channel i. k = 1 for a plain convolution, h*w behind a flatten, the number of
             convolution groups in a grouped convolution.
@@ -70,6 +72,13 @@ class ChannelGroup:
         size: number of channels, the length of the masks of this group.
         slices: everything that surgery must cut.
         prunable: False when removing a channel cannot be done exactly; `reason` says why, in words.
+        kind: "channel", or "expert" of a mixture: masked by its router (`pipeline.units.routers`),
+            not by zeros, so that no method that brings channels to zero treats it; or "branch": all
+            that is added to one residual stream in one place, a single unit whose producer is the
+            last layer and whose consumers are all others.
+        least: how many must stay (the router picks that many).
+        routed: an example runs as many experts as before, so that MACs stay where experts go.
+        lists: paths of module lists whose entry i is expert i.
     """
 
     name: str
@@ -77,11 +86,22 @@ class ChannelGroup:
     slices: tuple[Slice, ...]
     prunable: bool = True
     reason: str = ""
+    kind: Kind = "channel"
+    least: int = 0
+    routed: bool = False
+    lists: tuple[str, ...] = ()
 
     @property
     def zig(self) -> tuple[Slice, ...]:
         """Zero-invariant part: producers and norms. Removing it changes nothing when it is zero."""
-        return tuple(s for s in self.slices if s.role != "consumer")
+        return tuple(s for s in self.slices if s.role in ("producer", "norm"))
+
+    def unit_of(self, tensor: str) -> int | None:
+        """The expert whose module, an entry of `lists`, holds this tensor."""
+        for path in self.lists:
+            if tensor.startswith(f"{path}."):
+                return int(tensor[len(path) + 1 :].partition(".")[0])
+        return None
 
     def __str__(self) -> str:
         parts = [f"{s.tensor}[{s.dim}]" for s in self.slices]
@@ -162,6 +182,11 @@ class Units:
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
         return tuple(g for g in self.groups if g.prunable)
+
+    @property
+    def channels(self) -> tuple[ChannelGroup, ...]:
+        """The prunable groups whose units methods train: neither experts nor branches."""
+        return tuple(g for g in self.groups if g.prunable and g.kind == "channel")
 
     def by_name(self) -> Mapping[str, ChannelGroup]:
         return {g.name: g for g in self.groups}

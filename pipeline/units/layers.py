@@ -46,7 +46,7 @@ def in_scope(
     """Groups selected by `scope`, minus those produced by a layer matching a `skip` pattern."""
 
     def skipped(group: ChannelGroup) -> bool:
-        names = layers_of(group, model, "producer")
+        names = layers_of(group, model, "producer") or tuple(owner(s) for s in group.slices)
         return any(fnmatchcase(name, pattern) for name in names for pattern in skip)
 
     chosen = (g for g in groups if scope == "all" or is_inner(g, model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -60,6 +60,14 @@ def set_size(layer: nn.Module, name: str, size: int) -> None:
     entries = list(before)
     entries[int(place[:-1])] = size
     setattr(layer, key, type(before)(entries))
+
+
+def drop_entries(modules: nn.Module, keep: Tensor) -> None:
+    """Entries of a `nn.ModuleList` that are not kept go; the others move up."""
+    entries = list(modules._modules.values())
+    modules._modules.clear()
+    for new, old in enumerate(keep.nonzero()[:, 0].tolist()):
+        modules._modules[str(new)] = entries[old]
 
 
 def layers_of(model: nn.Module, path: str = "") -> Layers:

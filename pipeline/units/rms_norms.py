@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,6 +56,21 @@ def norm_kind(layer: nn.Module) -> NormKind | None:
             if _is_exact(layer, kind):
                 return kind
     return None
+
+
+def norm_kinds(layers: Mapping[str, nn.Module]) -> dict[str, NormKind]:
+    """RMS norms by path; layers of one class with equal settings are tried once."""
+    found: dict[str, NormKind] = {}
+    tried: dict[Any, NormKind | None] = {}
+    for path, layer in layers.items():
+        if len(layer._parameters) == 1 and not layer._modules:
+            plain = {k: v for k, v in vars(layer).items() if isinstance(v, (int, float, str))}
+            key = (type(layer), tuple(sorted((k, repr(v)) for k, v in plain.items())))
+            if key not in tried:
+                tried[key] = norm_kind(layer)
+            if (kind := tried[key]) is not None:
+                found[path] = kind
+    return found
 
 
 def rescale(layer: nn.Module, kind: NormKind, ratio: float) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.units.groups import ChannelGroup
+from pipeline.units.groups import ChannelGroup, Units
 from pipeline.units.scratch import PIECE, Scratch
 
 
@@ -265,6 +265,17 @@ def _parts(parameters: Mapping[str, nn.Parameter], groups: Sequence[ChannelGroup
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every name of every parameter; a tied parameter appears under each of its names."""
     return dict(model.named_parameters(remove_duplicate=False))
+
+
+def branch_norms(model: nn.Module, units: Units) -> dict[str, Tensor]:
+    """Euclidean norm of the last layer of every branch; 0 only where all of its weights are."""
+    named = named_parameters(model)
+    found = {}
+    for group in units.prunable:
+        if group.kind == "branch":
+            weights = [named[s.tensor].detach().double() for s in group.zig]
+            found[group.name] = torch.stack([w.norm() for w in weights]).norm()[None]
+    return found
 
 
 def zig_norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:

@@ -8,10 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.units.constant import folded
-from pipeline.units.cuts import Alive, alive_positions, cut, dead_groups, removals, with_one_left
+from pipeline.units.cuts import (
+    Alive,
+    alive_positions,
+    cut,
+    dead_groups,
+    removals,
+    with_branches,
+    with_one_left,
+)
 from pipeline.units.enforce import enforce
+from pipeline.units.experts.routers import unmask
 from pipeline.units.groups import Granularity, Units
-from pipeline.units.modules import own_shapes, set_size, sizes, tensors_of
+from pipeline.units.modules import drop_entries, own_shapes, set_size, sizes, tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rms_norms import rescale
 
@@ -43,7 +52,7 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
     Raises:
         ValueError: the plan does not fit the units, or the units do not fit the model.
     """
-    masks = removals(plan, units)
+    masks = with_branches(units, removals(plan, units))
     shapes = {name: tuple(x.shape) for name, x in tensors_of(model).items()}
     _check_fit(units, masks, shapes)
     dead = dead_groups(units, masks)
@@ -59,8 +68,19 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
             rescale(model.get_submodule(norm.module), norm.kind, norm.share.size / kept)
     if dead:
         _fold(model, alive_positions(units, masks, shapes), units.read_elsewhere)
+    _drop_experts(model, units, masks)
     if shapes != {name: tuple(x.shape) for name, x in tensors_of(model).items()}:
         _refuse_saving(model)
+
+
+def _drop_experts(model: nn.Module, units: Units, masks: dict[str, Tensor]) -> None:
+    """Experts that are modules of a list; routers are masked no more."""
+    for group in units.groups:
+        if group.kind == "expert" and group.name in masks:
+            for path in group.lists:
+                drop_entries(model.get_submodule(path), masks[group.name])
+            for s in group.slices:
+                unmask(model.get_submodule(s.tensor.rpartition(".")[0]))
 
 
 def _refuse_saving(model: nn.Module) -> None:

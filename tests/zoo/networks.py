@@ -66,6 +66,7 @@ TEXT = (
     *("distilbert", "electra", "ernie", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text"),
     *("glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "llama"),
     *("mamba", "mbart", "mistral", "mixtral", "modernbert", "mpnet", "mpt", "nemotron", "olmo"),
+    "olmoe",
     *("olmo2", "opt", "pegasus", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3"),
     *("qwen3_moe", "roberta", "roformer", "smollm3", "stablelm", "starcoder2", "t5"),
 )
@@ -113,6 +114,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 24},
     "qwen3_moe": {"num_experts_per_tok": 2},
     "qwen2_moe": {"num_experts_per_tok": 2},
+    "olmoe": {"num_experts_per_tok": 2, "intermediate_size": 24},
 }
 
 

@@ -76,13 +76,15 @@ class NetworkSpec:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, *self.info.input_shape, generator=generator)
 
-    def units(self, model: nn.Module) -> Units:
-        """The prunable units of `model`, which must be as built, without surgery."""
+    def units(self, model: nn.Module, branches: bool = False) -> Units:
+        """The prunable units of `model`, which must be as built, without surgery; with `branches`
+        also those of its residual stream, which its registration may ask for."""
         spec = self.registered
         if spec.units is not None:
             return spec.units(model)
         device = next(model.parameters()).device
-        return trace_units(model, self.example().to(device), spec.never_prune)
+        branches = branches or spec.branches
+        return trace_units(model, self.example().to(device), spec.never_prune, branches=branches)
 
 
 @dataclass(frozen=True)

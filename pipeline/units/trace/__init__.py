@@ -9,20 +9,23 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from pipeline.units.experts.find import Calls, expert_candidates, expert_groups
 from pipeline.units.frozen import STATISTICS, is_frozen_norm
-from pipeline.units.groups import NormKind, NormScale, SizeAttribute, Units
+from pipeline.units.groups import ChannelGroup, NormScale, SizeAttribute, Units
 from pipeline.units.modules import tensors_in as tensors_in_layers
-from pipeline.units.rms_norms import norm_kind
+from pipeline.units.rms_norms import norm_kinds
 from pipeline.units.trace.attributes import Attributes, share
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping, make_groups
+from pipeline.units.trace.pointwise import stays_zero
 from pipeline.units.trace.probe import Failure, blame, probe
+from pipeline.units.trace.residual import Flow
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
 from pipeline.units.trace.steps import UnvaluedError
@@ -40,6 +43,7 @@ def trace_units(
     example_inputs: Any,
     never_prune: tuple[str, ...] = (),
     attention: Attention = "heads",
+    branches: bool = False,
 ) -> Units:
     """Channel groups of `model`, found by following one forward pass in evaluation mode.
 
@@ -65,19 +69,40 @@ def trace_units(
         known = ", ".join(n for n in forward.layers if n)
         raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     _check_materialised(forward)
-    tracer = _traced(forward, never_prune, attention)
+    tracer = _traced(forward, never_prune, attention, branches)
     grouping, attributes = _probed(forward, tracer)
     products = {
         number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
         for number, parts in tracer.products.items()
     }
+    groups, more = _with_experts(forward, tracer, grouping.groups)
     norms = tuple(
         NormScale(path, tracer.norm_kinds[path], own)
         for path, ids in tracer.normed.items()
         if (own := share(ids, grouping)) and own.per_unit
     )
     elsewhere = frozenset(tracer.read_elsewhere)
-    return Units(_weights(forward, tracer), grouping.groups, attributes, products, elsewhere, norms)
+    if tracer.flow is not None:
+        groups += tuple(tracer.flow.branches(tracer.book.shapes))
+    found = (*attributes, *more)
+    return Units(_weights(forward, tracer), groups, found, products, elsewhere, norms)
+
+
+def _with_experts(
+    forward: Forward, tracer: Tracer, groups: tuple[ChannelGroup, ...]
+) -> tuple[tuple[ChannelGroup, ...], list[SizeAttribute]]:
+    """Experts in place of the rows of their routers, which alone could not go."""
+    if not tracer.experts:
+        return groups, []
+    assert tracer.calls is not None
+    with forward.evaluating():
+        found, attributes = expert_groups(forward.layers, tracer.experts, tracer.calls)
+    for experts in found:
+        own = {s.tensor for s in experts.slices}
+        rows = [g for g in groups if not g.prunable and {s.tensor for s in g.slices} <= own]
+        at = groups.index(rows[0]) if rows else len(groups)
+        groups = (*groups[:at], experts, *(g for g in groups[at:] if g not in rows))
+    return groups, attributes
 
 
 def _check_materialised(forward: Forward) -> None:
@@ -89,26 +114,31 @@ def _check_materialised(forward: Forward) -> None:
         )
 
 
-def _traced(forward: Forward, never_prune: tuple[str, ...], attention: Attention) -> Tracer:
+def _traced(
+    forward: Forward, never_prune: tuple[str, ...], attention: Attention, branches: bool
+) -> Tracer:
     """On shapes alone if that is possible; a network whose code reads values is given some."""
     for meta, valued in ((True, False), (True, True)):
         forward.meta, forward.valued = meta, valued
         try:
-            return _trace(forward, never_prune, attention)
+            return _trace(forward, never_prune, attention, branches)
         except UnvaluedError:
             continue
         except Exception:
             break
     forward.meta = forward.valued = False
-    return _trace(forward, never_prune, attention)
+    return _trace(forward, never_prune, attention, branches)
 
 
-def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention) -> Tracer:
+def _trace(
+    forward: Forward, never_prune: tuple[str, ...], attention: Attention, branches: bool
+) -> Tracer:
     tensors = forward.tensors()
     first_name = {id(x): name for name, x in reversed(tensors.items())}
     trained = frozenset(first_name[id(tensors[n])] for n in forward.parameters())
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     tracer = Tracer(Book(shapes, trained), RULES, generic, attention)
+    tracer.flow = Flow(trained, stays_zero) if branches else None
     tracer.book.statistics = frozenset(
         f"{path}.{key}" if path else key
         for path, layer in forward.layers.items()
@@ -128,10 +158,15 @@ def _trace(forward: Forward, never_prune: tuple[str, ...], attention: Attention)
         for x in tensors_in(inputs):
             tracer.put(x, uniform(x.ndim, tracer.book.code(f"it meets {INPUT}")))
 
-    tracer.norm_kinds = _norm_kinds(forward)
-    tracer.owners = _owners(forward, tensors, first_name)
-    with _watched(forward, never_prune, tracer), module_stack(forward.layers) as tracer.stack:
+    tracer.norm_kinds = norm_kinds(forward.layers)
+    tracer.owners = forward.owners(tensors, first_name)
+    tracer.experts = expert_candidates(forward.layers)
+    tracer.calls = Calls(forward.layers, tracer.experts)
+    watched = _watched(forward, never_prune, tracer)
+    with watched, tracer.calls.watching(), module_stack(forward.layers) as tracer.stack:
         outputs = forward.run(tensors, tracer, seen)
+    if tracer.flow is not None:
+        tracer.flow.close(tensors_in(outputs))
     _pin(tracer, outputs, "it reaches the network's output")
     _lock_beside_unused(tracer)
     tracer.book.settle()
@@ -147,34 +182,6 @@ def _lock_beside_unused(tracer: Tracer) -> None:
     for name in used:
         if (other := beside.get(NUMBER.sub("*", name))) is not None:
             tracer.book.lock(name, f"{other} beside it did not run on the example")
-
-
-def _norm_kinds(forward: Forward) -> dict[str, NormKind]:
-    """RMS norms by path; layers of one class with equal settings are tried once."""
-    found: dict[str, NormKind] = {}
-    tried: dict[Any, NormKind | None] = {}
-    for path, layer in forward.layers.items():
-        if len(layer._parameters) == 1 and not layer._modules:
-            plain = {k: v for k, v in vars(layer).items() if isinstance(v, (int, float, str))}
-            key = (type(layer), tuple(sorted((k, repr(v)) for k, v in plain.items())))
-            if key not in tried:
-                tried[key] = norm_kind(layer)
-            if (kind := tried[key]) is not None:
-                found[path] = kind
-    return found
-
-
-def _owners(
-    forward: Forward, tensors: dict[str, Tensor], first_name: dict[int, str]
-) -> dict[str, frozenset[str]]:
-    """Tensor -> the layers that hold it."""
-    owners: dict[str, set[str]] = {}
-    for path, layer in forward.layers.items():
-        for key, x in (*layer._parameters.items(), *layer._buffers.items()):
-            if x is not None:
-                name = first_name[id(tensors[f"{path}.{key}" if path else key])]
-                owners.setdefault(name, set()).add(path)
-    return {name: frozenset(paths) for name, paths in owners.items()}
 
 
 @contextmanager

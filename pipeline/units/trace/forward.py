@@ -135,6 +135,18 @@ class Forward:
                     found.setdefault(id(x), (f"{path}.{key}" if path else key, x))
         return dict(found.values())
 
+    def owners(
+        self, tensors: Mapping[str, Tensor], first_name: Mapping[int, str]
+    ) -> dict[str, frozenset[str]]:
+        """Tensor -> the layers that hold it."""
+        owners: dict[str, set[str]] = {}
+        for path, layer in self.layers.items():
+            for key, x in (*layer._parameters.items(), *layer._buffers.items()):
+                if x is not None:
+                    name = first_name[id(tensors[f"{path}.{key}" if path else key])]
+                    owners.setdefault(name, set()).add(path)
+        return {name: frozenset(paths) for name, paths in owners.items()}
+
     def run(
         self,
         tensors: Mapping[str, Tensor],
@@ -150,6 +162,16 @@ class Forward:
         valued = ConstantsOnCPU() if self.valued else nullcontext()
         with torch.no_grad(), _decomposed(), standing_in, valued, mode:
             return self.model(*args, **kwargs)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Modules with their own tensors, in evaluation mode, to be run one by one."""
+        meta, self.meta = self.meta, False
+        try:
+            with self._standing_in(self.tensors()):
+                yield
+        finally:
+            self.meta = meta
 
     @contextmanager
     def _standing_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:

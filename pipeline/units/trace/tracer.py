@@ -9,6 +9,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.units.experts.find import Calls
+from pipeline.units.experts.trial import Candidate
 from pipeline.units.groups import NormKind, Role
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import (
@@ -18,6 +20,7 @@ from pipeline.units.trace.calls import (
     bind,
     operator_name,
 )
+from pipeline.units.trace.residual import Flow
 from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, uniform
 from pipeline.units.trace.shapes import run
 from pipeline.units.trace.steps import Entered, Step, entered_by, step_of
@@ -68,6 +71,9 @@ class Tracer(TorchDispatchMode):
         self.read_elsewhere: set[str] = set()
         self.norm_kinds: dict[str, NormKind] = {}
         self.normed: dict[str, Ids] = {}
+        self.experts: list[Candidate] = []
+        self.calls: Calls | None = None
+        self.flow: Flow | None = None
 
     # -- values -------------------------------------------------------------------------------
 
@@ -182,6 +188,8 @@ class Tracer(TorchDispatchMode):
         call.relaid = strides is not None and strides == _wide_strides(out)
         before = {id(o): self.values.get(id(o)) for o in call.outs} if call.mutates else {}
         entered = self._entered(call)
+        if self.flow is not None:
+            self.flow.see(call, self.values)
         main = self._record(call, self._apply(call))
         self._remember_makers(call)
         for tensor in call.outs if call.mutates else ():

@@ -32,10 +32,11 @@ def randomise_bn(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def random_plan(units: Units, fraction: float, generator: torch.Generator) -> PruningPlan:
-    """Remove that fraction of every prunable group, rounded, at random; at least one stays."""
+    """Remove that fraction of every prunable group, rounded, at random; at least one stays, of
+    experts as many as their router picks."""
     keep = {}
     for group in units.prunable:
-        gone = min(round(fraction * group.size), group.size - 1)
+        gone = min(round(fraction * group.size), group.size - max(1, group.least))
         mask = torch.ones(group.size, dtype=torch.bool)
         mask[torch.randperm(group.size, generator=generator)[:gone]] = False
         keep[group.name] = mask

@@ -1,0 +1,1 @@
+"""Experts of a mixture as units: found by shape, proved by trial, masked by their router."""
