@@ -181,6 +181,7 @@ def clock(key: str, settings: EvaluateParams, place: Workplace, tracker: Tracker
             values[f"latency/batch{batch}_iqr_ms"] = took.spread
     if found := delivered.spec.get("latency"):
         values |= {f"latency/search_{k}": found[k] for k in LATENCY_SEARCH}
+    values |= {f"exact/{k}_relative": v for k, v in delivered.spec.get("deliver", {}).items()}
     form = delivered.network.registered.delivery
     if form is not None:
         loaded = form.load(delivered.folder / DELIVERED).to(place.device)

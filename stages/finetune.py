@@ -19,8 +19,9 @@ from pipeline.study.execution.running import FRESH_STREAM, Assignment, fresh_sta
 from pipeline.study.execution.runtime import Workplace, loop_code, stage_process
 from pipeline.study.params.load import Params, load_params
 from pipeline.study.params.schema import MatchCost
-from pipeline.study.records.artifacts import DELIVERED, NetworkSpec, PrunedArtifact, TrainArtifact
+from pipeline.study.records.artifacts import NetworkSpec, PrunedArtifact, TrainArtifact
 from pipeline.study.records.counts import count_network
+from pipeline.study.records.delivered import require_forms, write_forms
 from pipeline.study.tracking.run_views import RunSpec
 from pipeline.study.tracking.tracker import open_tracker
 from pipeline.training.loop.checkpoint import CheckpointFolder, retire
@@ -73,7 +74,8 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
     pruned = PrunedArtifact(paths.prune(key))
     network = pruned.network
     model = start(network, params, key, pruned)
-    how = params.retraining(key).start_from
+    how, forms = params.retraining(key).start_from, params.retraining(key).deliver
+    require_forms(forms, network)
     recipe = recipe_of(network, params, key, model)
     draw = params.pruning(key).finetune.draw
     drawn = {"draw": draw} if draw else {}
@@ -99,11 +101,11 @@ def run(params: Params, key: str, prepared: Prepared, place: Workplace, observer
         facts["delivered"] = EMA
     spec = pruned.spec | {"finetune": facts, "curve": [asdict(point) for point in curve]}
     delivered = PrunedArtifact(paths.finetune(key))
+    if found := write_forms(model, network, forms, delivered.folder):
+        spec |= {"deliver": found}
     delivered.write(spec, pruned.plan, model)
     if (early := folder.snapshots().get(EARLY_STOP)) is not None:
         delivered.write_early_stop(load_tree(early))
-    if (form := network.registered.delivery) is not None:
-        form.save(model, paths.finetune(key) / DELIVERED)
 
 
 @click.command(cls=StageCommand, help=__doc__)

@@ -134,6 +134,11 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
 
 
+def difference(want: Any, found: Any) -> float:
+    """Largest difference of outputs over the largest output; infinite where shapes differ."""
+    return _difference(_tensors(want), _tensors(found))
+
+
 def _difference(want: list[Tensor], found: list[Tensor]) -> float:
     if [x.shape for x in want] != [x.shape for x in found]:
         return float("inf")

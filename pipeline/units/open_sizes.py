@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+GROUPS = ("num_key_value_groups", "num_key_value_heads")
+"""Attributes of attention with grouped queries; their product is the number of heads."""
+
 CHANNELS = frozenset({"c", "d", "ch", "dim", "channels", "embed_dim", "hidden_dim", "hidden_size"})
 """Names that code gives to a number of channels, in lower case."""
 
@@ -35,7 +38,7 @@ def opened(kind: type[nn.Module]) -> type[nn.Module]:
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         for name, method in vars(base).items():
             if isinstance(method, FunctionType) and name not in own and not name.startswith("__"):
-                own[name] = _opened(method)
+                own[name] = _opened(method, _says_groups(base))
     own = {name: method for name, method in own.items() if method is not None}
     if not own:
         return kind
@@ -44,10 +47,19 @@ def opened(kind: type[nn.Module]) -> type[nn.Module]:
     )
 
 
+def _says_groups(kind: type) -> bool:
+    """Do its modules hold both factors of the number of heads, as attributes of their own?"""
+    try:
+        text = inspect.getsource(kind.__init__)
+    except (OSError, TypeError):
+        return False
+    return all(f"self.{name} = " in text for name in GROUPS)
+
+
 @cache
-def _opened(function: FunctionType) -> FunctionType | None:
+def _opened(function: FunctionType, groups: bool = False) -> FunctionType | None:
     """The function with sizes left open, in itself and in functions of its package that it calls;
-    None where there are none."""
+    None where there are none. `groups`: see `_says_groups`."""
     node = _parsed(function)
     if node is None:
         return None
@@ -60,7 +72,7 @@ def _opened(function: FunctionType) -> FunctionType | None:
         own = isinstance(other, FunctionType) and other.__module__.partition(".")[0] == package
         if own and other is not function and (new := _opened(other)):
             others[name] = new
-    editor = _Opener(node)
+    editor = _Opener(node, groups)
     editor.visit(node)
     if not editor.changed and not others:
         return None
@@ -101,11 +113,12 @@ def _compiled(
 
 
 class _Opener(ast.NodeTransformer):
-    """Writes -1 for one size of every reshape that takes its sizes from a tensor's shape, and
-    q.size(-1) for the width of a head in q * (C // heads) ** -0.5."""
+    """Writes -1 for one size of every reshape that takes its sizes from a tensor's shape,
+    q.size(-1) for the width of a head in q * (C // heads) ** -0.5, and the module's own numbers for
+    self.config.num_attention_heads."""
 
-    def __init__(self, node: ast.FunctionDef) -> None:
-        self.changed = False
+    def __init__(self, node: ast.FunctionDef, groups: bool) -> None:
+        self.changed, self.groups = False, groups
         self.measured = frozenset(_measured(node))
 
     def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802  (the name that ast calls)
@@ -121,6 +134,14 @@ class _Opener(ast.NodeTransformer):
                 )
                 self.changed = True
         return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
+        self.generic_visit(node)
+        if not (self.groups and ast.unparse(node) == "self.config.num_attention_heads"):
+            return node
+        self.changed = True
+        heads = ast.parse(" * ".join(f"self.{name}" for name in GROUPS), mode="eval").body
+        return ast.copy_location(heads, node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:  # noqa: N802
         self.generic_visit(node)

@@ -59,7 +59,7 @@ prunings:
     granularity: structured
     saliency: magnitude
     target: {{rule: params, value: 0.3}}
-    finetune: {{epochs: 1}}
+    finetune: {{epochs: 1, deliver: [folder]}}
   dense-weights: {{training: dense, target: {{rule: fraction, value: 0.4}}}}
   hesso-zeros: {{training: hesso, target: {{rule: zeros}}}}
   hspg-zeros: {{training: hspg, target: {{rule: zeros}}}}
@@ -172,6 +172,9 @@ def test_delivered_folders_hold_the_same_network(records):
 
 def test_evaluate_tracks_how_exact_the_delivery_is(records, trained):
     told = Told()
+    spec = PrunedArtifact(paths.finetune("dense-params")).spec
+    assert spec["deliver"] == {"folder": 0.0}
+    assert "deliver" not in PrunedArtifact(paths.finetune("hesso-zeros")).spec
     settings = trained.file.evaluate.model_copy(update={"latency_repeats": 3})
     evaluate.clock("hesso-zeros", settings, place("evaluate"), told)
     assert told.values["exact/delivered_max_abs"] == 0.0

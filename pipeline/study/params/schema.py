@@ -87,15 +87,20 @@ class MatchCost(Strict):
     """At most this many times the recipe's epochs (Liu et al.: 2 on ImageNet)."""
 
 
+Form = Literal["program", "onnx", "folder"]
+
+
 class FinetuneParams(Strict):
     """Retraining of one pruning. Missing keys come from the common `finetune` block."""
 
-    added_later = ("draw",)
+    added_later = ("draw", "deliver")
 
     epochs: Annotated[int, Field(ge=0)] | MatchCost | None = None
     start_from: StartFrom | None = None
     draw: Annotated[int, Field(ge=0, lt=2**20)] = 0
     """Which random weights `start_from: random` begins with, by number."""
+    deliver: tuple[Form, ...] | None = None
+    """Files for other programs beside the weights."""
     train: Mapping[str, Any] = {}
     """Overrides keys of the training's recipe."""
 
@@ -103,10 +108,16 @@ class FinetuneParams(Strict):
 class FinetuneDefaults(Strict):
     """The common `finetune` block: how pruned networks are retrained."""
 
+    added_later = ("deliver",)
+
     epochs: Annotated[int, Field(ge=0)] | MatchCost = 0
     """0: deliver the network as pruned."""
     start_from: StartFrom = "current"
     """Weights that retraining starts from: the pruned ones, those of a named state, or new ones."""
+    deliver: tuple[Form, ...] = ()
+    """Files for other programs, each loaded again and compared with the network. program:
+    torch.export, any number of examples; onnx: the same as ONNX (needs the onnx extra); folder:
+    that of the network's own library (transformers), measured."""
     train: Mapping[str, Any] = {}
     """Overrides keys of the training's recipe."""
 

@@ -90,6 +90,7 @@ class Params:
         return FinetuneDefaults(
             epochs=common.epochs if own.epochs is None else own.epochs,
             start_from=common.start_from if own.start_from is None else own.start_from,
+            deliver=common.deliver if own.deliver is None else own.deliver,
             train=merge(common.train, own.train),
         )
 

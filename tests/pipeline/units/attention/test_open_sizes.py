@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,37 @@ class Separate(nn.Module):
         return out
 
 
+class Packed(nn.Module):
+    """As Phi-3: one projection of queries, keys and values, cut by a number of the config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_attention_heads=HEADS)
+        self.head_dim, self.num_key_value_heads = WIDTH // HEADS, 3
+        self.num_key_value_groups = HEADS // 3
+        self.qkv, self.proj = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, qkv = (*x.shape[:-1], -1, self.head_dim), self.qkv(x)
+        end, step = (
+            self.config.num_attention_heads * self.head_dim,
+            self.num_key_value_heads * self.head_dim,
+        )
+        q = qkv[..., :end].view(shape).transpose(1, 2)
+        k = qkv[..., end : end + step].view(shape).transpose(1, 2)
+        v = qkv[..., end + step :].view(shape).transpose(1, 2)
+        k, v = (repeated(z, self.num_key_value_groups) for z in (k, v))
+        x = (q @ k.mT).softmax(-1) @ v
+        out: Tensor = self.proj(x.transpose(1, 2).reshape(*shape[:-2], -1))
+        return out
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    batch, heads, words, width = x.shape
+    wide = x[:, :, None].expand(batch, heads, times, words, width)
+    return wide.reshape(batch, heads * times, words, width)
+
+
 def swin() -> nn.Module:
     return SwinTransformer([2, 2], 12, [2, 1], [3, 6], [2, 2], num_classes=4)
 
@@ -68,6 +100,7 @@ def swin() -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
     "fused": (Fused, WORDS, 1),
     "separate": (Separate, WORDS, 1),
+    "packed": (Packed, WORDS, 1),
     "swin": (swin, IMAGE, 3),
 }
 
