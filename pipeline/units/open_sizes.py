@@ -50,7 +50,7 @@ def opened(kind: type[nn.Module]) -> type[nn.Module]:
 def _says_groups(kind: type) -> bool:
     """Do its modules hold both factors of the number of heads, as attributes of their own?"""
     try:
-        text = inspect.getsource(kind.__init__)
+        text = inspect.getsource(kind.__init__)  # type: ignore[misc]
     except (OSError, TypeError):
         return False
     return all(f"self.{name} = " in text for name in GROUPS)
