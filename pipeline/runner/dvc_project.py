@@ -116,10 +116,21 @@ class DvcProject:
         try:
             with self._repo.lock:
                 yield
+                _drop_trees()
         except LockError as error:
             raise RuntimeError(f"{what}: another DVC command is running here: {error}") from error
         except DvcException as error:
             raise RuntimeError(f"{what}: DVC says: {error}") from error
+
+
+def _drop_trees() -> None:
+    """Empty fsspec's file system in memory. DVC writes the tree of each folder that it hashed there
+    and removes none, and each look-up in it reads all names: without this a stage costs more the
+    more stages went before. Between two operations nothing refers to a tree there."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 def _parse_params_once() -> None:
