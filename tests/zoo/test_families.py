@@ -1,4 +1,4 @@
-"""The page on detectors, ViTs and decoders: every block runs on its own."""
+"""The page on detectors, ViTs, decoders and mixtures: every block runs on its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FOUND = blocks(PAGE)
 
 
 def test_there_is_one_block_per_family() -> None:
-    assert len(FOUND) == 3
+    assert len(FOUND) == 4
 
 
-@pytest.mark.parametrize("number", range(3), ids=["detector", "vit", "decoder"])
+@pytest.mark.parametrize("number", range(4), ids=["detector", "vit", "decoder", "experts"])
 def test_a_block_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line, code = FOUND[number]
     if "import timm" in code:
