@@ -72,10 +72,10 @@ def table(found: list[Row]) -> Iterator[str]:
     yield (
         "Written by `python -m benchmarks.coverage`. Exact: masked and shrunk outputs agree in "
         "float64 with half of every group removed. Share: parameters in prunable groups. "
-        "Reason: why the largest other group stays, or what failed. Torch-Pruning 1.6.1 (`python -m "
-        "benchmarks.zoo.peer`) the same way: traced, exact and smaller, share; it also cuts streams "
-        "under LayerNorm, which changes outputs. Time: CPU time to find the groups, ours over theirs, "
-        "in turns in one process, the smallest of three; torchvision's classifiers at 224 pixels.\n"
+        "Reason: why the largest other group stays, or what failed. Torch-Pruning 1.6.1 the same "
+        "way (`python -m benchmarks.zoo.peer`): exactness, share; it also cuts streams under "
+        "LayerNorm, which changes outputs. Time: CPU time to find the groups, ours over theirs, in "
+        "turns in one process, the smallest of three; torchvision's classifiers at 224 pixels.\n"
     )
     peer = read_peer()
     for library in dict.fromkeys(row.name.partition("/")[0] for row in found):
@@ -119,8 +119,9 @@ def _beside(row: PeerRow | None) -> str:
         return "not run | not run"
     found = "not traced"
     if row.traced:
-        exact = "fails" if row.difference is None else f"{row.difference:.0e}"
-        found = f"{exact}{'' if row.smaller or row.difference is None else ', not smaller'}, {row.share:.2f}"
+        found = "fails" if row.difference is None else f"{row.difference:.0e}"
+        found += ", not smaller" * (row.difference is not None and not row.smaller)
+        found += f", {row.share:.2f}"
     ratio = f"{row.ours / row.theirs:.2f}" if row.ours and row.theirs else "no"
     return f"{found} | {ratio}"
 

@@ -8,7 +8,7 @@ both agree, for several choices of experts, are they units. No name of a class d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,57 +22,79 @@ LEVELS = 2
 """A router is looked for in the module that holds the experts and in the one around it."""
 
 
+Routers = Mapping[int, Sequence[tuple[str, tuple[str, ...]]]]
+"""Number of rows -> modules with one such matrix, and their tensors with as many entries."""
+
+
 def expert_candidates(layers: Layers) -> list[Candidate]:
     """By shape alone."""
     found = []
+    routers = _routers(layers)
     for path, module in layers.items():
-        size, stacked = _experts_in(path, module)
-        if size > 1 and (home := _home(path, size, layers)) is not None:
+        size = _experts_in(module)
+        home = _home(path, routers.get(size, ()), module) if size > 1 else None
+        if home is not None and _alike(module):
             block, router = home
             listed = isinstance(module, nn.ModuleList)
+            stacked = () if listed else _stacked(path, module, size)
             found.append(Candidate(block, path, listed, size, router, stacked))
     return found
 
 
-def _experts_in(path: str, module: nn.Module) -> tuple[int, tuple[str, ...]]:
-    """Number of experts a module may hold, and its tensors with a position per expert."""
+def _experts_in(module: nn.Module) -> int:
+    """How many experts it would hold."""
     if isinstance(module, nn.ModuleList):
-        kinds = {(type(m), _shapes(m)) for m in module._modules.values() if m is not None}
-        alike = len(kinds) == 1 and len(kinds.pop()[1]) > 0 and len(set(module)) == len(module)
-        return (len(module) if alike else 0), ()
-    own = {k: p for k, p in module._parameters.items() if p is not None}
-    sizes = {p.shape[0] for p in own.values() if p.ndim == 3}
-    if type(module).__module__.startswith("torch.") or len(sizes) != 1:
-        return 0, ()
-    size = sizes.pop()
-    return size, tuple(join(path, k) for k, p in own.items() if p.ndim and p.shape[0] == size)
+        return len(module)
+    if type(module).__module__.startswith("torch."):
+        return 0
+    sizes = {p.shape[0] for p in module._parameters.values() if p is not None and p.ndim == 3}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _alike(module: nn.Module) -> bool:
+    """Are the entries of a list distinct modules of one class, with parameters of equal shapes?"""
+    if not isinstance(module, nn.ModuleList):
+        return True
+    kinds = {(type(m), _shapes(m)) for m in module}
+    return len(kinds) == 1 and len(kinds.pop()[1]) > 0 and len(set(module)) == len(module)
+
+
+def _stacked(path: str, module: nn.Module, size: int) -> tuple[str, ...]:
+    own = {k: p for k, p in module._parameters.items() if p is not None and p.ndim}
+    return tuple(join(path, k) for k, p in own.items() if len(p) == size)
 
 
 def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
 
 
-def _home(path: str, size: int, layers: Layers) -> tuple[str, tuple[str, ...]] | None:
+def _routers(layers: Layers) -> Routers:
+    found: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
+    for path, module in layers.items():
+        own = {**module._parameters, **module._buffers}
+        flat = {k: x for k, x in own.items() if x is not None and 0 < x.ndim < 3}
+        matrices = [k for k, x in flat.items() if x.ndim == 2]
+        for key in matrices:
+            size = len(flat[key])
+            if sum(len(flat[k]) == size for k in matrices) == 1:
+                rows = sorted((k for k in flat if len(flat[k]) == size), key=lambda k: k != key)
+                found.setdefault(size, []).append((path, tuple(join(path, k) for k in rows)))
+    return found
+
+
+def _home(
+    path: str, routers: Sequence[tuple[str, tuple[str, ...]]], module: nn.Module
+) -> tuple[str, tuple[str, ...]] | None:
     """The nearest module around the experts (that of stacked experts itself first) that also holds
-    a matrix with a row for each, and the tensors of the matrix's own module with an entry for
-    each."""
-    listed = isinstance(layers[path], nn.ModuleList)
+    a router: a matrix with a row for each; and the router's tensors."""
     around = [path]
     while around[-1] and len(around) <= LEVELS:
         around.append(around[-1].rpartition(".")[0])
-    for block in around[1:] if listed else around:
-        for other, module in layers.items():
-            inside = other.startswith(f"{path}." if path else "") and block != path
-            if not below(other, block) or inside or (other == path and block != path):
-                continue
-            own = {**module._parameters, **module._buffers}
-            rows = {k: x for k, x in own.items() if x is not None and x.ndim and len(x) == size}
-            matrices = [k for k, x in rows.items() if x.ndim == 2]
-            if len(matrices) == 1:
-                order = sorted(
-                    (k for k in rows if rows[k].ndim < 3), key=lambda k: k not in matrices
-                )
-                return block, tuple(join(other, k) for k in order)
+    for block in around[1:] if isinstance(module, nn.ModuleList) else around:
+        for other, tensors in routers:
+            inside = below(other, path) and block != path
+            if below(other, block) and not inside:
+                return block, tensors
     return None
 
 
@@ -115,14 +137,18 @@ class Calls:
 
 
 def expert_groups(
-    layers: Layers, found: Sequence[Candidate], calls: Calls
+    layers: Layers, found: Sequence[Candidate], calls: Calls, refused: Mapping[str, str]
 ) -> tuple[list[ChannelGroup], list[SizeAttribute]]:
     """A group per candidate, with a reason where the trial failed; the model must be in evaluation
-    mode and is left as it was. Layers alike are tried once."""
+    mode and is left as it was. Layers alike are tried once; `refused`: names of candidates that are
+    not tried, with the reason."""
     groups, attributes = [], []
     tried: dict[Any, Proof] = {}
     for c in found:
         if not calls.in_order(c):
+            continue
+        if c.name in refused:
+            groups.append(_group(c, Proof(reason=refused[c.name])))
             continue
         key = _kind(c, layers)
         if key not in tried:

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from pipeline.units.experts.find import Calls, expert_candidates, expert_groups
+from pipeline.units.experts.find import Calls, expert_candidates
 from pipeline.units.frozen import STATISTICS, is_frozen_norm
-from pipeline.units.groups import ChannelGroup, NormScale, SizeAttribute, Units
+from pipeline.units.groups import NormScale, SizeAttribute, Units
 from pipeline.units.modules import tensors_in as tensors_in_layers
 from pipeline.units.rms_norms import norm_kinds
 from pipeline.units.trace.attributes import Attributes, share
@@ -25,11 +25,12 @@ from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping, make_groups
 from pipeline.units.trace.pointwise import stays_zero
 from pipeline.units.trace.probe import Failure, blame, probe
-from pipeline.units.trace.residual import Flow
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
 from pipeline.units.trace.steps import UnvaluedError
-from pipeline.units.trace.tracer import INPUT, Attention, Tracer
+from pipeline.units.trace.tracer import INPUT, OUTPUT, Attention, Tracer
+from pipeline.units.trace.whole.branches import Flow
+from pipeline.units.trace.whole.experts import with_experts
 
 __all__ = ["trace_units"]
 
@@ -75,7 +76,7 @@ def trace_units(
         number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
         for number, parts in tracer.products.items()
     }
-    groups, more = _with_experts(forward, tracer, grouping.groups)
+    groups, more = with_experts(forward, tracer, grouping, never_prune)
     norms = tuple(
         NormScale(path, tracer.norm_kinds[path], own)
         for path, ids in tracer.normed.items()
@@ -86,23 +87,6 @@ def trace_units(
         groups += tuple(tracer.flow.branches(tracer.book.shapes))
     found = (*attributes, *more)
     return Units(_weights(forward, tracer), groups, found, products, elsewhere, norms)
-
-
-def _with_experts(
-    forward: Forward, tracer: Tracer, groups: tuple[ChannelGroup, ...]
-) -> tuple[tuple[ChannelGroup, ...], list[SizeAttribute]]:
-    """Experts in place of the rows of their routers, which alone could not go."""
-    if not tracer.experts:
-        return groups, []
-    assert tracer.calls is not None
-    with forward.evaluating():
-        found, attributes = expert_groups(forward.layers, tracer.experts, tracer.calls)
-    for experts in found:
-        own = {s.tensor for s in experts.slices}
-        rows = [g for g in groups if not g.prunable and {s.tensor for s in g.slices} <= own]
-        at = groups.index(rows[0]) if rows else len(groups)
-        groups = (*groups[:at], experts, *(g for g in groups[at:] if g not in rows))
-    return groups, attributes
 
 
 def _check_materialised(forward: Forward) -> None:
@@ -167,7 +151,7 @@ def _trace(
         outputs = forward.run(tensors, tracer, seen)
     if tracer.flow is not None:
         tracer.flow.close(tensors_in(outputs))
-    _pin(tracer, outputs, "it reaches the network's output")
+    _pin(tracer, outputs, OUTPUT)
     _lock_beside_unused(tracer)
     tracer.book.settle()
     return tracer

@@ -20,14 +20,14 @@ from pipeline.units.trace.calls import (
     bind,
     operator_name,
 )
-from pipeline.units.trace.residual import Flow
 from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, uniform
 from pipeline.units.trace.shapes import run
 from pipeline.units.trace.steps import Entered, Step, entered_by, step_of
+from pipeline.units.trace.whole.branches import Flow
 
 Attention = Literal["heads", "head_dim", "query_key", "none"]
 
-INPUT = "the network's input"
+INPUT, OUTPUT = "the network's input", "it reaches the network's output"
 CONSTANT = "a constant"
 
 
@@ -68,7 +68,7 @@ class Tracer(TorchDispatchMode):
         self.parts: list[Ids] = []
         self.owners: dict[str, frozenset[str]] = {}
         self.stack: list[str] = []
-        self.read_elsewhere: set[str] = set()
+        self.read_elsewhere: dict[str, set[str]] = {}
         self.norm_kinds: dict[str, NormKind] = {}
         self.normed: dict[str, Ids] = {}
         self.experts: list[Candidate] = []
@@ -204,7 +204,7 @@ class Tracer(TorchDispatchMode):
         layer = self.stack[-1] if self.stack else ""
         for view in entered.views:
             if layer not in self.owners.get(view.name, ()):
-                self.read_elsewhere.add(view.name)
+                self.read_elsewhere.setdefault(view.name, set()).add(layer)
         return entered
 
     def _apply(self, call: Call) -> list[Value]:

@@ -86,6 +86,22 @@ class Written(Listed):
         return super().forward(x) * (self.gate(x).shape[-1] / 5)
 
 
+class Told(nn.Module):
+    """Its logits leave the network, or its router's weight is read by other code."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.first, self.mixture, self.head = nn.Linear(4, 6), Listed(), nn.Linear(6, 3)
+        self.where = where
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.first(x)
+        out = self.head(hidden + self.mixture(hidden))
+        if self.where == "output":
+            return out, self.mixture.gate(hidden)
+        return out, hidden @ self.mixture.gate.weight.t() @ torch.ones(5, 1)
+
+
 class Around(nn.Module):
     """A mixture between an embedding and a head."""
 

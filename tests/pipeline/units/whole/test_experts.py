@@ -21,7 +21,7 @@ from pipeline.units.rms_norms import AllDouble
 from pipeline.units.surgery import shrink
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import assert_laws, outputs, random_plan, relative
-from tests.pipeline.units.nets.experts import Around, Biased, Listed, Stacked, Written
+from tests.pipeline.units.nets.experts import Around, Biased, Listed, Stacked, Told, Written
 
 TOKENS = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
 MIXTURES = {"listed": Listed, "stacked": Stacked, "biased": Biased}
@@ -123,6 +123,24 @@ def test_a_number_of_experts_in_the_code_is_refused() -> None:
 def test_a_router_that_picks_all_is_refused() -> None:
     units = trace_units(build(lambda: Listed(k=5)), TOKENS)
     assert experts_of(units).reason == "the router picks 5 of 5 experts"
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("output", "it reaches the network's output"),
+        ("read", "its weights are read elsewhere (the network)"),
+    ],
+)
+def test_logits_that_others_read_stay(where: str, reason: str) -> None:
+    torch.manual_seed(3)
+    group = experts_of(trace_units(Told(where).eval(), TOKENS))
+    assert (group.prunable, group.reason) == (False, reason)
+
+
+def test_never_prune_holds_them() -> None:
+    units = trace_units(build(Listed), TOKENS, ("mixture.gate",))
+    assert experts_of(units).reason == "never_prune names mixture.gate"
 
 
 def test_a_list_of_layers_is_no_mixture() -> None:

@@ -1,0 +1,1 @@
+"""Units that are more than channels: experts, branches."""
