@@ -1,6 +1,6 @@
 """What fraction of each network can be pruned, and whether surgery is exact.
 
-    python -m benchmarks.coverage [--only timm] [--again]
+    python -m benchmarks.coverage [--only timm bert] [--again]
 
 Rows are kept in benchmarks/coverage.jsonl; a network that has one is measured only with --again, so
 a run may be stopped, and split by --only.
@@ -37,11 +37,11 @@ def _too_long(*_: Any) -> None:
     raise TimeoutError(f"more than {LIMIT} seconds")
 
 
-def run(only: str, known: set[str]) -> None:
+def run(only: list[str], known: set[str]) -> None:
     """Append a row for every chosen network that has none."""
     signal.signal(signal.SIGVTALRM, _too_long)
     for network in networks():
-        if only in network.id and network.id not in known:
+        if any(word in network.id for word in only) and network.id not in known:
             row = _row(network)
             with ROWS.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
@@ -128,7 +128,9 @@ def _beside(row: PeerRow | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="networks whose library/name contains this")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="networks whose library/name contains one of these"
+    )
     parser.add_argument("--again", action="store_true", help="measure those with a row too")
     parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"))
     asked = parser.parse_args()

@@ -1,9 +1,9 @@
 """Torch-Pruning on the networks of the coverage table, and the CPU time of both engines.
 
-    python -m benchmarks.zoo.peer [--only torchvision] [--again]
+    python -m benchmarks.zoo.peer [--only resnet18 llama] [--again]
 
 Needs `pip install -e .[benchmarks,zoo]`. Rows are kept in benchmarks/zoo/peer.jsonl; run in slices
-by --only, then `python -m benchmarks.coverage --only nothing` writes the table. One thread, both
+by --only, then `python -m benchmarks.coverage --only` writes the table. One thread, both
 engines in turns in one process, the smallest of three times each. Classifiers of torchvision are
 timed at 224 pixels, everything else on the inputs of the coverage table.
 
@@ -138,14 +138,13 @@ def _cpu(run: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def timed(network: Network, example: Any, heads: list[str]) -> tuple[float, float]:
+def timed(model: nn.Module, example: Any, heads: list[str]) -> tuple[float, float]:
     """Theirs and ours, in turns."""
     theirs, ours = [], []
+    opened = with_open_heads(copy.deepcopy(model))
     for _ in range(ROUNDS):
-        plain = network.build().eval()
-        theirs.append(_cpu(lambda model=plain: groups_of(model, example, heads)))
-        opened = with_open_heads(network.build().eval())
-        ours.append(_cpu(lambda model=opened: trace_units(model, example)))
+        theirs.append(_cpu(lambda: groups_of(model, example, heads)))
+        ours.append(_cpu(lambda: trace_units(opened, example)))
     return min(theirs), min(ours)
 
 
@@ -170,7 +169,7 @@ def measure(network: Network) -> PeerRow:
     try:
         _, groups = groups_of(copy.deepcopy(model), example, heads)
         traced, share = True, _share(groups, model)
-        times = timed(network, large(network), heads)
+        times = timed(copy.deepcopy(model), large(network), heads)
         difference, smaller = pruned_difference(model, example, heads)
     except TimeoutError as error:
         reason = str(error)
@@ -201,7 +200,9 @@ def _too_long(*_: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="networks whose library/name contains this")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="networks whose library/name contains one of these"
+    )
     parser.add_argument("--again", action="store_true", help="measure those with a row too")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -209,7 +210,7 @@ def main() -> None:
     known = set() if asked.again else read_rows().keys()
     signal.signal(signal.SIGVTALRM, _too_long)
     for network in networks():
-        if asked.only in network.id and network.id not in known:
+        if any(word in network.id for word in asked.only) and network.id not in known:
             signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT)
             try:
                 row = measure(network)
