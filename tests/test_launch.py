@@ -18,7 +18,8 @@ from pipeline.files import load_tree
 from pipeline.study.execution.launch import launched, wanted
 from pipeline.study.execution.running import Assignment, train_network
 from pipeline.study.execution.runtime import Workplace
-from pipeline.training.loop.distributed import Team
+from pipeline.study.execution.stopping import STOPPED
+from pipeline.training.loop.distributed import Team, TeamError
 from pipeline.training.recipe import Recipe
 from tests import study
 
@@ -41,6 +42,14 @@ def test_how_many_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPALIER_PROCESSES", "two")
     with pytest.raises(ValueError, match="ESPALIER_PROCESSES is 'two'"):
         wanted(1)
+
+
+def test_nodes_need_a_job_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "SLURM_JOB_ID", "ESPALIER_PROCESSES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ESPALIER_NODES", "2")
+    with pytest.raises(TeamError, match="ESPALIER_NODES is 2, but this is no job of Slurm"):
+        launched("train", (), 1)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,12 @@ def test_a_killed_worker_ends_the_job_and_the_next_run_resumes(
             break
         time.sleep(0.02)
     assert all(gone(pid) for pid in ranks.values()), "a worker outlived its launcher"
+
+    process = start(folder)
+    wait_for_checkpoint(folder, process, after=10)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == STOPPED, "stopped as asked, not failed"
 
     assert "resumed from the last checkpoint" in finish(folder)
     shutil.copytree(prepared, tmp_path / "undisturbed", symlinks=True)

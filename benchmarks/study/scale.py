@@ -116,10 +116,11 @@ def main(sizes: str) -> None:
             os.chdir(folder)
             rows.append(cost(size))
             os.chdir("/")
-        _show(rows)
+        show(rows)
 
 
-def _show(rows: Sequence[dict[str, float]]) -> None:
+def show(rows: Sequence[dict[str, float]]) -> None:
+    """Print the rows side by side."""
     for name in rows[-1]:
         click.echo(f"{name:22}" + "".join(f"{row[name]:12.4g}" for row in rows))
 

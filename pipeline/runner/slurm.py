@@ -162,12 +162,17 @@ class SlurmEngine:
     def _job(self) -> dict[str, Any]:
         """Arguments of dask-jobqueue's SLURMCluster."""
         wanted = self._settings
-        gpus = [f"--gres=gpu:{wanted.gpus}"] if wanted.gpus else []
+        more = [f"--gres=gpu:{wanted.gpus}"] if wanted.gpus else []
+        begin = [f"export ESPALIER_CLUSTER_THREADS={self._threads}"]
+        if wanted.nodes > 1:
+            more += [f"--nodes={wanted.nodes}", "--ntasks-per-node=1"]
+            begin.append(f"export ESPALIER_NODES={wanted.nodes}")
         return {
             "queue": wanted.partition, "account": wanted.account, "walltime": wanted.time,
             "cores": wanted.cores, "memory": wanted.memory, "processes": 1,
-            "job_extra_directives": [*gpus, *wanted.extra], "job_name": "espalier",
-            "job_script_prologue": [f"export ESPALIER_CLUSTER_THREADS={self._threads}"],
+            "job_extra_directives": [*more, *wanted.extra], "job_name": "espalier",
+            "job_directives_skip": ["-n 1"] if wanted.nodes > 1 else [],
+            "job_script_prologue": begin,
             "log_directory": str(JOB_LOGS), "python": sys.executable,
             "worker_command": WORKER,
             "worker_extra_args": ["--no-nanny", "--nthreads 1", "--memory-limit 0"],

@@ -34,6 +34,14 @@ def test_a_job_asks_for_what_params_say():
     assert job["job_script_prologue"] == ["export ESPALIER_CLUSTER_THREADS=8"]
     assert SlurmEngine(settings, threads=1)._job()["job_script_prologue"][0].endswith("=1")
     assert job["security"] is True
+    assert "job_directives_skip" not in job or job["job_directives_skip"] == []
+
+
+def test_a_job_of_several_nodes():
+    job = SlurmEngine(ClusterParams(nodes=2, cores=4))._job()
+    assert job["job_extra_directives"] == ["--nodes=2", "--ntasks-per-node=1"]
+    assert job["job_directives_skip"] == ["-n 1"], "dask-jobqueue asks for one task"
+    assert job["job_script_prologue"][1] == "export ESPALIER_NODES=2"
 
 
 def test_jobs_at_once():

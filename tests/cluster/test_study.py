@@ -14,6 +14,9 @@ from tests.pipeline.runner.test_run import fresh, results
 
 ON_SLURM = (sys.executable, "-m", "pipeline.cli", "run", "--engine", "slurm", "--workers", "2")
 
+ONE_JOB = (sys.executable, "-m", "pipeline.cli", "run", "--engine", "slurm", "--workers", "1")
+TWO = "compute: {{processes: {}, cluster: {{nodes: {}}}}}\n"
+
 pytestmark = [pytest.mark.cluster, needs_slurm]
 
 
@@ -37,3 +40,18 @@ def test_jobs_leave_what_dvc_repro_leaves(tmp_path, monkeypatch):
     assert "on node" in log.read_text()
     assert results(folder) == results(serial)
     assert study.repro(folder) == ["report"]
+
+
+def test_a_training_on_two_nodes_is_that_of_two_processes(tmp_path, monkeypatch):
+    params = study.PARAMS.replace("root: .\n", "root: .\n" + TWO.format(2, 1))
+    here = study.create(tmp_path / "here", params)
+    study.run(here, sys.executable, "-m", "pipeline.cli", "run", "--only", "train@a")
+    there = study.create(tmp_path / "there", params.replace(TWO.format(2, 1), TWO.format(1, 2)))
+    (tmp_path / "slurm").mkdir()
+    with closing(Slurm(tmp_path / "slurm")) as slurm:
+        slurm.start()
+        monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+        said = study.run(there, *ONE_JOB, "--only", "train@a")
+    assert "train@a done" in said
+    record = "reports/records/train/a.json"
+    assert (there / record).read_bytes() == (here / record).read_bytes()

@@ -1,4 +1,4 @@
-"""Several processes for one stage instance: start them as torchrun does, and join their group.
+"""Several processes for one stage instance: start them with torchrun, and join their group.
 
 The number of processes is a property of the machine. It changes the order of floating-point sums
 but no DVC parameter, so another number retrains nothing.
@@ -14,42 +14,31 @@ from typing import Literal
 
 import torch
 
-from pipeline.study.execution.orphans import die_with_parent
-from pipeline.training.loop.distributed import ALONE, Team, TeamError
+from pipeline.study.execution import torchrun
+from pipeline.training.loop.distributed import ALONE, Team
 
 PATIENCE_S = 1800.0  # how long a process waits for the others, e.g. while the first validates
 Processes = int | Literal["auto"]
 
 
 def launched(stage: str, arguments: Sequence[str], processes: Processes) -> bool:
-    """Run `python -m stages.<stage> <arguments>` in `processes` processes and wait for them.
+    """Run `python -m stages.<stage> <arguments>` in `processes` processes and wait for them; with
+    ESPALIER_NODES set, in as many on each of that many nodes of this Slurm job.
 
     Does nothing and returns False if one process is enough, or if this process is already one of
     several (started here or with torchrun).
 
     Raises:
         TeamError: a process failed; says which, how, and what to do.
+        SystemExit: asked to stop, the processes did.
     """
-    count = wanted(processes)
-    if count == 1 or "WORLD_SIZE" in os.environ:
+    count, nodes = wanted(processes), _number("ESPALIER_NODES", "1")
+    if count * nodes == 1 or "WORLD_SIZE" in os.environ:
         return False
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as torchrun
-
-    die_with_parent()
-    threads = max(1, torch.get_num_threads() // count)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun sets 1, with a warning
-    node = ["--standalone", f"--nproc-per-node={count}", "--local-addr=127.0.0.1"]
-    try:
-        torchrun([*node, "-m", f"stages.{stage}", *arguments])
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        raise TeamError(
-            f"{stage} {' '.join(arguments)}: process {rank} of {count} ended with {how}; the "
-            "others were stopped. What it said is above; run again to resume from the last "
-            "checkpoint"
-        ) from None
+    if nodes > 1:
+        torchrun.on_nodes(stage, arguments, nodes, count)
+    else:
+        torchrun.here(stage, arguments, count)
     return True
 
 
@@ -58,8 +47,13 @@ def wanted(processes: Processes) -> int:
     asked = os.environ.get("ESPALIER_PROCESSES", str(processes))
     if asked == "auto":
         return max(1, torch.cuda.device_count())
+    return _number("ESPALIER_PROCESSES", str(processes), ", or auto")
+
+
+def _number(variable: str, default: str, more: str = "") -> int:
+    asked = os.environ.get(variable, default)
     if not asked.isdigit() or int(asked) < 1:
-        raise ValueError(f"ESPALIER_PROCESSES is {asked!r}: give a number from 1 on, or auto")
+        raise ValueError(f"{variable} is {asked!r}: give a number from 1 on{more}")
     return int(asked)
 
 

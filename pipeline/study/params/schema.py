@@ -229,7 +229,10 @@ class ClusterParams(Strict):
     ] = "04:00:00"
     """Limit of a job, as Slurm writes it: minutes, hours:minutes:seconds, days-hours. A training
     that needs longer goes on in the next job."""
+    nodes: Few = 1
+    """Of one job. With several, a training runs in `compute.processes` processes on each."""
     cores: Few = 1
+    """Of a node, as are `memory` and `gpus`."""
     memory: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$", examples=["8GB"])] = "8GB"
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
     """For one stage; it uses several with `compute.processes`."""
