@@ -81,6 +81,7 @@ def run(params: Params, out: Path) -> None:
     from pipeline.study.records.agreement import require_agreement
     from pipeline.study.records.artifacts import PrunedArtifact
     from pipeline.study.tracking.model_registry import deliver
+    from pipeline.study.tracking.publish import naming_full_disk_of_store
     from reports.build.render import plain
     from reports.build.report import build_report
 
@@ -91,7 +92,8 @@ def run(params: Params, out: Path) -> None:
     for key in params.file.deliver:
         view = asked_for.views.get(f"evaluate/{key}")
         if view is not None:
-            deliver(params.file.study, view[0], PrunedArtifact(paths.finetune(key)))
+            with naming_full_disk_of_store():
+                deliver(params.file.study, view[0], PrunedArtifact(paths.finetune(key)))
 
 
 def make() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.disks import small_file_system
+
 torch.set_num_threads(1)
 # The same examples in every run: a find of chance belongs into the test as an example.
 settings.register_profile("fixed", derandomize=True)
@@ -24,11 +25,5 @@ settings.load_profile("fixed")
 @pytest.fixture
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of 64 KiB, where this user may mount one."""
-    folder = tmp_path_factory.mktemp("disk")
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_file_system(tmp_path_factory.mktemp("disk"), "64k") as folder:
+        yield folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipeline.study.tracking.publish import publish
+from pipeline.study.tracking.publish import naming_full_disk_of_store, publish
 from pipeline.study.tracking.read_back import (
     curves_for,
     lines_for,
@@ -30,14 +30,28 @@ from reports.build.weights import write_weights
 
 
 def build_report(study: Study, out: Path) -> list[Table]:
-    """Write `out`/tables and `out`/plots anew; returns the tables.
+    """Replace `out`/tables and `out`/plots; returns the tables. On any error both are as before.
 
     Raises:
         ValueError: a record is damaged, or was made from another training than the present one.
         RuntimeError: MLflow is not installed or does not answer.
     """
-    for folder in ("tables", "plots"):  # DVC does not remove them: a report may have nothing to do
-        shutil.rmtree(out / folder, ignore_errors=True)
+    new = out / "local" / ".new"
+    shutil.rmtree(new, ignore_errors=True)  # of a killed report
+    try:
+        tables = _build(study, new)
+        for page in sorted((new / "local").glob("*")):
+            page.replace(out / "local" / page.name)
+        for folder in ("tables", "plots"):  # DVC does not remove them
+            shutil.rmtree(out / folder, ignore_errors=True)
+            (new / folder).mkdir(exist_ok=True)  # nothing to draw
+            (new / folder).rename(out / folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return tables
+
+
+def _build(study: Study, out: Path) -> list[Table]:
     publish(study)
     shas = {name: [view.sha for view in group] for name, group in study.views.items()}
     trained = [shas[f"train/{e.key}"][0] for e in study.trainings if f"train/{e.key}" in shas]
@@ -56,7 +70,8 @@ def build_report(study: Study, out: Path) -> list[Table]:
     if study.sweeps:
         tables.append(weights_table(runs_for(study.name, list(tops)), study.sweeps))
         drawn = write_weights(sweeps_for(study.name, list(tops)), styles, out / "plots")
-        show_in_runs(study.name, {s: drawn[k] for s, k in tops.items() if k in drawn})
+        with naming_full_disk_of_store():
+            show_in_runs(study.name, {s: drawn[k] for s, k in tops.items() if k in drawn})
     if study.pairs:
         paired = [shas[f"connect/{e.key}"][0] for e in study.pairs if f"connect/{e.key}" in shas]
         tables.append(connect_table(runs_for(study.name, paired), study.pairs))

@@ -7,15 +7,20 @@ tables, which read only MLflow (read_back.py), are then byte-identical.
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from pipeline.study.tracking.database import sqlite_file, tracking_uri
 from pipeline.study.tracking.provenance import is_dead, owner
 from pipeline.study.tracking.run_views import RunView
 from pipeline.study.tracking.store import SEALED, Store, open_store
 from pipeline.study.tracking.study_runs import Study
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 Counts = Mapping[tuple[str, str], int] | None
 
 
@@ -141,12 +146,37 @@ def _reconcile(store: Store, study: Study) -> None:
 _BEFORE = ("prune", "finetune")  # stages without a record; the evaluate record covers them
 
 
+@contextmanager
+def naming_full_disk_of_store() -> Iterator[None]:
+    """
+    Raises:
+        RuntimeError: the disk of a local store is full; names its file and the free space.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (told := _full_disk(error)) is None:
+            raise
+        raise RuntimeError(told) from error
+
+
+def _full_disk(error: Exception) -> str | None:
+    """The line for a store whose disk is full; None for another error."""
+    told = str(error)  # SQLite's words may be in any line
+    if "disk is full" not in told and getattr(error, "errno", None) not in _FULL:
+        return None
+    database = sqlite_file(tracking_uri())
+    if database is not None and not isinstance(error, OSError):
+        free = shutil.disk_usage(database.parent).free / 1e6
+        told = f"{database}: the disk is full ({free:.1f} MB free)"
+    return f"MLflow's store: {told}. Records are complete; free some space and run again"
+
+
 def _no_answer(error: Exception) -> str:
     if isinstance(error, ImportError):
         return "publishing needs mlflow: `pip install 'mlflow>=3.17,<4'` (records are complete)"
-    if "disk is full" in str(error):  # of a local database, or named by us
-        told = str(error).splitlines()[0]
-        return f"MLflow's store: {told}. Records are complete; free some space and run again"
+    if (told := _full_disk(error)) is not None:
+        return told
     return (
         f"MLflow does not answer ({type(error).__name__}: {error}). Records are complete; start "
         "the server or unset MLFLOW_TRACKING_URI, then run `dvc repro` again"

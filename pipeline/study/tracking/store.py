@@ -8,6 +8,7 @@ reports `open_store`. The server is MLFLOW_TRACKING_URI, else `mlflow.db` in the
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
@@ -72,6 +73,8 @@ class Store:
             os.environ.setdefault(name, value)
         import mlflow
 
+        # It prints a traceback of every error that it also raises; we say it in one line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri = uri or tracking_uri()
         self.experiment = experiment
         database = sqlite_file(self.uri)
