@@ -62,9 +62,18 @@ def _require_agreement(params: Params) -> None:
         key, was, wanted = first_difference(recorded, asked)
         if key:
             raise ValueError(
-                f"{path}: {key}: {was} in the record, {wanted} in {params.path}. Run `dvc repro "
-                f"{stage}`, or undo the edit"
+                f"{path}: {key}: {was} in the record, {wanted} in {params.path}. Run "
+                f"{_way_out(stage, key)}, or undo the edit"
             )
+
+
+def _way_out(stage: str, key: str) -> str:
+    """DVC sees no change in a retraining that inherits a setting which left its training as it was,
+    such as the schedule of a training of no epochs."""
+    if not key.startswith("finetune"):
+        return f"`dvc repro {stage}`"
+    forced = f"dvc repro --force --single-item finetune@{stage.partition('@')[2]}"
+    return f"`dvc repro {stage}` (if that changes nothing, `{forced}` first)"
 
 
 def training_difference(params: Params, key: str, record: TrainRecord) -> tuple[str, str, str]:
@@ -140,9 +149,8 @@ def _of_pruning(params: Params, key: str, record: EvalRecord) -> tuple[Facts, Fa
     recipe = {k: v for k, v in record.finetune.items() if k not in beside}
     told = Recipe.model_validate(recipe).model_dump(mode="json")
     wanted = params.retraining_recipe(key).model_dump(mode="json")
-    if isinstance(retraining.epochs, MatchCost):  # stretched in proportion to the saved MACs
-        for name in ("epochs", "schedule"):
-            del told[name], wanted[name]
+    if isinstance(retraining.epochs, MatchCost):
+        _unstretch(told, wanted)
     else:
         wanted["epochs"] = retraining.epochs
     recorded = {
@@ -164,6 +172,19 @@ def _of_pruning(params: Params, key: str, record: EvalRecord) -> tuple[Facts, Fa
     if pruning.granularity is not None:
         recorded["granularity"], asked["granularity"] = record.granularity, pruning.granularity
     return recorded, asked
+
+
+def _unstretch(told: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Put what is asked in place of recorded numbers that are it, stretched in proportion to the
+    saved MACs and rounded."""
+    factor = told["epochs"] / wanted["epochs"] if wanted["epochs"] else 0.0
+    told["epochs"] = wanted["epochs"]
+    for name in ("milestones", "step_size"):
+        found, asked = told["schedule"][name], wanted["schedule"][name]
+        pairs = [(found, asked)] if name == "step_size" else list(zip(found, asked, strict=False))
+        same = name == "step_size" or len(found) == len(asked)
+        if same and all(abs(f - factor * a) <= 1 + a / wanted["epochs"] for f, a in pairs):
+            told["schedule"][name] = asked
 
 
 def _of_sweep(params: Params, record: SweepRecord) -> tuple[Facts, Facts]:

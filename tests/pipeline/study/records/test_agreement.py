@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.study import paths
 from pipeline.study.params.load import load_params
-from pipeline.study.records.agreement import require_agreement
+from pipeline.study.records.agreement import _unstretch, require_agreement
 from pipeline.study.records.data import DataRecord
-from pipeline.study.records.record import TrainRecord, read_record
+from pipeline.study.records.record import TrainRecord, read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[4]
 STUDIES = sorted(
@@ -68,6 +69,34 @@ def test_a_record_of_other_settings_is_refused(study: Path, old: str, new: str, 
         require_agreement(load_params())
     assert str(caught.value).startswith(f"reports/records/{told}")
     assert "dvc repro" in str(caught.value)
+
+
+def test_a_retraining_that_dvc_sees_no_reason_for_has_a_way_out(study: Path) -> None:
+    """It inherits `train`; a training that an edit leaves as it was gives DVC none."""
+    params = study / "params.yaml"
+    old = "  optimizer: {name: sgd, lr: 0.1,"
+    params.write_text(params.read_text().replace(old, f"  checkpoint_steps: 7\n{old}", 1))
+    for path in (paths.RECORDS / "train").glob("*.json"):  # as `dvc repro` would leave them
+        record = read_record(TrainRecord, path)
+        recipe = {**record.recipe, "checkpoint_steps": 7}
+        write_record(path, replace(record, recipe=recipe))
+    (study / "dvc.lock").unlink()
+    told = r"finetune.checkpoint_steps: 0 in the record, 7 .*--force --single-item finetune@\S+` f"
+    with pytest.raises(ValueError, match=told):
+        require_agreement(load_params())
+
+
+@pytest.mark.parametrize(
+    ("milestones", "same"),
+    [((80, 120), True), ((80, 121), False), ((80,), False), ((80, 140), False)],
+)
+def test_a_stretched_schedule_is_compared(milestones: tuple[int, ...], same: bool) -> None:
+    """160 epochs, 80 and 120, are 363 (of 2.27 times the budget), 182 and 272."""
+    told = {"epochs": 363, "schedule": {"milestones": [182, 272], "step_size": 2, "gamma": 0.1}}
+    schedule = {"milestones": list(milestones), "step_size": 1, "gamma": 0.1}
+    wanted = {"epochs": 160, "schedule": schedule}
+    _unstretch(told, wanted)
+    assert (told == wanted) is same
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate", "sweep"])
