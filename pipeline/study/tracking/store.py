@@ -73,8 +73,7 @@ class Store:
             os.environ.setdefault(name, value)
         import mlflow
 
-        # It prints a traceback of every error that it also raises; we say it in one line.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # raised as well
         self.uri = uri or tracking_uri()
         self.experiment = experiment
         database = sqlite_file(self.uri)
