@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.disks import small_file_system
+from tests.faults.disks import small_file_system
 
 torch.set_num_threads(1)
 # The same examples in every run: a find of chance belongs into the test as an example.

@@ -26,7 +26,7 @@ from pipeline.study import paths
 from pipeline.study.params.load import load_params
 from pipeline.training.loop.checkpoint import CheckpointFolder
 from tests import study
-from tests.disks import small_file_system
+from tests.faults.disks import small_file_system
 
 PARAMS = study.PARAMS.replace("root: .", f"root: {study.REPOSITORY}").replace(
     "limit: 200", "limit: 120"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reports.build.report import build_report
-from tests.disks import room, small_file_system
+from tests.faults.disks import room, small_file_system
 from tests.reports.samples import sqlite_uri, write_study
 from tests.study import tree
 
