@@ -31,13 +31,7 @@ class Progress:
     @classmethod
     def of(cls, name: str) -> Progress | None:
         """None: the task has said nothing of epochs yet."""
-        path = log_of(name)
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").splitlines()
-        for line in reversed(lines):
+        for line in reversed(_end_of_log(name)):
             words = line.split()
             if words[:1] == ["epoch"] and "/" in words[1] and words[-2:] == ["s", "left"]:
                 epoch, _, epochs = words[1].partition("/")
@@ -46,6 +40,15 @@ class Progress:
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}/{self.epochs}, {self.left:.0f} s left"
+
+
+def _end_of_log(name: str) -> list[str]:
+    path = log_of(name)
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return file.read().decode(errors="replace").splitlines()
 
 
 class RunView:
@@ -60,6 +63,7 @@ class RunView:
         self._total = total
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._began: dict[str, float] = {}
+        self._nodes: dict[str, str] = {}
         self._outcomes: Counter[Outcome] = Counter()
         self.failures: dict[str, str] = {}
         self._shown = 0.0
@@ -121,9 +125,17 @@ class RunView:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns if self._terminal else 120
         parts = [f"{self._done}/{self._total}"]
         for name in self._began:
-            progress = Progress.of(name)
-            parts.append(f"{name} {progress}" if progress else name)
+            words = (name, self._where(name), Progress.of(name))
+            parts.append(" ".join(str(word) for word in words if word))
         return " | ".join(parts)[: columns - 1]
+
+    def _where(self, name: str) -> str:
+        """The node of a cluster, which the log names where a job begins; "" on one machine."""
+        for line in reversed(_end_of_log(name)):
+            if line.startswith("on ") and ", job " in line:
+                self._nodes[name] = line.partition(",")[0]
+                break
+        return self._nodes.get(name, "")
 
     def _say(self, line: str) -> None:
         sys.stderr.write(("\r\x1b[K" if self._terminal else "") + line + "\n")
@@ -131,7 +143,7 @@ class RunView:
 
     def _write(self, running: bool = True) -> None:
         STATUS.parent.mkdir(parents=True, exist_ok=True)
-        tasks = {n: {"since": since, "progress": str(Progress.of(n) or "")}
+        tasks = {n: {"since": since, "where": self._where(n), "progress": str(Progress.of(n) or "")}
                  for n, since in self._began.items()}  # fmt: skip
         counts = {outcome.value: n for outcome, n in sorted(self._outcomes.items())}
         write_json(STATUS, {
@@ -155,7 +167,9 @@ def read_status(path: Path = STATUS) -> str:
     lines = [f"{state}: {done} of {told['total']} tasks, {time() - told['since']:.0f} s ago begun"]
     lines.append("  " + ", ".join(f"{n} {name}" for name, n in told["outcomes"].items()))
     if alive:
-        lines += [f"  {n}: {time() - t['since']:.0f} s, {t['progress'] or 'no epoch yet'}"
-                  for n, t in told["tasks"].items()]  # fmt: skip
+        for name, task in told["tasks"].items():
+            at = " ".join(word for word in (name, task["where"]) if word)
+            took = time() - task["since"]
+            lines.append(f"  {at}: {took:.0f} s, {task['progress'] or 'no epoch yet'}")
     lines += [f"  failed: {name}: {why}" for name, why in told["failures"].items()]
     return "\n".join(lines)

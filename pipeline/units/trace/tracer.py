@@ -199,7 +199,7 @@ class Tracer(TorchDispatchMode):
         return out
 
     def _entered(self, call: Call) -> Entered:
-        """Values of the arguments; a parameter read outside its own layer is noted."""
+        """Values of the arguments; a parameter read outside its own layer is recorded."""
         entered = entered_by(call, self.values)
         layer = self.stack[-1] if self.stack else ""
         for view in entered.views:
