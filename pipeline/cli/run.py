@@ -28,6 +28,7 @@ from pipeline.runner.local import LocalEngine, usable_workers
 from pipeline.runner.task import Outcome, Project, Task
 from pipeline.runner.view import RunView
 from pipeline.study.execution import report_state
+from pipeline.study.execution.busy import only_one
 
 if TYPE_CHECKING:  # imports torch, which a run that has nothing to do does not need
     from pipeline.study.params.load import Params
@@ -105,12 +106,16 @@ def execute(
     budget_minutes: float | None = None,
     grace_minutes: float = 2.0,
 ) -> dict[str, Outcome]:
-    """Run `tasks` on an engine, with progress on stderr."""
+    """Run `tasks` on an engine, with progress on stderr.
+
+    Raises:
+        BusyError: another run is at work in this study.
+    """
     from pipeline.runner.costs import cost_of
 
     deadline = None if budget_minutes is None else monotonic() + 60.0 * budget_minutes
     view = RunView(len(tasks))
-    with place as engine:
+    with only_one("espalier run"), place as engine:
         driver = Driver(project, engine, view, cost_of(params), deadline, 60.0 * grace_minutes)
         outcomes = driver.run(tasks)
     view.close()

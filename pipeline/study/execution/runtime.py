@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sys
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.files import naming_full_disk
 from pipeline.study import paths
+from pipeline.study.execution.busy import only_one
 from pipeline.study.execution.code import code_sha256
 from pipeline.study.execution.launch import joined
 from pipeline.study.execution.orphans import die_with_parent
@@ -40,10 +39,6 @@ class Workplace:
     team: Team = ALONE
 
 
-class BusyError(RuntimeError):
-    """Another process is running the same stage instance."""
-
-
 @contextmanager
 def stage_process(stage: str, key: str, threads: int | None = None) -> Iterator[Workplace]:
     """Context for the work of a stage instance: lock it, end with DVC, log to stderr, and join the
@@ -61,24 +56,8 @@ def stage_process(stage: str, key: str, threads: int | None = None) -> Iterator[
         logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
         if wanted := os.environ.get("ESPALIER_THREADS", threads):
             torch.set_num_threads(int(wanted))
-        with _locked(stage, key) if team.first else nullcontext():
+        with only_one(f"{stage}@{key}") if team.first else nullcontext():
             yield Workplace(device, paths.checkpoints(stage, key), team)
-
-
-@contextmanager
-def _locked(stage: str, key: str) -> Iterator[None]:
-    lock = Path(".checkpoints") / f"{stage}@{key}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BusyError(f"{stage}@{key} is running already in {Path.cwd()}") from error
-        with naming_full_disk(lock):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")  # so that a user can stop it
-            file.flush()
-        yield
 
 
 def code_digest(root: Path, *places: str) -> dict[str, str]:
