@@ -110,7 +110,7 @@ def start(place: Path, environment: dict[str, str]) -> None:
             stderr=log,
             start_new_session=True,
         )
-    for _ in range(6000):
+    for _ in range(30000):  # ten minutes: a busy machine takes more than two
         if (place / "socket").exists():
             server.returncode = 0  # it ends by itself: no warning that it still runs
             return

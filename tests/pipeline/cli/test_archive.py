@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import archive as archives
-from pipeline.cli.archive import MANIFEST, Manifest, pack, unpack
+from pipeline.cli.archive import MANIFEST, Manifest, below, pack, unpack
 from pipeline.files import DamagedFileError
 
 Member = tuple[tarfile.TarInfo, bytes]
@@ -93,6 +93,13 @@ def test_what_went_in_comes_out(tmp_path: Path) -> None:
     found = unpack(made(tmp_path / "in"), tmp_path / "out", accepted)
     assert (found.study, found.finished) == ("s", None)
     assert (tmp_path / "out/a/two").read_text() == "22"
+
+
+def test_what_a_killed_write_left_is_not_packed(tmp_path: Path) -> None:
+    for name in ("a/last.safetensors", "a/.last.safetensors.12.tmp", "a/__pycache__/x.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert below(tmp_path, tmp_path) == {"a/last.safetensors": tmp_path / "a/last.safetensors"}
 
 
 def test_links_to_one_file_in_the_cache_of_dvc_are_two_files(tmp_path: Path) -> None:
