@@ -9,6 +9,7 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -56,6 +57,7 @@ def test_every_column_of_every_table_is_defined() -> None:
                 assert any(fnmatchcase(field, d) for d in defined), f"{file}: {header}: {field}"
 
 
+IMAGE = re.compile(r"""<(?:img|source)[^>]*\ssrc(?:set)?="(?!data:|https?:)([^"?#]+)""")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]*)(#[^)\s]*)?\)")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
 PAGES += ROOT.glob("studies/**/README.md")
@@ -90,6 +92,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     home = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "images/pareto-dark.svg" in home
     assert not re.search(r"""<(?:script|link)[^>]+(?:src|href)="https?://""", home)
+    for page in tmp_path.rglob("*.html"):  # mkdocs checks no HTML, such as the README's pictures
+        for image in IMAGE.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / unquote(image)).is_file(), f"{page.name}: {image}"
 
 
 def test_every_page_of_the_site_exists() -> None:

@@ -201,11 +201,15 @@ def test_a_queue_of_experiments(copy: Path) -> None:
         change = f"data.split_seed={seed}"
         study.run(home, "dvc", "exp", "run", "--queue", "-S", change, "prepare-data")
     said = study.run(home, "dvc", "exp", "run", "--run-all")
-    # No lock says yet what the data will be: DVC tells that it cannot check them out.
+    # The copy leaves out the study's dvc.lock, so DVC tells that it cannot check out its data.
     warnings = re.findall(r"^warning: (.*)", said, re.M | re.I)
     assert all(w.startswith("No file hash info found") for w in warnings), warnings
-    rows = list(csv.DictReader(study.run(home, "dvc", "exp", "show", "--csv").splitlines()))
-    assert sorted(row["data.split_seed"] for row in rows if row["Experiment"]) == ["1", "2"]
+    shown = csv.DictReader(study.run(home, "dvc", "exp", "show", "--csv").splitlines())
+    rows = [row for row in shown if row["Experiment"]]
+    assert sorted(row["data.split_seed"] for row in rows) == ["1", "2"]
+    assert [row["State"] for row in rows] == ["Success", "Success"]
+    assert len({row["card_sha"] for row in rows}) == 2  # each prepared its own data
+    assert all(re.fullmatch(r"[0-9a-f]{64}", row["card_sha"]) for row in rows)
 
 
 def test_a_study_stands_on_its_own(copy: Path) -> None:
@@ -225,14 +229,43 @@ def test_a_study_stands_on_its_own(copy: Path) -> None:
 
 def test_a_dry_run_of_a_fresh_clone(copy: Path, tmp_path: Path) -> None:
     study.run(copy, "git", "clone", "-q", str(copy), str(tmp_path / "clone"))
-    said = study.run(tmp_path / "clone", "dvc", "repro", "--dry", "--force")
+    dry = ("dvc", "repro", "--dry")
+    said = study.run(tmp_path / "clone", *dry, "--force")
     assert len(re.findall(r"^Running stage", said, re.M)) == 11
+    said = study.run(tmp_path / "clone", *dry, "--allow-missing")
+    assert re.findall(r"^Running stage '(.*)'", said, re.M) == ["report"]
+    assert "data/prepared" in study.run(
+        tmp_path / "clone", *dry, check=False
+    )  # as docs/dvc.md says
 
 
 def test_bad_params_stop_before_any_work(copy: Path) -> None:
     study.edit(copy, {"penalty: 0.2": "penalti: 0.2"})
     shown = study.run(copy, "dvc", "repro", "train@h", check=False)
     assert "params.yaml: methods.hspg.penalti: unknown key; did you mean 'penalty'?" in shown
+
+
+FOUND_BY_DVC = {
+    "a mistyped `method`": {"method: hspg": "method: hspgg"},
+    "a pruning of a training that does not exist": {
+        "h-zeros: {training: h,": "h-zeros: {training: hh,"
+    },
+    "no `finetune`": {"finetune: {epochs: 0, start_from: current}\n": ""},
+}
+
+
+def test_what_dvc_says_of_params_in_a_finished_study(copy: Path) -> None:
+    page = (study.REPOSITORY / "docs/dvc.md").read_text().partition("in a finished study |")[2]
+    rows = re.findall(r"^\| (.+) \| `([^|]+)` \| `(params.yaml:.+)` \|$", page, re.M)
+    assert [row[0] for row in rows] == list(FOUND_BY_DVC)
+    for fault, dvc, ours in rows:
+        study.edit(copy, FOUND_BY_DVC[fault])
+        said = study.run(copy, "dvc", "repro", check=False)
+        assert dvc in said
+        assert "Running stage" not in said
+        said = study.run(copy, "python", "-m", "pipeline.cli", "run", check=False)
+        assert said.startswith(f"error: {ours}")
+        (copy / "params.yaml").write_text(study.PARAMS)
 
 
 def wait_for(what: Path, process: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+IMAGE = re.compile(r"""(\s(?:src|srcset)=")([^":]+)(")""")  # in HTML, which the README needs
 SHOWN = {".md", ".png", ".svg", ".html"}
 
 
@@ -50,8 +51,10 @@ def on_files(files: Files, config: Any) -> Files:
             seen.add(uri)
             files.append(File.generated(config, uri, abs_src_path=str(source)))
         if source.suffix == ".md":
-            for match in LINK.finditer(source.read_text(encoding="utf-8")):
-                found = uri_of(target_of(source, match[3]))
+            text = source.read_text(encoding="utf-8")
+            links = [m[3] for m in LINK.finditer(text)] + [m[2] for m in IMAGE.finditer(text)]
+            for link in links:
+                found = uri_of(target_of(source, link))
                 if found and found not in seen:
                     todo.append(found)
     return files
@@ -73,4 +76,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return text
         return f"{image}[{text}]({os.path.relpath(uri, here)}{anchor or ''})"
 
-    return LINK.sub(moved, markdown).replace('"docs/images/', '"images/')
+    def moved_image(match: re.Match[str]) -> str:
+        uri = uri_of(target_of(source, match[2]))
+        return match[0] if uri is None else f"{match[1]}{os.path.relpath(uri, here)}{match[3]}"
+
+    return IMAGE.sub(moved_image, LINK.sub(moved, markdown))

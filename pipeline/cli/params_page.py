@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -18,6 +19,7 @@ from pipeline.study.params import schema
 from pipeline.training import recipe
 
 Block = type[BaseModel]
+_ITEM = re.compile(r"(?:- |    )(?P<keys>`\w+`(?:, `\w+`)*|\w+): (?P<text>.*)")
 BLOCKS: tuple[tuple[str, str, Block], ...] = (
     ("The file", "", schema.File),
     ("Data", "data", data.DataConfig),
@@ -118,8 +120,26 @@ def _with_shorthands(block: dict[str, Any]) -> None:
 
 
 def _doc(block: Block) -> str:
-    text = inspect.cleandoc(block.__doc__ or "") if block.__doc__ is not BaseModel.__doc__ else ""
+    text = _about(block)[0]
     return f"{text}\n" if text else ""
+
+
+def _about(block: Block) -> tuple[str, dict[str, str]]:
+    """A block's docstring, and what its list of keys says, by key."""
+    text = inspect.cleandoc(block.__doc__ or "") if block.__doc__ is not BaseModel.__doc__ else ""
+    rest: list[str] = []
+    found: dict[str, str] = {}
+    keys: list[str] = []
+    for line in text.splitlines():
+        if (item := _ITEM.match(line)) is not None:
+            keys = re.findall(r"\w+", item["keys"])
+            found |= dict.fromkeys(keys, item["text"])
+        elif keys and line.startswith("  "):
+            found |= {key: f"{found[key]} {line.strip()}" for key in keys}
+        else:
+            keys = []
+            rest += [line] if line != "Attributes:" else []
+    return re.sub("\n{3,}", "\n\n", "\n".join(rest)).strip(), found
 
 
 def _table(block: Block) -> str:
@@ -128,13 +148,28 @@ def _table(block: Block) -> str:
     if not properties:
         return "No settings.\n"
     lines = ["| key | value | default | |", "|---|---|---|---|"]
-    told = _field_docs(block)
+    told, listed = _field_docs(block), _about(block)[1]
     for key, value in properties.items():
         required = key in block.model_json_schema().get("required", ())
         default = "required" if required else _default(block, key)
         kind = _kind(value, definitions).replace("|", "\\|")
-        lines.append(f"| `{key}` | {kind} | {default} | {told.get(key, '')} |")
+        text = told.get(key) or listed.get(key) or _of_block(block.model_fields[key].annotation)
+        lines.append(f"| `{key}` | {kind} | {default} | {_escaped(text)} |")
     return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """`<` outside code would begin an HTML tag."""
+    parts = text.split("`")
+    return "`".join(p if i % 2 else p.replace("<", "&lt;") for i, p in enumerate(parts))
+
+
+def _of_block(annotation: Any) -> str:
+    """The first sentence about the block that a key holds."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return _doc(annotation).replace("\n", " ").partition(". ")[0].rstrip(" .") + "."
+    branches = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return _of_block(branches[0]) if len(branches) == 1 else ""
 
 
 def _default(block: Block, key: str) -> str:

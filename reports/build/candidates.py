@@ -126,8 +126,21 @@ def candidates(
         for group in by_seed(runs, skip=NAMES)
     ]
     order = list(dict.fromkeys(c.league for c in found))
-    ordered = sorted(found, key=lambda c: order.index(c.league))
+    ordered = sorted(_told_apart(found), key=lambda c: order.index(c.league))
     return [_with_below(c, ordered, scores[0]) for c in ordered]
+
+
+def _told_apart(found: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates of one name that differ in settings, e.g. `a (rounds 7)` and `a (rounds 15)`."""
+    namesakes: dict[Hashable, list[Candidate]] = {}
+    for row in found:
+        namesakes.setdefault((row.league, row.kind, row.name), []).append(row)
+    told = []
+    for row in found:
+        every = [c.settings.split(", ") for c in namesakes[row.league, row.kind, row.name]]
+        own = [s for s in row.settings.split(", ") if not all(s in other for other in every)]
+        told.append(replace(row, name=f"{row.name} ({', '.join(own)})") if own else row)
+    return told
 
 
 def _with_below(row: Candidate, rows: Sequence[Candidate], score: str) -> Candidate:

@@ -35,6 +35,19 @@ def test_one_candidate_per_way_of_pruning_over_all_seeds(rows):
     assert len(row.runs) == 5
 
 
+def test_rows_of_one_name_are_told_apart_by_their_settings():
+    """Two seeds of a training with fewer rounds than the others are a row of their own."""
+    runs = contest.runs()
+    fewer = runs["params.pruning"].str.contains("vgg16_bn-imp-s[34]-p90")
+    assert fewer.sum() == 2
+    rounds = runs.loc[fewer, "params.method_params.rounds"].iloc[0]
+    runs.loc[fewer, "params.method_params.rounds"] = "2"
+    found = {c.name: c.seeds for c in candidates(runs, NONE)}
+    assert found[f"vgg16_bn-imp-p90 (rounds {rounds})"] == (0, 1, 2)
+    assert found["vgg16_bn-imp-p90 (rounds 2)"] == (3, 4)
+    assert len(found) == 2 * (1 + 6 * 3) + 1
+
+
 def test_a_dense_network_competes_at_its_full_size(rows):
     row = next(c for c in rows if c.name == "resnet20-dense")
     assert row.kind == "dense"

@@ -2,6 +2,9 @@
 
 // Pure part: numbers and text, no document. Node runs its tests.
 
+/** "1 network", "2 networks". */
+const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+
 const mean = (xs) => xs.reduce((a, b) => a + b, 0) / xs.length;
 
 function deviation(xs) {
@@ -209,8 +212,8 @@ function start() {
       `<label class="chip"><input type="checkbox" checked value="${escape(m)}"><i style="background:${colour(m)}"></i>${escape(m)}</label>`).join(""));
     const seeds = new Set(data.rows.flatMap((r) => r.seeds)).size;
     $("summary").textContent =
-      `${methods.length} methods, ${leagues.length} network${leagues.length > 1 ? "s" : ""}, ` +
-      `${data.rows.length} candidates, up to ${seeds} seed${seeds > 1 ? "s" : ""}; one harness, every number from a record`;
+      `${counted(methods.length, "method")}, ${counted(leagues.length, "network")}, ` +
+      `${counted(data.rows.length, "candidate")}, up to ${counted(seeds, "seed")}; one harness, every number from a record`;
   }
 
   function chosen() {

@@ -41,6 +41,14 @@ KINDS = {"object": dict, "array": list, "string": str, "boolean": bool, "null": 
          "integer": int, "number": (int, float)}  # fmt: skip
 
 
+def test_a_key_is_explained_in_its_row() -> None:
+    text = (ROOT / check.PAGE).read_text()
+    assert "Attributes:" not in text
+    assert "| `round_to` | integer >= 1 | `1` | structured: the channels kept per group are" in text
+    assert "| `sweep` | a block | its defaults | One-shot pruning of finished trainings" in text
+    assert '"best-&lt;phase>"' in text  # not a tag
+
+
 def faults(value: Any, rule: Any = None, where: str = "") -> Iterator[str]:
     """What a validator of JSON schemas says, for the keywords that ours uses."""
     rule = json_schema() if rule is None else rule
