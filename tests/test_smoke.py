@@ -39,11 +39,9 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_tables_and_figures_are_there(finished: Path) -> None:
-    table = (finished / "reports/tables/main.md").read_text()
-    assert "a-p50" in table
-    assert "h-zeros" in table
-    assert (finished / "reports/tables/main.csv").is_file()
-    assert (finished / "reports/tables/main.tex").is_file()
+    for kind in ("md", "csv", "tex"):
+        table = (finished / f"reports/tables/main.{kind}").read_text()
+        assert re.search(r"a-p50(.|\n)*h-zeros", table)
     assert list((finished / "reports/plots").glob("*.svg"))
 
 
@@ -208,8 +206,7 @@ def test_a_queue_of_experiments(copy: Path) -> None:
     rows = [row for row in shown if row["Experiment"]]
     assert sorted(row["data.split_seed"] for row in rows) == ["1", "2"]
     assert [row["State"] for row in rows] == ["Success", "Success"]
-    assert len({row["card_sha"] for row in rows}) == 2  # each prepared its own data
-    assert all(re.fullmatch(r"[0-9a-f]{64}", row["card_sha"]) for row in rows)
+    assert len({row["card_sha"] for row in rows} - {"", "!"}) == 2  # each prepared its own data
 
 
 def test_a_study_stands_on_its_own(copy: Path) -> None:
@@ -239,17 +236,11 @@ def test_a_dry_run_of_a_fresh_clone(copy: Path, tmp_path: Path) -> None:
     )  # as docs/dvc.md says
 
 
-FOUND_BY_DVC = (
-    {"method: hspg": "method: hspgg"},
-    {"training: h,": "training: hh,"},
-    {"finetune: {epochs: 0, start_from: current}\n": ""},
-)  # the rows of the table in docs/dvc.md
-
-
 def test_bad_params_stop_before_any_work(copy: Path) -> None:
     page = (study.REPOSITORY / "docs/dvc.md").read_text().partition("in a finished study |")[2]
     rows = re.findall(r"\| `([^|]+)` \| `(params.yaml:.+)` \|$", page, re.M)
-    for (dvc, ours), edit in zip(rows, FOUND_BY_DVC, strict=True):
+    edits = {": hspg,": ": hspgg,"}, {"training: h,": "training: hh,"}, {"finetune: {e": "# {e"}
+    for (dvc, ours), edit in zip(rows, edits, strict=True):
         study.edit(copy, edit)
         said = study.run(copy, "dvc", "repro", check=False)
         assert dvc in said
