@@ -29,10 +29,11 @@ Routers = Mapping[int, Sequence[tuple[str, tuple[str, ...]]]]
 def expert_candidates(layers: Layers) -> list[Candidate]:
     """By shape alone."""
     found = []
-    routers = _routers(layers)
-    for path, module in layers.items():
-        size = _experts_in(module)
-        home = _home(path, routers.get(size, ()), module) if size > 1 else None
+    sizes = {path: n for path, module in layers.items() if (n := _experts_in(module)) > 1}
+    routers = _routers(layers) if sizes else {}
+    for path, size in sizes.items():
+        module = layers[path]
+        home = _home(path, routers.get(size, ()), module)
         if home is not None and _alike(module):
             block, router = home
             listed = isinstance(module, nn.ModuleList)
@@ -45,7 +46,7 @@ def _experts_in(module: nn.Module) -> int:
     """How many experts it would hold."""
     if isinstance(module, nn.ModuleList):
         return len(module)
-    if type(module).__module__.startswith("torch."):
+    if not module._parameters or type(module).__module__.startswith("torch."):
         return 0
     sizes = {p.shape[0] for p in module._parameters.values() if p is not None and p.ndim == 3}
     return sizes.pop() if len(sizes) == 1 else 0
