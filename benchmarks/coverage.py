@@ -74,7 +74,8 @@ def table(found: list[Row]) -> Iterator[str]:
         "float64 with half of every group removed. Share: parameters in prunable groups. "
         "Reason: why the largest other group stays, or what failed. Torch-Pruning 1.6.1 the same "
         "way (`python -m benchmarks.zoo.peer`): exactness, share; it also cuts streams under "
-        "LayerNorm, which changes outputs. Time: CPU time to find the groups, ours over theirs, in "
+        "LayerNorm, which changes outputs. No figure: pruning it, or masking the same channels for "
+        "the comparison, raised; which of the two is not settled. Time: CPU time to find the groups, ours over theirs, in "
         "turns in one process, the smallest of three; torchvision's classifiers at 224 pixels.\n"
     )
     peer = read_peer()
@@ -109,6 +110,7 @@ def _peer_summary(rows: list[PeerRow]) -> Iterator[str]:
         median = f", median time {statistics.median(ratios):.2f} of {len(ratios)}" if ratios else ""
         yield (
             f"Torch-Pruning: {len(rows)} run, {sum(r.traced for r in rows)} traced, "
+            f"{sum(r.difference is not None for r in rows)} compared, "
             f"{sum(r.exact for r in rows)} exact and smaller, mean share {share:.2f}{median}.\n"
         )
 
@@ -119,7 +121,7 @@ def _beside(row: PeerRow | None) -> str:
         return "not run | not run"
     found = "not traced"
     if row.traced:
-        found = "fails" if row.difference is None else f"{row.difference:.0e}"
+        found = "no figure" if row.difference is None else f"{row.difference:.0e}"
         found += ", not smaller" * (row.difference is not None and not row.smaller)
         found += f", {row.share:.2f}"
     ratio = f"{row.ours / row.theirs:.2f}" if row.ours and row.theirs else "no"

@@ -131,7 +131,9 @@ class Attributes:
             for ids in sizes
             for candidate in self._equal(path, ids)
         ]
-        yield from ([c] for c in sorted(found, key=lambda c: c.kind not in self.proven))
+        # Heads per group equal the number of groups in many a network: the groups can shrink.
+        found.sort(key=lambda c: (c.kind not in self.proven, c.key[1].endswith("_groups")))
+        yield from ([c] for c in found)
 
     def _together(self, failure: Failure, grouping: Grouping) -> Iterator[list[Candidate]]:
         """One attribute of one module for every part of a split that lost positions."""

@@ -65,12 +65,14 @@ class Separate(nn.Module):
 class Packed(nn.Module):
     """As Phi-3: one projection of queries, keys and values, cut by a number of the config."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int = HEADS, kv: int = 3) -> None:
         super().__init__()
-        self.config = SimpleNamespace(num_attention_heads=HEADS)
-        self.head_dim, self.num_key_value_heads = WIDTH // HEADS, 3
-        self.num_key_value_groups = HEADS // 3
-        self.qkv, self.proj = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.config = SimpleNamespace(num_attention_heads=heads)
+        self.head_dim = WIDTH // heads
+        self.num_key_value_groups = heads // kv
+        self.num_key_value_heads = kv
+        packed = WIDTH + 2 * kv * self.head_dim
+        self.qkv, self.proj = nn.Linear(WIDTH, packed), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         shape, qkv = (*x.shape[:-1], -1, self.head_dim), self.qkv(x)
@@ -101,6 +103,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
     "fused": (Fused, WORDS, 1),
     "separate": (Separate, WORDS, 1),
     "packed": (Packed, WORDS, 1),
+    "as many groups as heads": (lambda: Packed(4, 2), WORDS, 1),
     "swin": (swin, IMAGE, 3),
 }
 
