@@ -75,8 +75,9 @@ def table(found: list[Row]) -> Iterator[str]:
         "Reason: why the largest other group stays, or what failed. Torch-Pruning 1.6.1 the same "
         "way (`python -m benchmarks.zoo.peer`): exactness, share; it also cuts streams under "
         "LayerNorm, which changes outputs. No figure: pruning it, or masking the same channels for "
-        "the comparison, raised; which of the two is not settled. Time: CPU time to find the groups, ours over theirs, in "
-        "turns in one process, the smallest of three; torchvision's classifiers at 224 pixels.\n"
+        "the comparison, raised; which of the two is not settled. Time: CPU time to find the "
+        "groups, ours over theirs, in turns in one process, the smallest of three; torchvision's "
+        "classifiers at 224 pixels.\n"
     )
     peer = read_peer()
     for library in dict.fromkeys(row.name.partition("/")[0] for row in found):
