@@ -248,8 +248,8 @@ def test_tables_of_a_study(papers):
     assert tables_of(papers["oto"], "oto-imagenet", []) == []
     assert named("oto", "oto-imagenet") == ["resnet50-imagenet", "notebooks-imagenet"]
     assert named("rethinking", "oto-cifar10") == []
-    assert "figure4-end" in named("lottery-ticket", "lottery-mnist")
-    assert named("lottery-ticket", "lottery-mnist", "unit-inputs") == [], "rows of the other part"
+    assert "figure4-end" in named("lottery-ticket", "lottery-mnist", "trial-0")
+    assert named("lottery-ticket", "lottery-mnist-standardised") == [], "rows of another study"
 
 
 def test_quantities_say_their_unit():

@@ -8,13 +8,15 @@ from statistics import fmean
 
 from reports.build.papers.published import FOLDER, load_paper
 
-STUDY = Path(__file__).resolve().parents[2] / "studies/lottery-mnist"
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+STUDY = STUDIES / "lottery-mnist"
 KEYS = ("w1000", "w800", "w641", "w513", "w411", "w329", "w263", "w211")
 
 
-def ours(folder: Path, name: str, key: str) -> list[str]:
+def ours(study: str, key: str) -> list[str]:
     """Mean over the trials: iteration and accuracy of the early stop, accuracy at the end."""
-    files = sorted((folder / "reports/records/evaluate").glob(f"{name}-s?-{key}.json"))
+    files = sorted((STUDIES / study).rglob(f"reports/records/evaluate/ticket-s?-{key}.json"))
+    assert len(files) == 5
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     early = [record["early_stop"] for record in records]
     return [
@@ -33,7 +35,7 @@ def expected() -> list[str]:
         values = at.values | {"top1": last.values["top1"]}
         told = [f"{values['weights'].value:.2f}", f"{values['early_iteration'].value:,.0f}"]
         told += [f"{values[k].value:.2f}" for k in ("early_top1", "top1")]
-        told += ours(STUDY / "unit-inputs", "unit", key) + ours(STUDY, "ticket", key)
+        told += ours("lottery-mnist", key) + ours("lottery-mnist-standardised", key)
         rows.append(f"| {' | '.join(told)} |")
     return rows
 
