@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,9 +268,21 @@ def test_a_shortened_archive_is_refused(tmp_path: Path, missing: int) -> None:
 def test_an_altered_byte_is_refused(tmp_path: Path, place: int) -> None:
     archive = made(tmp_path / "in")
     data = bytearray(archive.read_bytes())
+    before = gzip.decompress(data)
     data[place] ^= 0x5A
     archive.write_bytes(data)
-    refused(archive, tmp_path / "out")
+    if _unpacked(data) == before:  # the zeros at the end, copied from other zeros: no damage
+        (tmp_path / "out").mkdir()
+        unpack(archive, tmp_path / "out", accepted)
+    else:
+        refused(archive, tmp_path / "out")
+
+
+def _unpacked(data: bytes) -> bytes | None:
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error):
+        return None
 
 
 def test_a_refused_manifest_leaves_nothing(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_clone_without_artefacts_reports_all_the_same(delivered, tmp_path):
 def test_params_name_prunings(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(example.PARAMS + "deliver: [a-p50, b]\n")
-    with pytest.raises(ParamsError, match=r"prunings\.b: no such entry"):
+    with pytest.raises(ParamsError, match="deliver: 'b' is no pruning"):
         load_params(path)
     path.write_text(example.PARAMS + "deliver: [a-p50]\n")
     assert load_params(path).file.deliver == ("a-p50",)
