@@ -19,7 +19,8 @@ from pathlib import Path
 from pipeline.study.execution.orphans import driver_is_gone
 
 PRELOADED = ("torch", "numpy", "safetensors.torch", "pydantic", "stages.train", "stages.prune",
-             "stages.finetune", "stages.evaluate", "stages.sweep")  # fmt: skip
+             "stages.finetune", "stages.evaluate", "stages.sweep",
+             "pipeline.study.tracking.preload")  # fmt: skip
 
 
 def run_stage(

@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipeline.study.tracking.database import (
     sqlite_file,
     tracking_uri,
 )
-from pipeline.study.tracking.run_views import Point, RunView
+from pipeline.study.tracking.run_views import Point, RunView, parts
 from pipeline.study.tracking.saved_views import view_tags, views_guide
 
 _METRICS_PER_CALL, _TEXTS_PER_CALL = 500, 90  # the REST interface takes 1000 and 100
@@ -60,6 +60,16 @@ def open_store(experiment: str) -> Store:
     return found[0]
 
 
+def load_libraries() -> Any:
+    """Import MLflow with the parts that a local store needs, under our settings; returns it."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    import mlflow.store.tracking.sqlalchemy_store
+
+    return mlflow
+
+
 class Store:
     """One MLflow experiment: the operations that this project needs, on its own entities.
 
@@ -69,10 +79,7 @@ class Store:
     """
 
     def __init__(self, experiment: str, uri: str | None = None) -> None:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        import mlflow
-
+        mlflow = load_libraries()
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # raised as well
         self.uri = uri or tracking_uri()
         self.experiment = experiment
@@ -139,16 +146,16 @@ class Store:
             Metric(p.name, p.value, round((now if p.time is None else p.time) * 1000), p.step)
             for p in points
         ]
-        for part in _parts(rows, _METRICS_PER_CALL):
+        for part in parts(rows, _METRICS_PER_CALL):
             self._client.log_batch(run_id, metrics=part)
 
     def describe(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Set params (immutable once set) and tags."""
         from mlflow.entities import Param, RunTag
 
-        for part in _parts([Param(k, v) for k, v in params.items()], _TEXTS_PER_CALL):
+        for part in parts([Param(k, v) for k, v in params.items()], _TEXTS_PER_CALL):
             self._client.log_batch(run_id, params=part)
-        for part in _parts([RunTag(k, v) for k, v in tags.items()], _TEXTS_PER_CALL):
+        for part in parts([RunTag(k, v) for k, v in tags.items()], _TEXTS_PER_CALL):
             self._client.log_batch(run_id, tags=part)
 
     def attach(self, run_id: str, view: RunView) -> None:
@@ -290,11 +297,4 @@ class Store:
 
 
 def _make_tables(uri: str) -> None:
-    import mlflow
-
-    mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-
-
-def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    load_libraries().MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
