@@ -8,7 +8,6 @@ import io
 import json
 import os
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,25 +263,14 @@ def test_a_shortened_archive_is_refused(tmp_path: Path, missing: int) -> None:
     assert "not a whole bundle" in refused(archive, tmp_path / "out")
 
 
-@pytest.mark.parametrize("place", [-1, -8, -20, 0, 30])
+# Not in the zeros at the end: another byte there may copy other zeros, which is no damage.
+@pytest.mark.parametrize("place", [-1, -8, 0, 30])
 def test_an_altered_byte_is_refused(tmp_path: Path, place: int) -> None:
     archive = made(tmp_path / "in")
     data = bytearray(archive.read_bytes())
-    before = gzip.decompress(data)
     data[place] ^= 0x5A
     archive.write_bytes(data)
-    if _unpacked(data) == before:  # the zeros at the end, copied from other zeros: no damage
-        (tmp_path / "out").mkdir()
-        unpack(archive, tmp_path / "out", accepted)
-    else:
-        refused(archive, tmp_path / "out")
-
-
-def _unpacked(data: bytes) -> bytes | None:
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error):
-        return None
+    refused(archive, tmp_path / "out")
 
 
 def test_a_refused_manifest_leaves_nothing(tmp_path: Path) -> None:
