@@ -29,6 +29,8 @@ def table(path: Path) -> str:
     MACs and parameters."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    if not rows:
+        return f"No pruned networks here, so no rows: other tables are in {path.parent}."
     named = {name.removeprefix("final_"): name for name in rows[0] if name.startswith("final_")}
     score = next((name for name in named if not name.endswith("_std")), "")
     cells = [list(_COLUMNS.values())]
@@ -82,6 +84,8 @@ def changes(folder: Path) -> str:
     before, now = _committed(folder), {}
     for path in sorted((folder / RECORDS / "evaluate").glob("*.json")):
         now[path.stem] = read_json(path)
+    if not now:
+        return "No records of pruned networks here to compare with those in git."
     both = [key for key in now if key in before]
     if not both:
         return "No record of these rows is in git yet: commit reports/ to compare later runs."

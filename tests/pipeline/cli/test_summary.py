@@ -89,6 +89,13 @@ def test_why_the_lock_differs(folder: Path, lock: str, told: str) -> None:
     assert summary.changes(folder).endswith(told)
 
 
+def test_a_study_of_sweeps_alone(tmp_path: Path) -> None:
+    path = tmp_path / "main.csv"
+    path.write_text("pruning,model,method,status\n")
+    assert summary.table(path).startswith("No pruned networks here, so no rows")
+    assert summary.changes(tmp_path).startswith("No records of pruned networks here")
+
+
 def test_no_git_is_no_error(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "reports/records", tmp_path / "reports/records")
     assert "is in git yet" in summary.changes(tmp_path)
