@@ -34,7 +34,7 @@ def test_a_job_asks_for_what_params_say():
     assert job["job_script_prologue"] == ["export ESPALIER_CLUSTER_THREADS=8"]
     assert SlurmEngine(settings, threads=1)._job()["job_script_prologue"][0].endswith("=1")
     assert job["security"] is True
-    assert "job_directives_skip" not in job or job["job_directives_skip"] == []
+    assert job["job_directives_skip"] == []
 
 
 def test_a_job_of_several_nodes():

@@ -50,6 +50,7 @@ def on_nodes(stage: str, arguments: Sequence[str], nodes: int, processes: int) -
         sys.executable, "-m", __name__, str(nodes), str(processes), str(_free_port()),
         stage, *arguments,
     )  # fmt: skip
+    die_with_parent()
     try:
         srun = subprocess.Popen(command)
     except FileNotFoundError:

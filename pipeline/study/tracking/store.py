@@ -60,13 +60,13 @@ def open_store(experiment: str) -> Store:
     return found[0]
 
 
-def load_libraries() -> Any:
-    """Import MLflow with the parts that a local store needs, under our settings; returns it."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+def load_libraries(local: bool = False) -> Any:
+    """Import MLflow under our settings, with the database of a `local` store; returns it."""
+    os.environ.update(_SETTINGS | os.environ)
     import mlflow
-    import mlflow.store.tracking.sqlalchemy_store
 
+    if local:
+        import mlflow.store.tracking.sqlalchemy_store
     return mlflow
 
 

@@ -23,6 +23,11 @@ from pipeline.study.tracking.run_views import RunSpec, RunView, with_events
 from pipeline.study.tracking.store import Store
 
 
+def live_view() -> bool:
+    """Whether a running stage also writes to MLflow."""
+    return os.environ.get("ESPALIER_MLFLOW", "").lower() != "off"
+
+
 @contextlib.contextmanager
 def open_tracker(
     spec: RunSpec, events: Path, *, work: Path | None = None, live: bool = True
@@ -32,8 +37,7 @@ def open_tracker(
 
     `live=False` writes the event file only, for short stages, whose runs the publisher logs.
     """
-    mirrored = live and os.environ.get("ESPALIER_MLFLOW", "").lower() != "off"
-    mirror = Mirror(partial(Store, spec.experiment), spec) if mirrored else None
+    mirror = Mirror(partial(Store, spec.experiment), spec) if live and live_view() else None
     tracker = Tracker(spec, events, work, mirror)
     try:
         yield tracker

@@ -91,16 +91,6 @@ def unmask(module: nn.Module) -> None:
                 module._forward_hooks_always_called.pop(key, None)
 
 
-def masked_routers(model: nn.Module) -> dict[str, Tensor]:
-    """Modules whose router is masked -> which of its experts are gone."""
-    return {
-        path: hook.__self__.gone
-        for path, module in model.named_modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(getattr(hook, "__self__", None), RouterMask)
-    }
-
-
 def topk_of(x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], experts: int) -> int:
     """k of a `topk` over that many entries; 0 where the call is another one."""
     if not isinstance(x, Tensor) or not x.ndim:

@@ -61,6 +61,7 @@ def trace_units(
             heads: of query and key, and of value and output, apart where the code allows it),
             "query_key" (of query and key alone; values stay), or "none". The scale of the scores
             stays that of the dense network.
+        branches: offer each branch of a residual stream, y = x + f(x), as one unit too.
 
     Raises:
         ValueError: `never_prune` names no module, or a lazy layer has no shape yet.
@@ -108,7 +109,7 @@ def _traced(
             return _trace(forward, never_prune, attention, branches)
         except UnvaluedError:
             continue
-        except Exception:
+        except Exception:  # raised again by the run on numbers, unless shapes alone caused it
             break
     forward.meta = forward.valued = False
     return _trace(forward, never_prune, attention, branches)
