@@ -15,19 +15,59 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGTERM
 
-from pipeline.runner.local import LocalEngine
+from pipeline.runner.local import LOGS, LocalEngine
 from pipeline.runner.task import Task
 
+BEGUN = LOGS / "slurm" / "begun"
 PATIENCE_S = 120.0  # for a stage to reach its next checkpoint when its job ends
 _engine: LocalEngine | None = None
 
 
-def run_here(task: Task) -> int:
-    """Run a task in this job; returns its exit code, negative: the signal that ended it."""
+def run_here(task: Task, attempt: int) -> int:
+    """Run a task in this job; returns its exit code, negative: the signal that ended it.
+
+    dask calls this again, elsewhere, when a worker leaves before its result was fetched. The driver
+    decides what starts again, so the same `attempt` never runs twice: its exit code is returned, or
+    SIGTERM where it left none.
+    """
     assert _engine is not None, "no worker of this module"
+    begun = claim(task.name, attempt)
+    if begun is None:
+        return code_of(task.name, attempt)
     wait_until_free(task.name)
-    return _engine.submit(task).result()
+    code = _engine.submit(task).result()
+    begun.write_text(str(code))
+    return code
+
+
+def claim(name: str, attempt: int) -> Path | None:
+    """The file that says that this attempt at a task has begun, and holds its exit code once it has
+    ended. None: it had begun before, or a later one has. Attempts are numbered in order of time."""
+    path = _begun(name, attempt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = list(path.parent.iterdir())
+    if any(int(other.name) >= attempt for other in earlier):
+        return None
+    try:
+        path.open("x").close()
+    except FileExistsError:  # in another job, at this moment
+        return None
+    for old in earlier:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def code_of(name: str, attempt: int) -> int:
+    """Exit code of an attempt that had begun before."""
+    path = _begun(name, attempt)
+    written = path.read_text() if path.exists() else ""
+    return int(written) if written else -SIGTERM
+
+
+def _begun(name: str, attempt: int) -> Path:
+    return BEGUN / name / str(attempt)
 
 
 def stop_here() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -20,6 +22,7 @@ from pipeline.runner.task import Task
 
 log = logging.getLogger("espalier")
 LOGS = Path(".checkpoints/logs")
+SERVER_GONE = 255  # what multiprocessing reports of a child whose server was killed
 MEMORY_PER_WORKER = 1.5e9  # bytes: a stage of a small network with torch loaded
 
 
@@ -44,7 +47,8 @@ class LocalEngine:
     ) -> None:
         self.workers, self._threads, self._where = workers, threads, where
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*PRELOADED])
+        # `run_stage` too: a child hears SIGTERM only once it runs that.
+        self._context.set_forkserver_preload([run_stage.__module__, *PRELOADED])
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="stage")
         self._processes: dict[str, BaseProcess] = {}
         self._devices: SimpleQueue[int] = SimpleQueue()
@@ -54,6 +58,8 @@ class LocalEngine:
     def __enter__(self) -> LocalEngine:
         # The server takes its environment when the first child is started.
         with _environment({} if self._threads is None else {"OMP_NUM_THREADS": "1"}):
+            with _ignored(signal.SIGTERM):  # inherited: a job that ends asks all its processes
+                forkserver.ensure_running()
             self._check_preload()
         return self
 
@@ -98,7 +104,8 @@ class LocalEngine:
         self._processes[task.name] = process
         try:
             process.join()
-            return process.exitcode if process.exitcode is not None else 1
+            assert process.exitcode is not None
+            return -signal.SIGKILL if process.exitcode == SERVER_GONE else process.exitcode
         finally:
             del self._processes[task.name]
             if device is not None:
@@ -143,6 +150,15 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def usable_workers(threads: int | None) -> tuple[int, tuple[int, ...]]:

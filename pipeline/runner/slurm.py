@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Any
 
 from pipeline.runner.cluster_worker import kill_here, run_here, stop_here
@@ -120,7 +120,7 @@ class SlurmEngine:
             log_of(task.name).unlink(missing_ok=True)
             self._begun.add(task.name)
         outer: Future[int] = Future()
-        inner: Future[int] = self._executor.submit(run_here, task)
+        inner: Future[int] = self._executor.submit(run_here, task, time_ns())
         self._tasks[task.name] = _Running(inner, outer, _size(log_of(task.name)))
         inner.add_done_callback(lambda _: self._settle(task.name))
         return outer

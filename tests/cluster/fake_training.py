@@ -3,6 +3,7 @@ training does: its record depends on every epoch."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -54,11 +55,13 @@ def _ask(number: int, frame: FrameType | None) -> None:
 @click.option("--forget", is_flag=True, help="write no checkpoint")
 def main(name: str, epochs: int, fail_at: int, forget: bool) -> None:
     signal.signal(signal.SIGTERM, _ask)
+    checkpoint(name).parent.mkdir(parents=True, exist_ok=True)
+    lock = Path(f".checkpoints/{os.environ['DVC_STAGE']}.lock").open("a")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as a real stage: one process at a time
     epoch, digest = 0, ""
     if checkpoint(name).exists():
         epoch, digest = json.loads(checkpoint(name).read_text())
         print(f"resumed at {epoch}", flush=True)  # noqa: T201
-    checkpoint(name).parent.mkdir(parents=True, exist_ok=True)
     (checkpoint(name).parent / "job").write_text(os.environ.get("SLURM_JOB_ID", ""))
     while epoch < epochs:
         time.sleep(0.1)

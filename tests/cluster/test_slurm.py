@@ -176,9 +176,8 @@ def test_a_disturbed_run_ends_by_itself_with_the_undisturbed_record(engine, clus
     view = View(lambda: epoch_of(name) >= 5, lambda: disturb(cluster, name))
     outcomes = drive(engine, [training(name), training(f"{name}-undisturbed")], view)
     cluster.call("scontrol", "update", "nodename=node[1-2]", "state=resume", check=False)
-    assert set(outcomes.values()) == {Outcome.DONE}
-    if disturb is kill_the_worker:  # else the stage may stop in time, and dask starts it again
-        assert view.lost == [f"train@{name}"]
+    assert set(outcomes.values()) == {Outcome.DONE}, view.why
+    assert f"train@{name}" in view.lost  # the driver started it again, not dask
     assert "resumed at" in log_of(f"train@{name}").read_text()
     for each in (name, f"{name}-undisturbed"):
         found = json.loads(fake_training.record(each, EPOCHS).read_text())

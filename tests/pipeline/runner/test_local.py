@@ -62,6 +62,30 @@ def test_a_task_that_is_told_to_stop_says_so(engine):
     assert not Path("slow").exists()
 
 
+def test_the_server_outlives_the_signal_that_asks_all_processes_of_a_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "PRELOADED", ("click",))
+    with LocalEngine(1) as engine:
+        future = engine.submit(fake("slow", "--seconds", "60"))
+        for pid in (_forkserver._forkserver_pid, int(wait_for(Path("slow.pid")))):
+            os.kill(pid, signal.SIGTERM)
+        assert future.result(60) == -signal.SIGTERM
+        server = _forkserver._forkserver_pid
+        assert engine.submit(fake("next")).result(60) == 0
+        assert _forkserver._forkserver_pid == server
+
+
+def test_a_task_whose_server_is_killed_was_ended_by_a_signal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "PRELOADED", ("click",))
+    with LocalEngine(1) as engine:
+        future = engine.submit(fake("slow", "--seconds", "60"))
+        child = int(wait_for(Path("slow.pid")))
+        os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
+        assert future.result(60) == -signal.SIGKILL
+        os.kill(child, signal.SIGKILL)
+
+
 def test_every_worker_sees_a_gpu_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local, "PRELOADED", ("click",))
