@@ -61,6 +61,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "group_sparsity": Quantity("group sparsity (%)", _GROUPS, lambda run: 100.0 * run[_GROUPS]),
     "early_iteration": _score("early stop (iteration)", "metrics.early_stop/iteration"),
     "early_top1": _score("top-1 at the early stop (%)", "metrics.early_stop/top1"),
+    "early_validation_top1": _score(
+        "validation top-1 at the early stop (%)", "metrics.early_stop_validation/top1"
+    ),
     "best_epoch": Quantity("best epoch"),
     "train_flops": Quantity("training FLOPs (P)"),
     "train_flops_20th": Quantity("training FLOPs (0.05 P)"),

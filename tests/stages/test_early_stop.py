@@ -100,3 +100,4 @@ def test_the_early_stop_iteration_and_its_test_accuracy(
     tracked = evaluate_view(again, record).summary()
     assert tracked["early_stop/iteration"] == early.iteration
     assert tracked["early_stop/top1"] == early.test["top1"]
+    assert tracked["early_stop_validation/top1"] == early.validation["top1"]

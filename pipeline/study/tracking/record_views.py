@@ -82,7 +82,7 @@ def evaluate_view(
         metrics["early_stop/iteration"] = float(state.phase_step)
     if (early := record.early_stop) is not None:
         metrics |= {"early_stop/iteration": float(early.iteration)}
-        metrics |= _scores(early_stop=early.test)
+        metrics |= _scores(early_stop=early.test, early_stop_validation=early.validation)
     target = record.target.get("value")
     if record.target.get("rule") == "fraction" and isinstance(target, int | float):
         metrics["sparsity/target"] = float(target)
