@@ -33,6 +33,7 @@ JOB_LOGS = LOGS / "slurm"
 LOOK_EVERY_S = 5.0
 LOST_AFTER_S = 2.0
 JOBS_IN_VAIN = 5
+HERE_ONLY = "127.0.0.1:0"  # dask serves plain HTTP even without its dashboard
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # the driver decides what starts again
     "distributed.worker.memory.target": False,
@@ -175,10 +176,13 @@ class SlurmEngine:
             "job_script_prologue": begin,
             "log_directory": str(JOB_LOGS), "python": sys.executable,
             "worker_command": WORKER,
-            "worker_extra_args": ["--no-nanny", "--nthreads 1", "--memory-limit 0"],
+            "worker_extra_args": [
+                "--no-nanny", "--nthreads 1", "--memory-limit 0",
+                f"--dashboard-address {HERE_ONLY}",
+            ],
             "security": True, "protocol": "tls://",
             "shared_temp_directory": str(JOB_LOGS.resolve()),
-            "scheduler_options": {"dashboard": False, "dashboard_address": ":0"},
+            "scheduler_options": {"dashboard": False, "dashboard_address": HERE_ONLY},
         }  # fmt: skip
 
     def _watch(self) -> None:

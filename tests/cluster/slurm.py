@@ -26,6 +26,7 @@ SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -70,8 +71,11 @@ class Slurm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client of this cluster needs."""
-        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        """What a client of this cluster needs; dask stays on loopback too."""
+        return {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "DASK_JOBQUEUE__SLURM__INTERFACE": "lo",
+        }
 
     def start(self) -> None:
         """Returns once both nodes are idle.

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
+import psutil
 import pytest
 
 from pipeline.runner import slurm as engines
@@ -73,6 +75,7 @@ def cluster(tmp_path_factory) -> Iterator[Slurm]:
     try:
         made.start()
         os.environ |= made.environment | {"PYTHONPATH": str(ROOT)}
+        dask.config.refresh()  # it reads the environment when it is imported
         os.chdir(work)
         yield made
     finally:
@@ -182,6 +185,19 @@ def test_a_disturbed_run_ends_by_itself_with_the_undisturbed_record(engine, clus
     for each in (name, f"{name}-undisturbed"):
         found = json.loads(fake_training.record(each, EPOCHS).read_text())
         assert found == {"epochs": EPOCHS, "digest": fake_training.digest_of(EPOCHS)}
+
+
+def test_scheduler_and_workers_listen_where_they_are_told(engine, cluster):
+    """With `interface: lo` in dask-jobqueue's settings, as here, on loopback alone."""
+    seen: set[str] = set()
+
+    def look() -> None:
+        for pid in (os.getpid(), *cluster.workers()):
+            sockets = psutil.Process(pid).net_connections("inet")
+            seen.update(s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN)
+
+    drive(engine, [training("listening")], View(lambda: epoch_of("listening") >= 2, look))
+    assert seen == {"127.0.0.1"}
 
 
 def test_a_failure_is_not_repeated_and_skips_its_dependents(engine):
