@@ -1,6 +1,7 @@
 """Run what is stale in a study, as `dvc repro` would, on all cores or GPUs of this machine or, with
 `--engine slurm`, in jobs of a cluster (`compute.cluster` of params.yaml).
 
+A study in parts (`parts` of params.yaml) runs one part after the other, then its own report.
 Every result is committed to DVC, so `dvc repro` finds nothing to do afterwards. To continue a run
 that was interrupted, killed or out of time, run the same command again.
 
@@ -14,8 +15,8 @@ import fnmatch
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, chdir
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ class Workers(click.ParamType[int | None]):
               "on a cluster compute.cluster.jobs")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "slurm"]), default="local",
               show_default=True, help="this machine, or jobs of Slurm")  # fmt: skip
-@click.option("--only", metavar="GLOB", help="these stages and what they need, e.g. 'train@*hspg*'")
+@click.option("--only", metavar="GLOB", help="these stages and what they need, e.g. "
+              "'train@*hspg*'; not those of parts")  # fmt: skip
 @click.option("--single", is_flag=True, help="with --only: these stages, not what they need")
 @click.option("--budget-minutes", type=click.FloatRange(min=0), help="stop after so long")
 @click.option("--grace-minutes", type=click.FloatRange(min=0), default=2.0, show_default=True,
@@ -74,16 +76,44 @@ def run(
         click.echo(f"all {stages} stages were up to date", err=True)
         click.echo(ending(Path()))
         return
-    from pipeline.study.params.load import load_params
+    from pipeline.study.params.load import load_params, load_parts
+
+    minutes, grace = limits["budget_minutes"], 60.0 * limits["grace_minutes"]
+    deadline = None if minutes is None else monotonic() + 60.0 * minutes
+
+    def outcomes_of(params: Params, unless: str = "") -> dict[str, Outcome]:
+        project = open_project(params)
+        tasks = {n: t for n, t in chosen(project.tasks(), only, single).items() if n != unless}
+        return execute(
+            params, project, tasks, made_engine(params, workers, engine), deadline, grace
+        )
 
     params = load_params()
-    project = open_project(params)
-    tasks = chosen(project.tasks(), only, single)
-    place = made_engine(params, workers, engine)
-    outcomes = execute(params, project, tasks, place, **limits)
+    timed = minutes is not None
+    if only is None and (code := run_parts(load_parts(params), outcomes_of, timed)):
+        sys.exit(code)
+    outcomes = outcomes_of(params)
     if outcomes.get("report") in (Outcome.DONE, Outcome.RESTORED, Outcome.UNCHANGED):
         click.echo(ending(Path()))
-    sys.exit(exit_code(outcomes, timed=limits["budget_minutes"] is not None))
+    sys.exit(exit_code(outcomes, timed))
+
+
+def run_parts(
+    folders: Mapping[Path, Params], outcomes_of: Callable[..., dict[str, Outcome]], timed: bool
+) -> int:
+    """Run the parts of a study without their reports: that of the whole covers them. Returns an
+    exit code. A part that fails keeps no other from running; one that is stopped ends the run."""
+    worst = 0
+    for folder, part in folders.items():
+        if folder == Path():
+            continue
+        click.echo(f"{folder}:", err=True)
+        with chdir(folder):
+            code = exit_code(outcomes_of(part, unless="report"), timed)
+        if code > 1:
+            return code
+        worst = max(worst, code)
+    return worst
 
 
 def unchanged_stages() -> int:
@@ -93,9 +123,15 @@ def unchanged_stages() -> int:
         return 0
     from pipeline.runner.dvc_project import DvcProject
 
-    project = DvcProject()
-    stages = [name for name in project.tasks() if name != "report"]
-    return len(stages) + 1 if project.unchanged(stages) else 0
+    count = 1
+    for folder in report_state.folders():
+        with chdir(folder):
+            project = DvcProject()
+            stages = [name for name in project.tasks() if name != "report"]
+            if not project.unchanged(stages):
+                return 0
+            count += len(stages)
+    return count
 
 
 def execute(
@@ -103,20 +139,20 @@ def execute(
     project: Project,
     tasks: Mapping[str, Task],
     place: AbstractContextManager[Engine],
-    budget_minutes: float | None = None,
-    grace_minutes: float = 2.0,
+    deadline: float | None = None,
+    grace: float = 120.0,
 ) -> dict[str, Outcome]:
-    """Run `tasks` on an engine, with progress on stderr.
+    """Run `tasks` on an engine until a `time.monotonic`, with progress on stderr. `grace`: seconds
+    that a task then has to reach its next checkpoint.
 
     Raises:
         BusyError: another run is at work in this study.
     """
     from pipeline.runner.costs import cost_of
 
-    deadline = None if budget_minutes is None else monotonic() + 60.0 * budget_minutes
     view = RunView(len(tasks))
     with only_one("espalier run"), place as engine:
-        driver = Driver(project, engine, view, cost_of(params), deadline, 60.0 * grace_minutes)
+        driver = Driver(project, engine, view, cost_of(params), deadline, grace)
         outcomes = driver.run(tasks)
     view.close()
     return outcomes

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.runner.task import Task
 from pipeline.study import paths
 from pipeline.study.execution import report_state
 from pipeline.study.params.load import ParamsError, load_params
 from pipeline.study.records.agreement import require_agreement
 from stages.report import study as asked_for
 
+run_module = importlib.import_module("pipeline.cli.run")
 ROOT = Path(__file__).resolve().parents[2]
 EMPTY = "sweep: {trainings: []}\ntrainings: {}\nprunings: {}\n"
 
@@ -59,6 +64,67 @@ def test_the_report_covers_the_parts(whole: Path, monkeypatch: pytest.MonkeyPatc
     shas = {key: [view.sha for view in views] for key, views in found.views.items()}
     monkeypatch.chdir(ROOT)
     assert shas == {key: [view.sha for view in views] for key, views in alone.views.items()}
+
+
+class Recorder:
+    """A project and an engine whose stages only say where they ran."""
+
+    workers, resubmits = 1, False
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, str]] = []
+        self.code = 0
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+    def tasks(self) -> dict[str, Task]:
+        return {n: Task(n, "none") for n in ("prepare-data", "report")}
+
+    def begin(self, name: str) -> None: ...
+    def done(self, name: str) -> None: ...
+    def flush(self) -> None: ...
+    def kill(self) -> None: ...
+    def submit(self, task: Task) -> Future[int]:
+        self.ran.append((Path.cwd().name, task.name))
+        ended: Future[int] = Future()
+        ended.set_result(self.code)
+        return ended
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    for name in ("open_project", "made_engine"):
+        monkeypatch.setattr(run_module, name, lambda *_: made)
+    monkeypatch.setattr(run_module, "ending", lambda _: "the end")
+    return made
+
+
+def test_espalier_run_runs_the_parts_and_one_report(whole: Path, recorder: Recorder) -> None:
+    done = CliRunner().invoke(run_module.run, [str(whole)])
+    assert done.exit_code == 0, done.output
+    assert recorder.ran == [
+        ("one", "prepare-data"),
+        (whole.name, "prepare-data"),
+        (whole.name, "report"),
+    ]
+    assert done.output.endswith("the end\n")
+
+
+def test_espalier_run_leaves_parts_alone_where_stages_are_named(
+    whole: Path, recorder: Recorder
+) -> None:
+    CliRunner().invoke(run_module.run, [str(whole), "--only", "report", "--single"])
+    assert recorder.ran == [(whole.name, "report")]
+
+
+def test_a_part_that_fails_keeps_the_report_from_running(whole: Path, recorder: Recorder) -> None:
+    recorder.code = 1
+    done = CliRunner().invoke(run_module.run, [str(whole)])
+    assert done.exit_code == 1
+    assert recorder.ran == [("one", "prepare-data")]
 
 
 def test_a_part_of_something_else(whole: Path) -> None:

@@ -37,7 +37,7 @@ def inputs() -> str:
     """Digest of everything that a report reads: take it before the report starts."""
     hashed = hashlib.sha256(repr((str(Path.cwd()), sys.version, _versions())).encode())
     code = [CODE / name for name in _CODE]
-    for path in _files(*(folder / name for folder in _folders() for name in _READ), *code):
+    for path in _files(*(folder / name for folder in folders() for name in _READ), *code):
         if "__pycache__" not in path.parts:
             hashed.update(f"\n{path}:".encode())
             hashed.update(hashlib.sha256(path.read_bytes()).digest())
@@ -66,7 +66,7 @@ def is_current() -> bool:
             "MLFLOW_TRACKING_URI" not in os.environ
             and "images" not in card.get("files", ())
             and all(path.is_dir() for path in _WRITTEN)
-            and not any(map(records_differ, _folders()))
+            and not any(map(records_differ, folders()))
             and said == {"inputs": inputs(), "results": results()}
         )
     except (OSError, ValueError, AttributeError):
@@ -88,8 +88,8 @@ def save(before: str, study: str) -> None:
         write_json(STATE, {"inputs": before, "results": results()})
 
 
-def _folders() -> list[Path]:
-    """The folders of this study: its own and its parts."""
+def folders() -> list[Path]:
+    """The folders of this study: its own and its parts, without loading params.yaml."""
     text = paths.PARAMS.read_text(encoding="utf-8")
     if re.search(r"^[\"']?parts[\"']?\s*:", text, re.MULTILINE) is None:  # parsing takes long
         return [Path()]
