@@ -6,6 +6,7 @@ docs/counting.md says what is counted and compares other counters.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from pipeline.units.cuts import dropped, removals, with_branches, with_one_left
 from pipeline.units.groups import Granularity, Units
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
+from pipeline.units.surgery import shrink
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class MacsModel:
 
     def __init__(self, model: nn.Module, example: Any, units: Units) -> None:
         self.units = units
+        lists = any(g.routed and g.lists for g in units.groups)
+        self.original = (copy.deepcopy(model), example) if lists else None
         tensors = tensors_of(model)
         first = {id(x): name for name, x in reversed(tensors.items())}
         self.sizes = {name: tuple(x.shape) for name, x in tensors.items()}
@@ -177,6 +181,11 @@ class MacsModel:
             weights = KeptWeights(self.sizes, self.computed, plan)
             return self._sum(weights, {}, {}, weights.numbers)
         masks = with_branches(self.units, removals(plan, self.units))
+        if self.original is not None and self._rerouted(masks):
+            small, example = copy.deepcopy(self.original)
+            shrink(plan, small, self.units)
+            counted = count(small, example)
+            return counted.params, counted.macs
         removed = {name: mask.numel() - int(mask.sum()) for name, mask in masks.items()}
         dead = {name for name, mask in masks.items() if not mask.any()}
         # A dead group keeps one placeholder channel where its layers do not vanish.
@@ -186,6 +195,13 @@ class MacsModel:
         numbers |= dict.fromkeys(gone, 0)
         kept = self._running(masks, left, gone)
         return self._sum(kept, left, removed if dead else {}, numbers)
+
+    def _rerouted(self, masks: Mapping[str, Tensor]) -> bool:
+        """Whether experts of a list go while others in it are narrowed: only a forward says which
+        of the widths then runs how often."""
+        lists = [g for g in self.units.groups if g.routed and g.lists and g.name in masks]
+        cut = (s.tensor for g in self.units.groups if g.name in masks for s in g.slices)
+        return bool(lists) and any(g.unit_of(name) is not None for name in cut for g in lists)
 
     def _running(
         self, masks: dict[str, Tensor], left: dict[str, int], gone: set[str]

@@ -21,7 +21,7 @@ def expert_rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Iterator[
     parameter of experts that are modules of a list."""
     for piece in group.slices:
         if piece.tensor in tensors:
-            yield tensors[piece.tensor].movedim(piece.dim, 0).flatten(1)
+            yield tensors[piece.tensor].movedim(piece.dim, 0).reshape(group.size, -1)
     parts: dict[str, dict[int, Tensor]] = {}
     for name, x in tensors.items():
         if (unit := group.unit_of(name)) is not None:

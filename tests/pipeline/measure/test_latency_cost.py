@@ -190,7 +190,7 @@ train: {{epochs: 0, batch_size: 50}}
 evaluate: {{batch_size: 400, latency_batches: [1], latency_repeats: 3}}
 methods: {{slimming: {{}}}}
 trainings:
-  a: {{model: {{family: small, name: resnet8, width: 16}}, method: slimming}}
+  a: {{model: {{family: small, name: resnet8, width: 48}}, method: slimming}}
 prunings:
   fast:
     training: a

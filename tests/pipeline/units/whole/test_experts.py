@@ -167,10 +167,12 @@ def test_costs_are_those_of_the_shrunk_network(kind: str) -> None:
     units = trace_units(model, TOKENS)
     costs = MacsModel(model, TOKENS, units)
     half = {g.name: torch.arange(g.size) % 2 == 0 for g in units.prunable if g.kind == "channel"}
-    inner = {} if kind != "stacked" else half
+    experts = without(experts_of(units), 0, 1).keep
+    wide = {name: half[name] for name in list(half)[-1:]}
     for plan in (
         without(experts_of(units), 1, 3),
-        PruningPlan(Granularity.STRUCTURED, {**inner, **without(experts_of(units), 0, 1).keep}),
+        PruningPlan(Granularity.STRUCTURED, half | experts),
+        PruningPlan(Granularity.STRUCTURED, wide | experts),
     ):
         small = copy.deepcopy(model)
         shrink(plan, small, units)
@@ -178,23 +180,40 @@ def test_costs_are_those_of_the_shrunk_network(kind: str) -> None:
         assert (costs.params(plan), costs.macs(plan)) == (counted.params, counted.macs)
 
 
+@pytest.mark.parametrize("kind", MIXTURES)
 @pytest.mark.parametrize("name", sorted(set(KNOWN[Granularity.STRUCTURED]) - {"bn_scale"}))
 @pytest.mark.parametrize("rule", ["params", "fraction"])
-def test_rules_handle_experts(name: str, rule: str) -> None:
-    model = build(Listed)
+def test_rules_handle_experts(kind: str, name: str, rule: str) -> None:
+    model = build(MIXTURES[kind])
     units = trace_units(model, TOKENS)
     batch = (TOKENS, torch.zeros(2, 3))
     data = ([batch], lambda net, b: (net(b[0]) ** 2).mean())
     scores = compute(name, Granularity.STRUCTURED, model, units, 0, data)
     costs = MacsModel(model, TOKENS, units)
     target = Target(rule=rule, value=0.4)  # type: ignore[arg-type]
-    own = {n: s for n, s in scores.items() if n == NAME}
+    own = {group.name: scores[group.name] for group in (experts_of(units),)}
     plan = select(own, Granularity.STRUCTURED, target, costs.params, Context.of(units))
     dense = costs.params(without(experts_of(units)))
     shrink(plan, model, units)
     left = sum(p.numel() for p in model.parameters())
     assert left == costs.params(plan) <= (0.6 if rule == "params" else 0.99) * dense
-    assert len(model.mixture.experts) == int(plan.keep[NAME].sum())
+
+
+@pytest.mark.parametrize("rule", ["macs", "latency"])
+def test_budgets_of_time_are_met_by_what_the_remaining_experts_compute(rule: str) -> None:
+    """Fewer experts to choose from save no MACs: narrower ones do, and both may go."""
+    model = build(Listed)
+    units = trace_units(model, TOKENS)
+    costs = MacsModel(model, TOKENS, units)
+    dense = count(model, TOKENS).macs
+    scores = compute("magnitude", Granularity.STRUCTURED, model, units)
+    scores[NAME][[1, 3]] = 1e-6  # the first to go
+    cost = costs.macs if rule == "macs" else lambda plan: costs.macs(plan) / dense
+    target = Target(rule=rule, value=0.3)  # type: ignore[arg-type]
+    plan = select(scores, Granularity.STRUCTURED, target, cost, Context.of(units))
+    shrink(plan, model, units)
+    assert count(model, TOKENS).macs == costs.macs(plan) <= 0.7 * dense
+    assert plan.keep[NAME].tolist() == [True, False, True, False, True]
 
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
