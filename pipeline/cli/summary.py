@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json
+from pipeline.study.execution.report_state import folders
 from pipeline.study.records.locked import LOCK, outputs
 
 RECORDS = Path("reports/records")
@@ -61,8 +62,7 @@ def _number(text: str) -> str:
 def warnings(folder: Path) -> list[str]:
     """Prunings that should have removed something and removed nothing."""
     found = []
-    for path in sorted((folder / RECORDS / "evaluate").glob("*.json")):
-        record = read_json(path)
+    for name, record in _recorded(folder).items():
         if record["target"]["rule"] == "none":
             continue
         counts, left = record["counts"], "kept"
@@ -70,7 +70,7 @@ def warnings(folder: Path) -> list[str]:
             left = "nonzero"
         if counts[f"params_{left}"] == counts["params_dense"]:
             found.append(
-                f"{path.stem}: {record['method']} removed 0 of {counts['params_dense']:,} "
+                f"{name}: {record['method']} removed 0 of {counts['params_dense']:,} "
                 f"parameters{_ADVICE.get(record['target']['rule'], '')}"
             )
     return found
@@ -81,9 +81,7 @@ _ADVICE = {"zeros": ": is its penalty too small, or the training too short?"}
 
 def changes(folder: Path) -> str:
     """One sentence: how the records differ from those of the last commit."""
-    before, now = _committed(folder), {}
-    for path in sorted((folder / RECORDS / "evaluate").glob("*.json")):
-        now[path.stem] = read_json(path)
+    before, now = _committed(folder), _recorded(folder)
     if not now:
         return "No records of pruned networks here to compare with those in git."
     both = [key for key in now if key in before]
@@ -104,13 +102,16 @@ def changes(folder: Path) -> str:
 
 def _in_the_lock(folder: Path) -> str:
     """Why dvc.lock differs from git although no record does."""
-    committed = _git(folder, "show", f"HEAD:./{LOCK}")
-    if committed is None or not (folder / LOCK).is_file():
-        return ""
-    text = (folder / LOCK).read_text(encoding="utf-8")
-    before, now = outputs(committed), outputs(text)
-    paths = {path for path in before | now if before.get(path) != now.get(path)}
-    if text == committed or any(not path.startswith(EVENTS) for path in paths):
+    paths, altered = set[str](), False
+    for place in folders(folder):
+        committed = _git(place, "show", f"HEAD:./{LOCK}")
+        if committed is None or not (place / LOCK).is_file():
+            continue
+        text = (place / LOCK).read_text(encoding="utf-8")
+        before, now = outputs(committed), outputs(text)
+        altered |= text != committed
+        paths |= {path for path in before | now if before.get(path) != now.get(path)}
+    if not altered or any(not path.startswith(EVENTS) for path in paths):
         return ""
     what = f"{len(paths)} event files, which hold times" if paths else "code that altered no result"
     return f" {LOCK} differs by the hashes of {what}."
@@ -122,14 +123,21 @@ def _move(before: Any, now: Any) -> tuple[str, float]:
     return name, now["final"][name] - before["final"].get(name, now["final"][name])
 
 
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The evaluate records of a study and its parts, by name."""
+    found = [p for f in folders(folder) for p in (f / RECORDS / "evaluate").glob("*.json")]
+    return {path.stem: read_json(path) for path in sorted(found)}
+
+
 def _committed(folder: Path) -> dict[str, Any]:
-    """The evaluate records of HEAD; empty outside a git repository."""
-    listed = _git(folder, "ls-tree", "--name-only", "HEAD", f"{RECORDS / 'evaluate'}/")
+    """Those of HEAD; empty outside a git repository."""
     found = {}
-    for name in filter(lambda n: n.endswith(".json"), (listed or "").splitlines()):
-        text = _git(folder, "show", f"HEAD:./{name}")
-        if text:
-            found[Path(name).stem] = json.loads(text)
+    for place in folders(folder):
+        listed = _git(place, "ls-tree", "--name-only", "HEAD", f"{RECORDS / 'evaluate'}/")
+        for name in filter(lambda n: n.endswith(".json"), (listed or "").splitlines()):
+            text = _git(place, "show", f"HEAD:./{name}")
+            if text:
+                found[Path(name).stem] = json.loads(text)
     return found
 
 

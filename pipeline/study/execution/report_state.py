@@ -88,14 +88,15 @@ def save(before: str, study: str) -> None:
         write_json(STATE, {"inputs": before, "results": results()})
 
 
-def folders() -> list[Path]:
-    """The folders of this study: its own and its parts, without loading params.yaml."""
-    text = paths.PARAMS.read_text(encoding="utf-8")
+def folders(study: Path = Path()) -> list[Path]:
+    """The folders of a study, its own and its parts, without loading its params.yaml."""
+    text = (study / paths.PARAMS).read_text(encoding="utf-8")
     if re.search(r"^[\"']?parts[\"']?\s*:", text, re.MULTILINE) is None:  # parsing takes long
-        return [Path()]
+        return [study]
     from pipeline.study.params.reading import read_values
 
-    return [Path(), *map(Path, read_values(paths.PARAMS).get("parts") or ())]
+    parts = read_values(study / paths.PARAMS).get("parts") or ()
+    return [study, *(study / name for name in parts)]
 
 
 def _files(*places: Path) -> Iterator[Path]:

@@ -34,6 +34,7 @@ def test_the_table_fits_and_says_what_was_not_run(tmp_path: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     """A git repository with the default study's records."""
     shutil.copytree(ROOT / "reports/records", tmp_path / "reports/records")
+    (tmp_path / "params.yaml").write_text("study: t\n")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     commit(tmp_path)
     return tmp_path
@@ -58,6 +59,20 @@ def test_what_changed_against_git(folder: Path) -> None:
     said = summary.changes(folder)
     assert said.startswith(f"2 of {rows} rows differ from their records in git, final top1 by up ")
     assert "to 7.22 (vgg-hspg-s0)" in said
+
+
+def test_the_records_of_parts_are_compared_too(folder: Path) -> None:
+    (folder / "one").mkdir()
+    (folder / "reports").rename(folder / "one/reports")
+    (folder / "params.yaml").write_text("study: t\nparts: [one]\n")
+    commit(folder)
+    rows = len(list((folder / "one/reports/records/evaluate").glob("*.json")))
+    assert summary.changes(folder) == f"All {rows} records equal those in git."
+    edit(folder / "one", "vgg-hspg-s0", final={"loss": 0.1, "top1": 90.0})
+    assert summary.changes(folder).startswith(f"1 of {rows} rows differ")
+    counts = {"params_dense": 77754, "params_kept": 77754, "params_nonzero": 77754}
+    edit(folder / "one", "resnet8-hspg-s0", counts=counts)
+    assert summary.warnings(folder)[0].startswith("resnet8-hspg-s0: hspg removed 0 of 77,754")
 
 
 LOCKED = """\
@@ -92,12 +107,14 @@ def test_why_the_lock_differs(folder: Path, lock: str, told: str) -> None:
 def test_a_study_of_sweeps_alone(tmp_path: Path) -> None:
     path = tmp_path / "main.csv"
     path.write_text("pruning,model,method,status\n")
+    (tmp_path / "params.yaml").write_text("study: t\n")
     assert summary.table(path).startswith("No pruned networks here, so no rows")
     assert summary.changes(tmp_path).startswith("No records of pruned networks here")
 
 
 def test_no_git_is_no_error(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "reports/records", tmp_path / "reports/records")
+    (tmp_path / "params.yaml").write_text("study: t\n")
     assert "is in git yet" in summary.changes(tmp_path)
 
 
