@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ import click
 from pipeline.data.info import DatasetInfo
 from pipeline.files import read_json, write_text
 from pipeline.study import paths
-from pipeline.study.params.load import Params, ParamsError, load_params
+from pipeline.study.params.load import Params, ParamsError, load_params, load_parts
 from pipeline.study.params.schema import MatchCost
 from pipeline.study.records.artifacts import NetworkSpec
 from pipeline.study.records.cost import PASSES
@@ -107,15 +108,24 @@ def work(params: Params, stages: list[str], data: DataRecord) -> Iterator[tuple[
 
 
 def told(params: Params) -> Iterator[str]:
-    """The output of the command, by line."""
+    """The output of the command, by line: of the study, then of its parts."""
+    for folder, part in load_parts(params).items():
+        with chdir(folder):
+            lines = list(_told(part))
+        yield from lines
+
+
+def _told(params: Params) -> Iterator[str]:
     file = params.file
     counts = {
         "trainings": len(file.trainings),
         "prunings": len(file.prunings),
         "sweeps": len(file.sweep.trainings),
         "pairs": len(file.connect.pairs),
+        "parts": len(file.parts),
     }
-    yield f"{params.path}: valid ({', '.join(f'{n} {what}' for what, n in counts.items() if n)})"
+    has = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    yield f"{params.path}: valid ({has or 'nothing to train'})"
     changed = changed_stages()
     if changed is None:
         yield "no DVC project here: what would run again is not known"
@@ -124,7 +134,8 @@ def told(params: Params) -> Iterator[str]:
     if not stages:
         yield "up to date: `dvc repro` would only report"
         return
-    yield f"`dvc repro` would run {len(stages)} stages: {_summary(stages)}"
+    many = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
+    yield f"`dvc repro` would run {many}: {_summary(stages)}"
     data = known_data()
     if data is None:
         yield "their cost is known after `dvc repro prepare-data`"
@@ -134,7 +145,8 @@ def told(params: Params) -> Iterator[str]:
         yield f"  {stage:<44} {epochs:>5} epochs  {cost:9.2e} MACs"
     if len(rows) > 20:
         yield f"  and {len(rows) - 20} smaller ones"
-    yield f"together about {sum(row[2] for row in rows):.2e} MACs of training"
+    if rows:
+        yield f"together about {sum(row[2] for row in rows):.2e} MACs of training"
 
 
 def _summary(stages: list[str]) -> str:

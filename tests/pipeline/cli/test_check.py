@@ -130,6 +130,20 @@ def test_the_cost_is_epochs_times_examples_times_macs(
     assert "no DVC project here" in said(monkeypatch, None)
 
 
+def test_parts_are_checked_with_the_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (study / "one").mkdir()
+    (study / "params.yaml").rename(study / "one/params.yaml")
+    content = YAML(typ="safe").load(COMPLETE)
+    own = {key: content[key] for key in ("study", "root", "data", "train") if key in content}
+    empty = {"methods": {}, "trainings": {}, "prunings": {}, "sweep": {"trainings": []}}
+    with (study / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(own | empty | {"parts": ["one"]}, file)
+    told = said(monkeypatch, ["train@b"]).splitlines()
+    assert told[:2] == ["params.yaml: valid (1 parts)", "up to date: `dvc repro` would only report"]
+    assert told[2].startswith("one/params.yaml: valid (2 trainings, ")
+    assert told[3].startswith("`dvc repro` would run 2 stages: train, connect")
+
+
 def test_it_lists_all_that_is_wrong(study: Path) -> None:
     (study / "params.yaml").write_text(COMPLETE.replace("epochs: 6", "epoch: 6, batch_size: x"))
     result = CliRunner().invoke(espalier, ["check"])
