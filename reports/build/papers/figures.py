@@ -59,7 +59,9 @@ def _save(
             ax.set_xticks([], minor=True)
             ax.xaxis.set_major_formatter("{x:g}")
         _legend(panels[0][-1], figure)
-        panels[0][0].figure.suptitle(f"{figure.title} ({paper.reference})", fontsize="medium")
+        panels[0][0].figure.suptitle(
+            f"{figure.title} ({paper.reference})", fontsize="medium", wrap=True
+        )
 
     formats = ("svg",) if dark else ("svg", "png")
     save_figure(stem, draw, (1, len(figure.quantities)), formats, dark)
