@@ -133,8 +133,14 @@ def commit(folder: Path) -> None:
 
 
 def repro(folder: Path, *arguments: str) -> list[str]:
-    """`dvc repro`; returns the stages that executed, in order; restored ones are not among them."""
-    return re.findall(r"^Running stage '([^']+)'", run(folder, "dvc", "repro", *arguments), re.M)
+    """`dvc repro`; see `executed`."""
+    return executed(run(folder, "dvc", "repro", *arguments))
+
+
+def executed(said: str) -> list[str]:
+    """The stages that DVC executed, in order; not those it restored, nor `check`, which is first in
+    every run."""
+    return [s for s in re.findall(r"^Running stage '([^']+)'", said, re.M) if s != "check"]
 
 
 def edit(folder: Path, changes: Mapping[str, str]) -> None:

@@ -75,7 +75,7 @@ def test_study_code_and_new_methods_retrain_nothing(copy: Path) -> None:
     paths = copy / "pipeline/study/paths.py"
     paths.write_text(paths.read_text() + "\n# edited\n")
     shutil.copy(copy / "methods/dense/method.py", copy / "methods/my_method.py")
-    stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
+    stages = ["check", "prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
     study.run(copy, "dvc", "status", "-q", *stages)  # exit 1 when anything changed
     loop = copy / "pipeline/training/loop/fit.py"
     loop.write_text(loop.read_text() + "\n# edited\n")
@@ -84,7 +84,7 @@ def test_study_code_and_new_methods_retrain_nothing(copy: Path) -> None:
 
 def test_locks_agree_with_dvc(copy: Path) -> None:
     """Fresh, stale and accepted are what `dvc status` says too, and nothing runs."""
-    stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
+    stages = ["check", "prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
     locks = ["python", "-m", "pipeline.cli", "locks", "."]
     assert study.run(copy, *locks) == ".: fresh, 10 stages\n"
     (copy / "pipeline/data/__pycache__").mkdir(exist_ok=True)
@@ -159,7 +159,7 @@ def test_dvc_speaks_of_the_study(copy: Path) -> None:
     assert "reports/records/evaluate/a-p50.json" in shown
     assert "studies" not in shown
     graph = study.run(copy, "dvc", "dag", "--collapse-foreach-matrix")
-    stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep", "report"]
+    stages = ["check", "prepare-data", "train", "prune", "finetune", "evaluate", "sweep", "report"]
     assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", graph)) == set(stages)
     assert max(map(len, graph.splitlines())) < 200  # DVC draws it anew: 155 or 173 characters
 
@@ -177,7 +177,7 @@ def test_the_page_of_plots_needs_no_network(copy: Path) -> None:
 
 def test_an_experiment_sets_a_parameter(copy: Path) -> None:
     shown = study.run(copy, "dvc", "exp", "run", "-S", "sweep.sparsities=[0.5,0.6]")
-    assert re.findall(r"Running stage '(.+)'", shown) == ["sweep@a", "report"]
+    assert study.executed(shown) == ["sweep@a", "report"]
     assert "warn" not in shown.lower()
     assert "0.6" in (copy / "reports/tables/sweep.csv").read_text()
     changed = study.run(copy, "git", "diff", "--name-only", "reports/records")
@@ -214,7 +214,7 @@ def test_a_study_stands_on_its_own(copy: Path) -> None:
     assert study.run(home, "dvc", "params", "diff") == ""
     assert "train@mlp-sfw-s0" in study.run(home, "dvc", "dag", "--mermaid")
     first = study.run(home, "dvc", "exp", "run", "-S", "data.split_seed=1", "prepare-data")
-    assert re.findall(r"Running stage '(.+)'", first) == ["prepare-data"]
+    assert study.executed(first) == ["prepare-data"]
     (row,) = study.run(home, "dvc", "params", "diff").splitlines()[1:]
     assert row.split() == ["params.yaml", "data.split_seed", "0", "1"]
     (copy / "pipeline/data/__pycache__").mkdir(exist_ok=True)
@@ -228,26 +228,30 @@ def test_a_dry_run_of_a_fresh_clone(copy: Path, tmp_path: Path) -> None:
     study.run(copy, "git", "clone", "-q", str(copy), str(tmp_path / "clone"))
     dry = ("dvc", "repro", "--dry")
     said = study.run(tmp_path / "clone", *dry, "--force")
-    assert len(re.findall(r"^Running stage", said, re.M)) == 11
+    assert len(study.executed(said)) == 11
     said = study.run(tmp_path / "clone", *dry, "--allow-missing")
-    assert re.findall(r"^Running stage '(.*)'", said, re.M) == ["report"]
+    assert study.executed(said) == ["report"]
     assert "data/prepared" in study.run(
         tmp_path / "clone", *dry, check=False
     )  # as docs/dvc.md says
 
 
 def test_bad_params_stop_before_any_work(copy: Path) -> None:
+    """Neither a stage runs nor does DVC remove the outputs of the stage that it would run."""
     page = (study.REPOSITORY / "docs/dvc.md").read_text().partition("in a finished study |")[2]
-    rows = re.findall(r"\| `([^|]+)` \| `(params.yaml:.+)` \|$", page, re.M)
-    edits = {": hspg,": ": hspgg,"}, {"training: h,": "training: hh,"}, {"finetune: {e": "# {e"}
-    for (dvc, ours), edit in zip(rows, edits, strict=True):
+    rows = re.findall(r"\| `(params.yaml:.+)` \|$", page.partition("\n\n")[0], re.M)
+    edits = {": hspg,": ": hspgg,"}, {"training: h,": "training: hh,"}, {"finetune: {e": "# {e"}, \
+        {"epochs: 2\n": "epochs: -2\n"}  # fmt: skip
+    before = study.tree(copy / "reports") | study.tree(copy / "artifacts")
+    for ours, edit in zip(rows, edits, strict=True):
         study.edit(copy, edit)
         said = study.run(copy, "dvc", "repro", check=False)
-        assert dvc in said
-        assert "Running stage" not in said
+        assert f"\nerror: {ours}" in said
+        assert study.executed(said) == []
         said = study.run(copy, "python", "-m", "pipeline.cli", "run", check=False)
         assert said.startswith(f"error: {ours}")
         (copy / "params.yaml").write_text(study.PARAMS)
+    assert study.tree(copy / "reports") | study.tree(copy / "artifacts") == before
     study.edit(copy, {"penalty: 0.2": "penalti: 0.2"})
     shown = study.run(copy, "dvc", "repro", "train@h", check=False)
     assert "params.yaml: methods.hspg.penalti: unknown key; did you mean 'penalty'?" in shown

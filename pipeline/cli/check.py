@@ -29,6 +29,7 @@ from pipeline.study.records.counts import count_network
 from pipeline.study.records.data import DataRecord, data_record
 from pipeline.study.records.record import read_record
 
+ALWAYS = ("check", "report")  # stages that every `dvc repro` runs
 PAGE, SCHEMA = Path("docs/params.md"), Path("docs/params.schema.json")
 
 
@@ -50,7 +51,7 @@ def changed_stages() -> list[str] | None:
         return None
     if said.returncode:
         raise RuntimeError(f"dvc status failed: {said.stderr.strip()}")
-    return [name for name in json.loads(said.stdout) if name != "report"]
+    return [name for name in json.loads(said.stdout) if name not in ALWAYS]
 
 
 def following(params: Params, changed: list[str]) -> list[str]:

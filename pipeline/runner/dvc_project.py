@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.runner.task import Outcome, Task, task_of
 
 FILE = "dvc.yaml"
+CHECK = "check"  # validates params.yaml, as `espalier run` has done before it comes here
 
 
 class DvcProject:
@@ -45,9 +46,11 @@ class DvcProject:
         self._finished: list[Any] = []
 
     def tasks(self) -> Mapping[str, Task]:
-        """All stages of the study by name."""
+        """All stages of the study by name, without `check`."""
         found = {}
         for name, stage in self._stages.items():
+            if name == CHECK:
+                continue
             after = frozenset(s.addressing for s in self._graph.successors(stage))
             found[name] = task_of(name, stage.cmd, after)
         return found
@@ -98,6 +101,8 @@ class DvcProject:
         if not self._finished:
             return
         with self._locked(FILE):
+            if CHECK in self._stages:  # so that `dvc repro` does not add it later
+                self._finished.append(self._stages[CHECK])
             self._finished[0].dvcfile.dump_stages(self._finished, update_pipeline=False)
         self._finished = []
 

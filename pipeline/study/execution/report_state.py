@@ -37,11 +37,11 @@ def inputs() -> str:
     """Digest of everything that a report reads: take it before the report starts."""
     hashed = hashlib.sha256(repr((str(Path.cwd()), sys.version, _versions())).encode())
     code = [CODE / name for name in _CODE]
-    for path in _files(*(folder / name for folder in folders() for name in _READ), *code):
+    for path in files_of(*(folder / name for folder in folders() for name in _READ), *code):
         if "__pycache__" not in path.parts:
             hashed.update(f"\n{path}:".encode())
             hashed.update(hashlib.sha256(path.read_bytes()).digest())
-    for path in _files(_DELIVERED):
+    for path in files_of(_DELIVERED):
         hashed.update(_seen(path).encode())
     return hashed.hexdigest()
 
@@ -49,10 +49,10 @@ def inputs() -> str:
 def results() -> str:
     """Digest of the tables and figures, and the state of the local database."""
     hashed = hashlib.sha256()
-    for path in _files(*_WRITTEN, _LOCAL):
+    for path in files_of(*_WRITTEN, _LOCAL):
         hashed.update(f"\n{path}:".encode())
         hashed.update(hashlib.sha256(path.read_bytes()).digest())
-    for path in _files(*_DATABASE):
+    for path in files_of(*_DATABASE):
         hashed.update(_seen(path).encode())
     return hashed.hexdigest()
 
@@ -99,7 +99,8 @@ def folders(study: Path = Path()) -> list[Path]:
     return [study, *(study / name for name in parts)]
 
 
-def _files(*places: Path) -> Iterator[Path]:
+def files_of(*places: Path) -> Iterator[Path]:
+    """These files, and all files below these folders."""
     for place in places:
         yield from [place] if place.is_file() else sorted(filter(Path.is_file, place.rglob("*")))
 
@@ -111,10 +112,11 @@ def _seen(path: Path) -> str:
 
 
 def _versions() -> list[str]:
-    return [_version(name) for name in _LIBRARIES]
+    return [version_of(name) for name in _LIBRARIES]
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """The version of an installed package; "" without it."""
     try:
         return version(name)
     except PackageNotFoundError:
