@@ -20,8 +20,13 @@ from pipeline.units.rows import Rows, named_parameters, zig_norms
 
 
 class RowConfig(Strict):
-    """`groups`: "all" prunes every prunable group; "inner" only channels that one layer produces
-    and one layer reads, hence never a residual stream (the authors' scope on ImageNet)."""
+    """Settings of every method with a row-wise optimizer.
+
+    Attributes:
+        groups: channel groups to prune. all: every prunable group; inner: only channels that one
+            layer produces and one layer reads, hence never a residual stream (the authors' scope on
+            ImageNet).
+    """
 
     groups: GroupScope = "all"
 

@@ -42,17 +42,23 @@ class DHSPGConfig(RowConfig):
     Attributes:
         target_group_sparsity: fraction of zero channels to reach.
         tolerance_group_sparsity: additional fraction of channels that are penalised.
-        penalty: lambda; `amplify` and `ceiling` bound the adaptive penalty (A and C in
-            docs/methods/dhspg.md). None = the variant's default (`VARIANTS`).
+        penalty: lambda, the weight of the group norms; none = the variant's default (see the card).
+        amplify: A in docs/methods/dhspg.md, which raises the adaptive penalty; none = the variant's
+            default.
+        ceiling: C in docs/methods/dhspg.md, which bounds the adaptive penalty; none = the variant's
+            default.
         epsilon: half-space parameter in [0, 1).
-        start_epochs: epochs before the partition; None = `start_fraction` of all steps.
-        project_epochs: epochs before the projection begins; None = `project_fraction` of all steps,
-            or, if that is None too, with the partition. The penalty adapts before projection too.
+        start_epochs: epochs before the partition; none = `start_fraction` of all steps.
+        start_fraction: fraction of all steps before the partition, if `start_epochs` is none.
+        project_epochs: epochs before the projection begins; none = `project_fraction` of all steps,
+            or, if that is none too, with the partition. The penalty adapts before projection too.
+        project_fraction: fraction of all steps before the projection begins, if `project_epochs` is
+            none.
         warmup_fraction: fraction of all steps before the penalty adapts and channels are projected.
-        fixed_zero_groups: zero channels are permanently zero; False: only after projection begins.
+        fixed_zero_groups: zero channels are permanently zero; false: only after projection begins.
         group_divisible: the number of channels kept in a group is a multiple of this.
-        weight_decay_type: AdamW's decay along x ("l2_norm") or x / ||x|| of each row ("l1_norm").
-        faithful: see the docstring of this module.
+        weight_decay_type: AdamW's decay along x (l2_norm) or x / ||x|| of each row (l1_norm).
+        faithful: behave like the authors' program where it differs from the paper (see the card).
     """
 
     target_group_sparsity: Fraction = 0.5

@@ -36,17 +36,26 @@ Window = Literal["history", "consecutive"]
 
 
 class EarlyBirdConfig(Strict):
-    """Slimming's `penalty`, `gamma_init`, `across`, and the rule for when a ticket has emerged.
-
-    `ratios`: fractions of channels to drop, all monitored at once; `ratio`: the one that `stop` and
-    `continue_training` use. `window`: "history" requires the newest mask to be at most `epsilon`
-    from each of the `length` - 1 masks before it (the authors' code); "consecutive" requires the
-    last `length` distances between successive masks to be below `epsilon` (the paper's wording).
-    The first mask is drawn after `min_epoch` epochs.
+    """Slimming's settings, and the rule for when a ticket has emerged.
 
     For every ratio, the weights at which the ticket emerges are snapshotted as "ticket-<ratio>".
-    `stop`: the search ends when the ticket emerges; its weights are the artefact "search". Then
-    `continue_training` finishes the schedule with the ticket's mask, or densely without a ticket.
+
+    Attributes:
+        penalty: weight of the L1 norm of the BatchNorm scales gamma, as in slimming.
+        gamma_init: initial value of the scales; none leaves them unchanged.
+        across: score of a channel with several BatchNorms (a residual stream): mean or max of their
+            |gamma|.
+        ratios: fractions of channels to drop, all monitored at once.
+        ratio: the one of `ratios` that `stop` and `continue_training` use.
+        window: history requires the newest mask to be at most `epsilon` from each of the `length` -
+            1 masks before it (the authors' code); consecutive requires the last `length` distances
+            between successive masks to be below `epsilon` (the paper's wording).
+        length: number of masks or distances in the window.
+        epsilon: largest distance of two masks, as the fraction of channels in which they differ.
+        min_epoch: the first mask is drawn after this many epochs.
+        stop: end the search when the ticket emerges; its weights are the artefact "search".
+        continue_training: after `stop`, finish the schedule with the ticket's mask, or densely
+            without a ticket.
     """
 
     penalty: NonNegative = 1e-4

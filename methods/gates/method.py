@@ -52,13 +52,18 @@ NORMS = (
 
 
 class GatesConfig(Strict):
-    """`balance` is lambda, `target_gate_mean` is s of the paper; `lr` is Adam's.
+    """Settings of the search for channel gates.
 
-    `groups`: "inner" gates the channels that one layer produces and one layer reads, hence never a
-    residual stream; "all" gates every prunable group. `skip`: patterns of layer names
-    (`blocks.*.conv3`) whose output is never gated. `after_depthwise`: also gate the norms after
-    depthwise convolutions. Without it, that BatchNorm in training mode divides out the gate before
-    the convolution.
+    Attributes:
+        lr: learning rate of Adam, which learns the gates.
+        balance: lambda of the paper: weight of the squared distance of the mean gate from its
+            target.
+        target_gate_mean: s of the paper: the mean over all gates to reach.
+        groups: inner gates the channels that one layer produces and one layer reads, hence never a
+            residual stream; all gates every prunable group.
+        skip: patterns of layer names (`blocks.*.conv3`) whose output is never gated.
+        after_depthwise: also gate the norms after depthwise convolutions. Without it, that
+            BatchNorm in training mode divides out the gate before the convolution.
     """
 
     lr: Positive = 0.01

@@ -29,14 +29,19 @@ from pipeline.units.plan import PruningPlan
 
 
 class GMPConfig(Strict):
-    """The sparsity curve and the weights it applies to.
+    """The sparsity curve and the weights it applies to. Epochs count trained epochs.
 
-    `initial_sparsity` is the paper's s_i, `final_sparsity` s_f: fractions of the chosen weights.
-    Epochs count trained epochs: the curve runs from `begin_epoch` to `end_epoch` (None: three
-    quarters of the recipe's epochs), and the mask is updated every `frequency` epochs and at
-    `end_epoch`. `allocation`: the same sparsity in each layer (uniform, as in the paper), one
-    ranking over all layers (global), or Erdos-Renyi-kernel densities (erk). `layers`:
-    convolutions only, or linear layers too; `ignore`: layer names to leave dense.
+    Attributes:
+        initial_sparsity: s_i of the paper: fraction of the chosen weights removed at `begin_epoch`.
+        final_sparsity: s_f of the paper: fraction of the chosen weights removed at the end.
+        begin_epoch: epoch at which the curve begins.
+        end_epoch: epoch at which it reaches `final_sparsity`; none = three quarters of the recipe's
+            epochs.
+        frequency: epochs between two updates of the mask; `end_epoch` always updates it.
+        allocation: uniform gives each layer the same sparsity, as in the paper; global ranks all
+            layers together; erk gives Erdos-Renyi-kernel densities.
+        layers: conv prunes convolutions only; all prunes linear layers too.
+        ignore: names of layers to leave dense.
     """
 
     initial_sparsity: Fraction = 0.0

@@ -36,13 +36,13 @@ class HESSOConfig(RowConfig):
 
     Attributes:
         target_group_sparsity: fraction of zero channels after the last period.
-        start_fraction, pruning_fraction: when pruning begins and how long it lasts, as fractions of
-            all steps.
+        start_fraction: fraction of all steps before pruning begins.
+        pruning_fraction: fraction of all steps that pruning lasts.
         periods: number of equal parts into which pruning is divided.
         group_divisible: the number of channels kept in a group is a multiple of this; groups that
             are not larger are not pruned.
         criteria: weights of the scores by name; low score = redundant.
-        faithful: see the docstring of this module.
+        faithful: behave like the authors' program where it differs from the paper (see the card).
     """
 
     target_group_sparsity: Fraction = 0.5

@@ -31,8 +31,8 @@ class HESSOCRICConfig(RowConfig):
         start_fraction: fraction of all steps before the trials and cycles.
         cycle_fraction: fraction of all steps for trials (at most half of it) and cycles together.
         pruning_fraction: fraction of all steps for the final shrink.
-        cycles: maximum number of cycles; they stop earlier once at most `tolerance` of the
-            low-scoring channels are untested.
+        cycles: maximum number of cycles.
+        tolerance: cycles stop earlier once at most this many low-scoring channels are untested.
         group_divisible: the number of channels kept in a group is a multiple of this; groups that
             are not larger are not pruned.
         criteria: weights of the scores by name; low score = redundant.

@@ -43,15 +43,18 @@ class HSPGConfig(RowConfig):
         penalty: lambda, the weight of the group norms.
         epsilon: half-space parameter in [0, 1); larger projects more.
         upper_group_sparsity: largest fraction of zero channels in a group; 1 = no bound.
-        epsilon_linear, upper_group_sparsity_linear: replace the general values in groups whose
-            producers are all linear layers with one row per channel; None = the general values.
+        epsilon_linear: `epsilon` in groups whose producers are all linear layers with one row per
+            channel; none = `epsilon`.
+        upper_group_sparsity_linear: `upper_group_sparsity` in the same groups; none = the general
+            value.
         adapt_epsilon_steps: interval, in half-space steps, at which epsilon of these groups is
             adapted; 0 = never.
-        warmup_epochs: epochs without projection; None = `warmup_fraction` of all epochs.
+        warmup_epochs: epochs without projection; none = `warmup_fraction` of all epochs.
+        warmup_fraction: fraction of all epochs without projection, if `warmup_epochs` is none.
         momentum: heavy ball on the whole sub-gradient, penalty included.
         penalty_milestones: 0-based epochs before which the penalty is divided by 10, or set to 0
             once it is at most 1e-6.
-        faithful: see the docstring of this module.
+        faithful: behave like the authors' program where it differs from the paper (see the card).
         split_norms: make a channel's producers and its norms two groups, penalised and projected
             separately, as in the authors' VGG16-BN. Only a channel that is zero in both can be
             removed.

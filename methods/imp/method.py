@@ -49,25 +49,36 @@ Rule = Literal["exact", "quantile", "openlth"]
 class IMPConfig(Strict):
     """How many weights a round removes, from which layers, and how the rest is retrained.
 
-    `prune_per_round` is a fraction of the weights still alive. `target` replaces it: the weight
-    sparsity after the last round. `scope`: remove the smallest weights over all chosen layers
-    (global), of each layer (layer), or down to Erdos-Renyi-kernel densities (erk). `layers`:
-    convolutions only, or linear layers too; `ignore`: layer names to leave dense. `layer_rates`:
-    with `scope: layer`, rates of single layers by name (Frankle & Carbin 2019 prune the output
-    layer at half the rate).
+    `rewind`, with t = `retrain_epochs`, starts every round from
+        finetune - current weights, constant at the last learning rate of the schedule
+        init - initial weights, schedule from its start
+        epoch - weights and schedule of epoch `rewind_epoch` of the recipe
+        lr - current weights, the last t epochs of the schedule (learning-rate rewinding)
+        random - new random weights, schedule from its start
 
-    `rewind`, with t = `retrain_epochs`:
-        finetune: current weights, constant at the last learning rate of the schedule.
-        init: initial weights, schedule from its start.
-        epoch: weights and schedule of epoch `rewind_epoch` of the recipe.
-        lr: current weights, the last t epochs of the schedule (learning-rate rewinding).
-        random: new random weights, schedule from its start.
-    Without `retrain_epochs`, t is the recipe's epochs, less `rewind_epoch` for finetune, epoch, lr.
-
-    `rule`: exact removes floor(fraction * alive) weights; quantile keeps what is above the linearly
-    interpolated quantile; openlth keeps what is above the sorted entry ceil(fraction * alive).
-    `shuffle`: after the last round one more phase, "shuffled", retrains a mask with the same counts
-    at random positions (within each layer, or anywhere), as a control for the ticket.
+    Attributes:
+        rounds: number of times that weights are removed and the rest is retrained.
+        prune_per_round: fraction of the weights still alive that a round removes.
+        target: the weight sparsity after the last round, instead of `prune_per_round`.
+        scope: remove the smallest weights over all chosen layers (global), of each layer (layer),
+            or down to Erdos-Renyi-kernel densities (erk).
+        layers: conv prunes convolutions only; all prunes linear layers too.
+        ignore: names of layers to leave dense.
+        rewind: weights and schedule of a round: current weights at the last learning rate
+            (finetune) or with the schedule's last `retrain_epochs` (lr); the initial (init) or new
+            random weights (random) with the whole schedule; those of the recipe's `rewind_epoch`
+            (epoch).
+        retrain_epochs: epochs of a round; none = the recipe's epochs, less `rewind_epoch` for
+            finetune, epoch and lr.
+        rule: exact removes floor(fraction * alive) weights; quantile keeps what is above the
+            linearly interpolated quantile; openlth keeps what is above the sorted entry
+            ceil(fraction * alive).
+        shuffle: after the last round one more phase, "shuffled", retrains a mask with the same
+            counts at random positions (within each layer, or anywhere), as a control for the
+            ticket.
+        shuffle_seed: seed of these positions.
+        layer_rates: with `scope: layer`, rates of single layers by name (Frankle & Carbin 2019
+            prune the output layer at half the rate).
     """
 
     rounds: Annotated[int, Field(ge=1, le=1000)] = 4

@@ -45,16 +45,25 @@ Criterion = Literal["snip", "grasp", "synflow", "magnitude", "random"]
 
 
 class InitPruningConfig(Strict):
-    """`sparsity`: fraction of the chosen weights removed before training.
+    """What is pruned before training, and how it is chosen.
 
-    `allocation`: rank all layers together, or give each the same density (uniform) or its
-    Erdos-Renyi-kernel density (erk). `rounds`: None means 100 for synflow, 1 otherwise.
-    `batches`: number of training batches that snip and grasp use. `temperature` divides the logits
-    for grasp, whose authors use 200. `seed`: seed of the random criterion.
+    The program of SNIP's authors sets `biases` and `another_draw`.
 
-    `biases`: rank the biases of the chosen layers too, and count them in `sparsity`. Zero biases
-    score 0 and go first. `another_draw`: train new random weights instead of the scored ones. The
-    program of SNIP's authors does both.
+    Attributes:
+        criterion: score of a weight: snip |w g|, grasp w (H g), synflow w dR/dw, magnitude |w|, or
+            random; the highest are kept.
+        sparsity: fraction of the chosen weights removed before training.
+        allocation: global ranks all layers together; uniform gives each the same density; erk its
+            Erdos-Renyi-kernel density.
+        layers: conv prunes convolutions only; all prunes linear layers too.
+        ignore: names of layers to leave dense.
+        rounds: number of scorings, each removing a part; none = 100 for synflow, 1 otherwise.
+        batches: number of training batches that snip and grasp use.
+        temperature: divides the logits for grasp, whose authors use 200.
+        seed: seed of the random criterion.
+        biases: rank the biases of the chosen layers too, and count them in `sparsity`. Zero biases
+            score 0 and go first.
+        another_draw: train new random weights instead of the scored ones.
     """
 
     added_later = ("biases", "another_draw")

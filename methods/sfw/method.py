@@ -44,20 +44,27 @@ class SFWConfig(Strict):
     """Settings of SFW; the defaults are the paper's where the authors' README states them.
 
     Attributes:
-        constraint: feasible set of each tensor; "none" is SGD with the same averaged gradient and
+        constraint: feasible set of each tensor; none is SGD with the same averaged gradient and
             schedule.
-        k, k_frac: nonzeros per vertex: max(k, k_frac n), at most n.
-        mode, size: `size` is the radius, the diameter, or, in "initialization", the L2 norm of
-            the vertices in units of the tensor's norm at initialisation.
-        init_norms: where that norm comes from; "measured_by_shape" is the authors' code.
+        k: nonzeros per vertex of k_sparse are max(k, k_frac n), at most the n entries of the
+            tensor.
+        k_frac: nonzeros per vertex as a fraction of the n entries of the tensor; see `k`.
+        mode: what `size` is: the radius, the diameter, or the L2 norm of the vertices in units of
+            the tensor's norm at initialisation.
+        size: size of the feasible set; see `mode`.
+        init_norms: where the norm at initialisation comes from; measured_by_shape is the authors'
+            code.
         constrain: all parameters, as the authors do, or only convolution and linear weights; the
             others then take unconstrained steps along the averaged gradient.
-        rescale: "gradient" gives every step the length lr ||m||, as SGD has; "diameter" divides
-            lr by the diameter.
-        schedule: learning rate by thirds ("decrease_3"), at 90 and 130 ("decrease_3_180"), by
-            thirds and by the trend of the loss ("dynamic_change"), constant, or the recipe's.
-        dynamic_loss: the loss that "dynamic_change" uses; the authors' code uses the last batch.
+        rescale: gradient gives every step the length lr ||m||, as SGD has; diameter divides lr by
+            the diameter; none uses lr as it is.
+        lr: initial learning rate, instead of the recipe's.
+        momentum: weight of the old average in the averaged gradient m.
+        schedule: learning rate by thirds (decrease_3), at 90 and 130 (decrease_3_180), by thirds
+            and by the trend of the loss (dynamic_change), constant (keep), or the recipe's.
+        dynamic_loss: the loss that dynamic_change uses; the authors' code uses the last batch.
         sfw_init: learn a scale per tensor first (SFW-Init) over `sfw_init_iterations` iterations.
+        sfw_init_iterations: optimizer steps of SFW-Init.
         sfw_init_reproject: make the scaled weights feasible again; the authors' code does not.
     """
 

@@ -25,11 +25,15 @@ from pipeline.units.groups import Granularity, Units
 
 
 class SlimmingConfig(Strict):
-    """`penalty` is the paper's lambda: 1e-4 for VGG, 1e-5 for ResNet and DenseNet.
+    """Settings of network slimming.
 
-    `gamma_init`: initial value of the scales, 0.5 in the paper; None leaves them unchanged (a
-    network with trained weights). `across`: score of a channel with several BatchNorms (a residual
-    stream): the mean or max of their |gamma|.
+    Attributes:
+        penalty: lambda of the paper, the weight of the L1 norm of the BatchNorm scales gamma: 1e-4
+            for VGG, 1e-5 for ResNet and DenseNet.
+        gamma_init: initial value of the scales, 0.5 in the paper; none leaves them unchanged (a
+            network with trained weights).
+        across: score of a channel with several BatchNorms (a residual stream): mean or max of their
+            |gamma|.
     """
 
     penalty: NonNegative = 1e-4

@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -44,6 +45,9 @@ BLOCKS: tuple[tuple[str, str, Block], ...] = (
     ("The machine", "compute", schema.ComputeParams),
     ("Jobs of a cluster", "compute.cluster", schema.ClusterParams),
 )
+AUGMENTATIONS: tuple[Block, ...] = (
+    *(data.PadCrop, data.Flip, data.RandomResizedCrop, data.ColorJitter, data.Lighting),
+)
 INTRO = """\
 # Every key of params.yaml
 
@@ -61,7 +65,7 @@ def page() -> str:
         parts.append(f"## {title}{place}\n\n{_doc(block)}\n{_table(block)}")
     parts.append(f"### Names of data sets\n\n{_names(DEFAULTS)}; presets: {_names(PRESETS)}.\n")
     parts.append("## Augmentations: `data.augment`\n")
-    for kind in (data.PadCrop, data.Flip, data.RandomResizedCrop, data.ColorJitter, data.Lighting):
+    for kind in AUGMENTATIONS:
         parts.append(f"### `{kind.model_fields['name'].default}`\n\n{_doc(kind)}\n{_table(kind)}")
     parts.append("## Methods: `methods.NAME`\n")
     for name in registry.method_names():
@@ -82,8 +86,10 @@ def json_schema() -> dict[str, Any]:
     definitions = found["$defs"]
     methods = {}
     for name in registry.method_names():
-        config = registry.method_spec(name).config.model_json_schema(ref_template="#/$defs/{model}")
+        settings = registry.method_spec(name).config
+        config = settings.model_json_schema(ref_template="#/$defs/{model}")
         definitions |= config.pop("$defs", {})
+        _describe(config, settings)
         methods[name] = config
     found["properties"]["methods"] = {
         "type": "object",
@@ -97,7 +103,17 @@ def json_schema() -> dict[str, Any]:
     definitions["FinetuneParams"]["properties"]["train"] = _partial(definitions["Recipe"])
     definitions["ModelChoice"]["properties"]["family"] = {"enum": list(registry.family_names())}
     _with_shorthands(definitions["DataConfig"]["properties"])
+    for block in (*AUGMENTATIONS, *(block for _, _, block in BLOCKS[1:])):
+        _describe(definitions[block.__name__], block)
+    _describe(found, schema.File)
     return found
+
+
+def _describe(definition: dict[str, Any], block: Block) -> None:
+    """Add the explanation of every key, which editors show."""
+    definition["description"] = " ".join(_doc(block).split())
+    for key, value in definition.get("properties", {}).items():
+        value["description"] = explanation(block, key)
 
 
 def _partial(block: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +140,8 @@ def _doc(block: Block) -> str:
     return f"{text}\n" if text else ""
 
 
-def _about(block: Block) -> tuple[str, dict[str, str]]:
+@cache
+def _about(block: type) -> tuple[str, dict[str, str]]:
     """A block's docstring, and what its list of keys says, by key."""
     text = inspect.cleandoc(block.__doc__ or "") if block.__doc__ is not BaseModel.__doc__ else ""
     rest: list[str] = []
@@ -148,18 +165,30 @@ def _table(block: Block) -> str:
     if not properties:
         return "No settings.\n"
     lines = ["| key | value | default | |", "|---|---|---|---|"]
-    told, listed = _field_docs(block), _about(block)[1]
     for key, value in properties.items():
         required = key in block.model_json_schema().get("required", ())
         default = "required" if required else _default(block, key)
         kind = _kind(value, definitions).replace("|", "\\|")
-        text = told.get(key) or listed.get(key) or _of_block(block.model_fields[key].annotation)
+        text = explanation(block, key)
         lines.append(f"| `{key}` | {kind} | {default} | {_escaped(text)} |")
     return "\n".join(lines) + "\n"
 
 
+def explanation(block: Block, key: str) -> str:
+    """What a key means: the string below it, else its item in the docstring of its class or of a
+    class that this one extends, else the first sentence about the block that it holds."""
+    for base in block.__mro__:
+        if base is BaseModel:
+            break
+        text = _field_docs(base).get(key) or _about(base)[1].get(key)
+        if text:
+            return text
+    return _of_block(block.model_fields[key].annotation)
+
+
 def _escaped(text: str) -> str:
-    """`<` outside code would begin an HTML tag."""
+    """`<` outside code would begin an HTML tag, and `|` ends a cell."""
+    text = text.replace("|", "\\|")
     parts = text.split("`")
     return "`".join(p if i % 2 else p.replace("<", "&lt;") for i, p in enumerate(parts))
 
@@ -211,7 +240,8 @@ def _range(value: Mapping[str, Any]) -> str:
     return f" {', '.join(found)}" if found else ""
 
 
-def _field_docs(block: Block) -> dict[str, str]:
+@cache
+def _field_docs(block: type) -> dict[str, str]:
     """The string below each field in the source of the class."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(block))).body[0]
     assert isinstance(tree, ast.ClassDef)

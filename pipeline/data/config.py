@@ -17,21 +17,37 @@ class _Frozen(BaseModel):
 
 
 class PadCrop(_Frozen):
-    """Pad with black on all sides, then cut a window of the old size at a random position."""
+    """Pad with black on all sides, then cut a window of the old size at a random position.
+
+    Attributes:
+        name: this augmentation.
+        padding: width of the border, in pixels.
+    """
 
     name: Literal["pad_crop"] = "pad_crop"
     padding: Annotated[int, Field(ge=1)] = 4
 
 
 class Flip(_Frozen):
-    """Mirror left and right."""
+    """Mirror left and right.
+
+    Attributes:
+        name: this augmentation.
+        probability: fraction of the images that are mirrored.
+    """
 
     name: Literal["flip"] = "flip"
     probability: Probability = 0.5
 
 
 class RandomResizedCrop(_Frozen):
-    """Cut a box of random area and aspect ratio and scale it to the network's size."""
+    """Cut a box of random area and aspect ratio and scale it to the network's size.
+
+    Attributes:
+        name: this augmentation.
+        scale: least and largest area, as fractions of the image.
+        ratio: least and largest width / height.
+    """
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
     scale: Range = (0.08, 1.0)
@@ -45,7 +61,14 @@ class RandomResizedCrop(_Frozen):
 
 
 class ColorJitter(_Frozen):
-    """Brightness, contrast and saturation times 1 +- the given amount, in random order."""
+    """Brightness, contrast and saturation times 1 +- the given amount, in random order.
+
+    Attributes:
+        name: this augmentation.
+        brightness: largest relative change of the brightness.
+        contrast: largest relative change of the contrast.
+        saturation: largest relative change of the saturation.
+    """
 
     name: Literal["color_jitter"] = "color_jitter"
     brightness: Probability = 0.4
@@ -54,7 +77,12 @@ class ColorJitter(_Frozen):
 
 
 class Lighting(_Frozen):
-    """Noise along the principal components of ImageNet's colours (AlexNet, section 4.1)."""
+    """Noise along the principal components of ImageNet's colours (AlexNet, section 4.1).
+
+    Attributes:
+        name: this augmentation.
+        std: standard deviation of the noise, in units of each component's own.
+    """
 
     name: Literal["lighting"] = "lighting"
     std: NonNegative = 0.1
@@ -104,10 +132,15 @@ Augmentation = Annotated[
 class SquadConfig(_Frozen):
     """Settings for SQuAD; lengths are in tokens.
 
-    `tokenizer`: a folder, or a name on the hub. `stride`: distance between the starts of two
-    windows over a long context. `dev_limit`: number of dev questions to use. `drop_guessed`: drop
-    training questions whose answer position is marked as guessed in a reconstructed file.
-    `drop_empty`: drop training windows that do not contain the answer.
+    Attributes:
+        tokenizer: a folder, or a name on the hub.
+        max_length: length of a window: question, piece of context, special tokens.
+        stride: distance between the starts of two windows over a long context.
+        query_length: longer questions are cut.
+        dev_limit: number of dev questions to use; none = all.
+        drop_guessed: drop training questions whose answer position is marked as guessed in a
+            reconstructed file.
+        drop_empty: drop training windows that do not contain the answer.
     """
 
     tokenizer: str
@@ -125,18 +158,23 @@ SQUAD = ("squad", "squad_reconstructed")
 class DataConfig(_Frozen):
     """The `data:` block. Validation resolves every "auto" and the preset.
 
-    `preset` (see presets.py) gives defaults for missing keys: a paper's augmentation, statistics
-    and image size. `augment`: a list, "none", or "auto" for the data set's usual augmentation.
-    `normalise`: "auto" (the data set's usual statistics), "imagenet", "computed" (from the
-    training split), or `{mean: [...], std: [...]}`.
-
-    `val_size` training images, stratified by class and chosen by `split_seed`, become the
-    validation split. `limit`: number of the remaining training images to use, also stratified, for
-    runs that fit a CPU. `size`: side of the network's input; None = that of the images. `rgb`:
-    repeat a grey channel three times.
-
-    `squad`: settings for the SQuAD data sets, which have no images; there `val_size` and `limit`
-    count questions.
+    Attributes:
+        name: the data set; names are listed below.
+        preset: defaults for missing keys: a paper's augmentation, statistics and image size
+            (presets.py).
+        root: folder of the raw files.
+        download: fetch missing raw files; false refuses instead.
+        val_size: number of training images, stratified by class, that become the validation split;
+            none = no validation split. For SQuAD it counts questions.
+        split_seed: seed that chooses them.
+        limit: number of the remaining training images to use, also stratified, for runs that fit a
+            CPU; none = all. For SQuAD it counts questions.
+        augment: a list of augmentations, none, or auto for the data set's usual ones.
+        normalise: auto (the data set's usual statistics), imagenet, computed (from the training
+            split), or `{mean: [...], std: [...]}`.
+        size: side of the network's input, in pixels; none = that of the images.
+        rgb: repeat a grey channel three times.
+        squad: settings for the SQuAD data sets, which have no images.
     """
 
     name: str

@@ -16,10 +16,14 @@ from pydantic import (
 
 
 class LatencyProbe(BaseModel):
-    """How a `latency` target measures: forwards of `batch_size` examples; `threads` on the CPU.
+    """How a `latency` target measures.
 
-    `repeats`: of the dense and the pruned network, in turns, per measurement; the medians count.
-    `probes`: measurements at most.
+    Attributes:
+        batch_size: examples in a forward pass.
+        threads: CPU threads.
+        repeats: forward passes of the dense and the pruned network, in turns, per measurement; the
+            medians count.
+        probes: measurements at most.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -36,10 +36,18 @@ class Strict(BaseModel):
 
 
 class OptimizerConfig(Strict):
-    """A torch optimizer and its settings. `lr` and `weight_decay` apply to all of them.
+    """A torch optimizer and its settings.
 
-    `fused`: use torch's fused kernels, which take a third of the time on small networks. Adam and
-    AdamW then round differently, so the resulting bits differ.
+    Attributes:
+        name: the optimizer, as torch implements it.
+        lr: learning rate; the schedule starts from it or ends its warm-up there.
+        weight_decay: weight of the L2 penalty, whose gradient is added; adamw decays the weights
+            directly.
+        momentum: sgd: weight of the old average of gradients.
+        nesterov: sgd: Nesterov's momentum.
+        betas: adam, adamw: decay of the averages of the gradient and of its square.
+        fused: use torch's fused kernels, which take a third of the time on small networks. Adam and
+            AdamW then round differently, so the resulting bits differ.
     """
 
     added_later = ("fused",)
@@ -64,12 +72,22 @@ class OptimizerConfig(Strict):
 class ScheduleConfig(Strict):
     """Learning rate by epoch, stepped at the end of the epoch.
 
-    constant; step (x gamma every `step_size`); multistep (x gamma at `milestones`); cosine (to
-    `min_lr` at the last epoch); warm_restarts (period `period`, times `period_factor`); cyclic
-    (triangular between `min_lr` and lr: `step_up`, `step_down` epochs); plateau (x gamma after
-    `patience` epochs without a better validation loss, not below `min_lr`).
-    The first `lr_warmup` epochs are a linear warm-up. linear changes at every step: up to lr during
-    `warmup_fraction` of all steps, then down to `min_lr` at the last step.
+    Attributes:
+        name: constant; step (x gamma every `step_size`); multistep (x gamma at `milestones`);
+            cosine (to `min_lr` at the last epoch); warm_restarts (cosine, again and again); cyclic
+            (triangular between `min_lr` and lr); plateau (x gamma when the validation loss stalls);
+            linear (at every step; up to lr, then down to `min_lr` at the last step).
+        milestones: multistep: epochs after which the rate is multiplied by gamma.
+        gamma: step, multistep, plateau: factor of a decrease.
+        step_size: step: epochs between two decreases.
+        min_lr: cosine, warm_restarts, cyclic, plateau, linear: the lowest rate.
+        period: warm_restarts: epochs until the first restart.
+        period_factor: warm_restarts: each period is this many times as long as the one before.
+        step_up: cyclic: epochs of the rise from `min_lr` to lr.
+        step_down: cyclic: epochs of the fall back.
+        patience: plateau: epochs without a better validation loss before a decrease.
+        lr_warmup: epochs of linear warm-up at the start.
+        warmup_fraction: linear: fraction of all steps of the rise to lr.
     """
 
     name: Literal[
@@ -97,6 +115,11 @@ class ScheduleConfig(Strict):
 class Recipe(Strict):
     """How a network is trained.
 
+    - `epochs`: passes over the training split.
+    - `label_smoothing`: probability that is spread evenly over all classes; 0 = off.
+    - `channels_last`: store images with the channels last in memory, which some devices compute
+      faster; the numbers differ by rounding.
+    - `compile`: compile the network with torch.compile; the numbers differ by rounding.
     - `batch_size`: examples in the whole batch, over all processes.
     - `mixup`: alpha of the Beta distribution that weighs two images of a blend
       (options/mixup.py); 0 = off. Images only.

@@ -40,7 +40,9 @@ class ModelChoice(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     family: str
+    """A file of models/; the networks are listed below."""
     name: str
+    """A network of the family."""
 
     @property
     def args(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class Weights(Strict):
     path: str
     """A file, or `hf://<owner>/<repository>/<file>` on the Hugging Face hub."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the file; another file is refused."""
     prefix: str = ""
     """Removed from every key, e.g. "module."."""
     into: str | None = None
@@ -96,7 +99,9 @@ class FinetuneParams(Strict):
     added_later = ("draw", "deliver")
 
     epochs: Annotated[int, Field(ge=0)] | MatchCost | None = None
+    """Epochs of the retraining, or what they should cost. Default: that of the common block."""
     start_from: StartFrom | None = None
+    """Weights that retraining starts from. Default: that of the common block."""
     draw: Annotated[int, Field(ge=0, lt=2**20)] = 0
     """Which random weights `start_from: random` begins with, by number."""
     deliver: tuple[Form, ...] | None = None
@@ -136,6 +141,7 @@ class PruningParams(Strict):
     saliency_batches: Count = 8
     """Training batches, without augmentation, for a criterion that is computed from data."""
     saliency_batch_size: Count = 128
+    """Examples in each of these batches."""
     target: Target
     """How much is pruned."""
     reference: Mapping[str, Any] | None = None
@@ -151,7 +157,9 @@ class PruningParams(Strict):
     """Control experiment for a ticket: prune the same number of weights at random positions, per
     layer (layerwise) or over all pruned layers together (global)."""
     shuffle_seed: int = 0
+    """Seed of the random positions of `shuffle`."""
     finetune: FinetuneParams = FinetuneParams()
+    """How this pruned network is retrained, where the common `finetune` block does not say it."""
 
     @property
     def ranking(self) -> str:
@@ -171,6 +179,7 @@ class SweepParams(Strict):
     each combination of `ranked`, `scopes` and `sparsities`."""
 
     trainings: tuple[str, ...] = ()
+    """Entries of `trainings`; each gets its curve."""
     sparsities: tuple[Sparsity, ...] = ()
     """Fractions of the ranked units that are removed."""
     ranked: Annotated[tuple[Ranked, ...], Field(min_length=1)] = ("weights",)
@@ -187,20 +196,25 @@ class State(Strict):
     """A named state of a training."""
 
     training: str
+    """An entry of `trainings`."""
     at: str = "final"
+    """Name of the state; the page on DVC lists them."""
 
 
 class Pair(Strict):
     """Two states of one network: the ends of a straight line."""
 
     one: State
+    """The end at position 0."""
     other: State
+    """The end at position 1."""
 
 
 class ConnectParams(Strict):
     """Linear mode connectivity: scores along the straight line between two states."""
 
     pairs: Mapping[str, Pair] = {}
+    """Pairs of states by name; each gets a curve."""
     points: Annotated[int, Field(ge=3, le=4096)] = 11
     """Networks scored on each line, both ends included."""
     recalibration_batches: Count = 50
@@ -211,11 +225,13 @@ class EvaluateParams(Strict):
     """How networks are scored and timed."""
 
     batch_size: Count = 256
+    """Examples in a batch while scoring. It changes scores only by rounding."""
     latency_batches: tuple[Count, ...] = (1, 128)
     """Batch sizes at which latency is measured."""
     latency_threads: Few = 1
     """CPU threads while latency is measured."""
     latency_repeats: Annotated[int, Field(ge=3, le=4096)] = 20
+    """Forward passes per batch size; their median counts."""
 
 
 class ClusterParams(Strict):
@@ -224,6 +240,7 @@ class ClusterParams(Strict):
     partition: Words | None = None
     """Default: Slurm's own."""
     account: Words | None = None
+    """The account that is charged; default: Slurm's own."""
     time: Annotated[
         str, Field(pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$", examples=["04:00:00"])
     ] = "04:00:00"
@@ -234,6 +251,7 @@ class ClusterParams(Strict):
     cores: Few = 1
     """Of a node, as are `memory` and `gpus`."""
     memory: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$", examples=["8GB"])] = "8GB"
+    """Main memory, e.g. 8GB."""
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
     """For one stage; it uses several with `compute.processes`."""
     jobs: Few = 16
@@ -274,6 +292,8 @@ class File(Strict):
     methods: Mapping[str, Mapping[str, Any]]
     """Settings of each method in use, by its name."""
     trainings: Mapping[str, TrainingParams]
+    """Networks to train, by name: one block each."""
     prunings: Mapping[str, PruningParams]
+    """Prunings of trained networks, by name: one row of the tables each."""
     deliver: tuple[str, ...] = ()
     """Prunings whose networks the report logs and registers as MLflow models."""

@@ -47,6 +47,21 @@ def test_a_key_is_explained_in_its_row() -> None:
     assert "| `round_to` | integer >= 1 | `1` | structured: the channels kept per group are" in text
     assert "| `sweep` | a block | its defaults | One-shot pruning of finished trainings" in text
     assert '"best-&lt;phase>"' in text  # not a tag
+    rows = [re.split(r"(?<!\\)\|", row) for row in re.findall(r"^\| `.*\|$", text, re.M)]
+    assert [row for row in rows if len(row[-2].strip()) < 10] == []
+
+
+def test_an_editor_shows_what_a_key_means() -> None:
+    schema = json_schema()
+    blocks = {**DEFINITIONS, "params.yaml": schema}
+    blocks |= schema["properties"]["methods"]["properties"]
+    for name, block in blocks.items():
+        for key, value in block.get("properties", {}).items():
+            if name != "Statistics":
+                assert value["description"], f"{name}.{key}"
+    penalty = blocks["hspg"]["properties"]["penalty"]
+    assert penalty["description"] == "lambda, the weight of the group norms."
+    assert "never a residual" in blocks["hspg"]["properties"]["groups"]["description"]  # inherited
 
 
 def faults(value: Any, rule: Any = None, where: str = "") -> Iterator[str]:
