@@ -75,7 +75,7 @@ def test_study_code_and_new_methods_retrain_nothing(copy: Path) -> None:
     paths = copy / "pipeline/study/paths.py"
     paths.write_text(paths.read_text() + "\n# edited\n")
     shutil.copy(copy / "methods/dense/method.py", copy / "methods/my_method.py")
-    stages = ["check", "prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
+    stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
     study.run(copy, "dvc", "status", "-q", *stages)  # exit 1 when anything changed
     loop = copy / "pipeline/training/loop/fit.py"
     loop.write_text(loop.read_text() + "\n# edited\n")
@@ -84,7 +84,7 @@ def test_study_code_and_new_methods_retrain_nothing(copy: Path) -> None:
 
 def test_locks_agree_with_dvc(copy: Path) -> None:
     """Fresh, stale and accepted are what `dvc status` says too, and nothing runs."""
-    stages = ["check", "prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
+    stages = ["prepare-data", "train", "prune", "finetune", "evaluate", "sweep"]
     locks = ["python", "-m", "pipeline.cli", "locks", "."]
     assert study.run(copy, *locks) == ".: fresh, 10 stages\n"
     (copy / "pipeline/data/__pycache__").mkdir(exist_ok=True)
