@@ -240,11 +240,10 @@ def test_bad_params_stop_before_any_work(copy: Path) -> None:
     """Neither a stage runs nor does DVC remove the outputs of the stage that it would run."""
     page = (study.REPOSITORY / "docs/dvc.md").read_text().partition("in a finished study |")[2]
     rows = re.findall(r"\| `(params.yaml:.+)` \|$", page.partition("\n\n")[0], re.M)
-    edits = {": hspg,": ": hspgg,"}, {"training: h,": "training: hh,"}, {"finetune: {e": "# {e"}, \
-        {"epochs: 2\n": "epochs: -2\n"}  # fmt: skip
+    edits = {"d: hspg,": "d: hspgg,", "g: h,": "g: hh,", "finetune: {e": "# {e", "s: 2": "s: -2"}
     before = study.tree(copy / "reports") | study.tree(copy / "artifacts")
-    for ours, edit in zip(rows, edits, strict=True):
-        study.edit(copy, edit)
+    for ours, old in zip(rows, edits, strict=True):
+        study.edit(copy, {old: edits[old]})
         said = study.run(copy, "dvc", "repro", check=False)
         assert f"\nerror: {ours}" in said
         assert study.executed(said) == []
