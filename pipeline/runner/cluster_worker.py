@@ -19,6 +19,7 @@ from signal import SIGTERM
 
 from pipeline.runner.local import LOGS, LocalEngine
 from pipeline.runner.task import Task
+from pipeline.study.execution.stopping import IN_JOB
 
 BEGUN = LOGS / "slurm" / "begun"
 PATIENCE_S = 120.0  # for a stage to reach its next checkpoint when its job ends
@@ -47,7 +48,7 @@ def claim(name: str, attempt: int) -> Path | None:
     ended. None: it had begun before, or a later one has. Attempts are numbered in order of time."""
     path = _begun(name, attempt)
     path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = list(path.parent.iterdir())
+    earlier = [p for p in path.parent.iterdir() if p.name.isdigit()]  # NFS adds .nfs files
     if any(int(other.name) >= attempt for other in earlier):
         return None
     try:
@@ -106,6 +107,7 @@ def serve(arguments: list[str]) -> None:
 
     threads = int(os.environ["ESPALIER_CLUSTER_THREADS"])
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ[IN_JOB] = "1"
     _engine = LocalEngine(1, threads=None, where=whereabouts(os.environ))
     _engine.__enter__()
     try:

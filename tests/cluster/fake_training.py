@@ -7,14 +7,12 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 
-_asked: list[int] = []
+from pipeline.study.execution.stopping import StopRequest
 
 
 def record(name: str, epochs: int) -> Path:
@@ -44,17 +42,13 @@ def write_json(path: Path, value: object) -> None:
     half.replace(path)
 
 
-def _ask(number: int, frame: FrameType | None) -> None:
-    _asked.append(number)
-
-
 @click.command()
 @click.option("--name", required=True)
 @click.option("--epochs", type=int, default=30)
 @click.option("--fail-at", type=int, default=-1)
 @click.option("--forget", is_flag=True, help="write no checkpoint")
 def main(name: str, epochs: int, fail_at: int, forget: bool) -> None:
-    signal.signal(signal.SIGTERM, _ask)
+    stop = StopRequest()
     checkpoint(name).parent.mkdir(parents=True, exist_ok=True)
     lock = Path(f".checkpoints/{os.environ['DVC_STAGE']}.lock").open("a")  # noqa: SIM115
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as a real stage: one process at a time
@@ -71,7 +65,8 @@ def main(name: str, epochs: int, fail_at: int, forget: bool) -> None:
         if not forget:
             write_json(checkpoint(name), [epoch, digest])
         print(f"epoch {epoch}/{epochs} {0.1 * (epochs - epoch):.0f} s left", flush=True)  # noqa: T201
-        if _asked:
-            raise SystemExit(143)
+        if stop.asked:
+            print(f"stops at {epoch}", flush=True)  # noqa: T201
+        stop.obey()
     record(name, epochs).parent.mkdir(exist_ok=True)
     write_json(record(name, epochs), {"epochs": epochs, "digest": digest})

@@ -1,5 +1,8 @@
 """SIGTERM asks a training to stop at its next checkpoint; a second one ends it at once.
 
+In a job of a cluster a second one changes nothing: Slurm asks every process of a job that ends, and
+the worker asks its stage too. SIGKILL follows when the time that Slurm leaves is over.
+
 A process whose parent or DVC died also gets SIGTERM (`orphans.die_with_parent`). The next
 `dvc repro` needs its lock, so it ends at once.
 """
@@ -14,6 +17,7 @@ from types import FrameType
 from pipeline.study.execution.orphans import dvc_is_gone
 
 STOPPED = 128 + signal.SIGTERM  # the exit code that a shell reports after SIGTERM
+IN_JOB = "ESPALIER_IN_JOB"  # the variable that a cluster's worker sets for its stages
 
 
 class StopRequest:
@@ -43,7 +47,8 @@ class StopRequest:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.asked or os.getppid() != self._parent or dvc_is_gone():
+        again = self.asked and IN_JOB not in os.environ
+        if again or os.getppid() != self._parent or dvc_is_gone():
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.asked = True

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pipeline.study.execution.progress import Progress
-from pipeline.study.execution.stopping import STOPPED, StopRequest
+from pipeline.study.execution.stopping import IN_JOB, STOPPED, StopRequest
 from tests import study
 
 
@@ -57,6 +57,18 @@ def test_a_second_request_ends_at_once():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=study.REPOSITORY, timeout=60)
     assert done.returncode == -signal.SIGTERM
+
+
+def test_in_a_job_of_a_cluster_a_second_request_is_the_first_again():
+    """Slurm asks every process of a job, and the worker asks its stage."""
+    script = (
+        "import os\nfrom pipeline.study.execution.stopping import StopRequest\n"
+        "r = StopRequest(); os.kill(os.getpid(), 15); os.kill(os.getpid(), 15); r.obey()"
+    )
+    job = os.environ | {IN_JOB: "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=study.REPOSITORY, env=job, timeout=60)
+    assert done.returncode == STOPPED
 
 
 def test_other_threads_leave_signals_alone():
