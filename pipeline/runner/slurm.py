@@ -156,6 +156,9 @@ class SlurmEngine:
             code = STOPPED
         except KilledWorker:
             code = -SIGKILL if self._has_begun(name) else NEVER_BEGAN
+        except Exception as error:  # of the worker, e.g. a full disk: else the driver would wait
+            log.warning("%s: its worker failed: %r", name, error)
+            code = -SIGKILL
         del self._tasks[name]
         if not running.outer.done():
             running.outer.set_result(code)

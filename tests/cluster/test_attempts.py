@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from signal import SIGTERM
+from concurrent.futures import Future, ThreadPoolExecutor
+from signal import SIGKILL, SIGTERM
 
 import pytest
 
-from pipeline.runner import cluster_worker
+from pipeline.runner import cluster_worker, slurm
 from pipeline.runner.cluster_worker import run_here
 from pipeline.runner.task import Task
+from pipeline.study.params.schema import ClusterParams
 
 TASK = Task("train@a", "none", ())
 
@@ -57,3 +58,21 @@ def test_tasks_do_not_share_attempts(engine):
     run_here(TASK, 5)
     run_here(Task("train@a.7", "none", ()), 4)
     assert engine.ran == 2
+
+
+def test_files_that_a_network_file_system_keeps_are_no_attempts(engine):
+    run_here(TASK, 5)
+    (cluster_worker.BEGUN / TASK.name / ".nfs000000000001").touch()
+    assert run_here(TASK, 6) == 143
+
+
+def test_an_error_of_a_worker_is_a_lost_attempt(engine, monkeypatch):
+    pytest.importorskip("distributed")
+
+    def full(task: Task, attempt: int) -> int:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(slurm, "run_here", full)
+    driver = slurm.SlurmEngine(ClusterParams(), 1)
+    with ThreadPoolExecutor(1) as driver._executor:
+        assert driver.submit(TASK).result(60) == -SIGKILL
