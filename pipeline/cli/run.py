@@ -90,7 +90,7 @@ def run(
 
     params = load_params()
     timed = minutes is not None
-    if only is None and (code := run_parts(load_parts(params), outcomes_of, timed)):
+    if only is None and (code := exit_code(run_parts(load_parts(params), outcomes_of), timed)):
         sys.exit(code)
     outcomes = outcomes_of(params)
     if outcomes.get("report") in (Outcome.DONE, Outcome.RESTORED, Outcome.UNCHANGED):
@@ -99,21 +99,21 @@ def run(
 
 
 def run_parts(
-    folders: Mapping[Path, Params], outcomes_of: Callable[..., dict[str, Outcome]], timed: bool
-) -> int:
-    """Run the parts of a study without their reports: that of the whole covers them. Returns an
-    exit code. A part that fails keeps no other from running; one that is stopped ends the run."""
-    worst = 0
+    folders: Mapping[Path, Params], outcomes_of: Callable[..., dict[str, Outcome]]
+) -> dict[str, Outcome]:
+    """Run the parts of a study without their reports: that of the whole covers them. A part that
+    fails keeps no other from running; one that is stopped ends the run."""
+    ended: dict[str, Outcome] = {}
     for folder, part in folders.items():
         if folder == Path():
             continue
         click.echo(f"{folder}:", err=True)
         with chdir(folder):
-            code = exit_code(outcomes_of(part, unless="report"), timed)
-        if code > 1:
-            return code
-        worst = max(worst, code)
-    return worst
+            outcomes = outcomes_of(part, unless="report")
+        ended |= {f"{folder}/{name}": outcome for name, outcome in outcomes.items()}
+        if Outcome.STOPPED in outcomes.values():
+            break
+    return ended
 
 
 def unchanged_stages() -> int:

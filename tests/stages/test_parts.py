@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.runner.task import Task
+from pipeline.runner.task import Outcome, Task
 from pipeline.study import paths
 from pipeline.study.execution import report_state
 from pipeline.study.params.load import ParamsError, load_params
@@ -125,6 +125,23 @@ def test_a_part_that_fails_keeps_the_report_from_running(whole: Path, recorder: 
     done = CliRunner().invoke(run_module.run, [str(whole)])
     assert done.exit_code == 1
     assert recorder.ran == [("one", "prepare-data")]
+
+
+def test_a_stop_ends_the_run_although_a_stage_failed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        Path(name).mkdir()
+    ran = []
+
+    def outcomes_of(part: object, unless: str) -> dict[str, Outcome]:
+        ran.append(part)
+        return {"train@a": Outcome.FAILED, "train@b": Outcome.STOPPED}
+
+    ended = run_module.run_parts({Path("one"): 1, Path("two"): 2}, outcomes_of)
+    assert ran == [1]
+    assert run_module.exit_code(ended, timed=True) == 1
 
 
 def test_a_part_of_something_else(whole: Path) -> None:
