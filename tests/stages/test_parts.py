@@ -151,7 +151,7 @@ def test_a_part_of_something_else(whole: Path) -> None:
     for old, new, told in (
         (f"study: {name}", "study: other", "one/params.yaml: study: 'other', and it is a part of"),
         ("val_size: 200", "val_size: 100", "one/params.yaml: data: not that of params.yaml"),
-        ("root: .", "parts: [two]\nroot: .", "one/two/params.yaml: no such file"),
+        ("root: .", "parts: [two]\nroot: .", "one/params.yaml: parts: a part has none; list"),
     ):
         edit(part, old, new)
         with pytest.raises(ParamsError, match=told):
@@ -161,6 +161,18 @@ def test_a_part_of_something_else(whole: Path) -> None:
     edit(whole / "params.yaml", "[one]", "[one, two]")
     with pytest.raises(ParamsError, match=r"two/params.yaml: trainings.\S+: one/params.yaml has"):
         load_params()
+
+
+def test_a_part_that_is_missing_or_listed_twice(whole: Path) -> None:
+    listed = "[one]"
+    for parts, told in (
+        ("[one, two]", "params.yaml: parts: two/params.yaml is missing"),
+        ("[one, one]", "params.yaml: parts: 'one' is there twice"),
+    ):
+        edit(whole / "params.yaml", listed, parts)
+        with pytest.raises(ParamsError, match=f"^{told}"):
+            load_params()
+        listed = parts
 
 
 def test_records_of_a_part_that_disagree(whole: Path) -> None:
@@ -175,6 +187,15 @@ def test_records_of_a_part_that_disagree(whole: Path) -> None:
     edit(whole / paths.DATA_RECORD, '"card_sha": "', '"card_sha": "0')
     with pytest.raises(ValueError, match="one/reports/records/data.json: other data than"):
         require_agreement(load_params())
+
+
+def test_no_report_is_current_for_parts_of_the_wrong_type(whole: Path) -> None:
+    for folder in ("tables", "plots"):
+        (whole / "reports" / folder).mkdir()
+    report_state.STATE.parent.mkdir()
+    report_state.STATE.write_text("{}", encoding="utf-8")
+    edit(whole / "params.yaml", "[one]", "5")
+    assert not report_state.is_current()
 
 
 def test_a_report_is_not_current_after_a_part_changed(whole: Path) -> None:

@@ -69,7 +69,7 @@ def is_current() -> bool:
             and not any(map(records_differ, folders()))
             and said == {"inputs": inputs(), "results": results()}
         )
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 

@@ -20,14 +20,19 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         ParamsError: the file is invalid; says why in one line.
     """
-    path = Path(path)
+    params = _load(Path(path))
+    load_parts(params)
+    return params
+
+
+def _load(path: Path) -> Params:
+    """Without its parts."""
     raw = read_values(path)
     file: File = validated(path, "", File, raw)
     check_names(path, file)
     check_pipeline_reads(path, raw)
     params = Params(file, path)
     check_references(params)
-    load_parts(params)
     return params
 
 
@@ -35,11 +40,13 @@ def load_parts(params: Params) -> dict[Path, Params]:
     """The folders of a study, relative to that of its params.yaml: `.` and its parts.
 
     Raises:
-        ParamsError: a part is invalid, belongs to another study or to other data, has parts itself,
-            or has a name that another one has.
+        ParamsError: a part is missing, listed twice or invalid, belongs to another study or to
+            other data, has parts itself, or has a name that another one has.
     """
     found = {Path(): params}
     for name in params.file.parts:
+        if Path(name) in found:
+            raise ParamsError(f"{params.path}: parts: {name!r} is there twice; list it once")
         found[Path(name)] = _load_part(params, params.path.with_name(name) / params.path.name)
     taken: dict[tuple[str, str], Path] = {}
     for part in found.values():
@@ -52,7 +59,9 @@ def load_parts(params: Params) -> dict[Path, Params]:
 
 
 def _load_part(params: Params, path: Path) -> Params:
-    part = load_params(path)
+    if not path.is_file():
+        raise ParamsError(f"{params.path}: parts: {path} is missing; a part is a folder with one")
+    part = _load(path)
     if part.file.parts:
         raise ParamsError(f"{path}: parts: a part has none; list them all in {params.path}")
     if part.file.study != params.file.study:
