@@ -51,8 +51,9 @@ def test_magnitude_at_every_compression() -> None:
 
 @pytest.mark.slow
 def test_synflow() -> None:
-    """By the method of a training, in the authors' 100 rounds."""
-    counts = draw(Case("synflow", 2.0, "eval", 100, 0, run=5), Ones())
+    """By the method of a training. 20 rounds, a fifth of the authors', are within 0.3 of what is
+    allowed; one round is outside by a factor of 25."""
+    counts = draw(Case("synflow", 2.0, "eval", 20, 0, run=5), Ones())
     assert_as_published(counts, "synflow", 2.0)
 
 

@@ -42,7 +42,7 @@ def _digest() -> str:
 
 def is_known() -> bool:
     """Whether exactly these params were valid for exactly this code."""
-    return STATE.is_file() and STATE.read_text(encoding="utf-8") == inputs()
+    return STATE.is_file() and STATE.read_bytes() == inputs().encode()
 
 
 def save(before: str) -> None:

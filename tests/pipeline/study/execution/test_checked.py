@@ -64,6 +64,12 @@ def test_any_change_is_validated(
     assert refused(monkeypatch)  # a failed validation is not remembered
 
 
+def test_a_damaged_note_is_no_error(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CliRunner().invoke(main, []).exit_code == 0
+    checked.STATE.write_bytes(b"\xff")
+    assert refused(monkeypatch)
+
+
 def test_a_missing_or_unreadable_file_is_for_the_validation(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
