@@ -19,6 +19,7 @@ from queue import SimpleQueue
 
 from pipeline.runner.child import PRELOADED, run_stage
 from pipeline.runner.task import Task
+from pipeline.study import paths
 
 log = logging.getLogger("espalier")
 LOGS = Path(".checkpoints/logs")
@@ -56,8 +57,11 @@ class LocalEngine:
             self._devices.put(gpu)
 
     def __enter__(self) -> LocalEngine:
-        # The server takes its environment when the first child is started.
-        with _environment({} if self._threads is None else {"OMP_NUM_THREADS": "1"}):
+        # The server takes its environment when it starts, and its code from there: not from where
+        # this process found its own.
+        found = (str(paths.CODE), os.environ.get("PYTHONPATH", ""))
+        values = {"PYTHONPATH": os.pathsep.join(filter(None, found))}
+        with _environment(values | ({} if self._threads is None else {"OMP_NUM_THREADS": "1"})):
             with _ignored(signal.SIGTERM):  # inherited: a job that ends asks all its processes
                 forkserver.ensure_running()
             self._check_preload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CODE = Path(__file__).resolve().parents[2]  # of this process: the folder of `pipeline`
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
 CARD = PREPARED / "card.json"

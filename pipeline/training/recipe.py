@@ -155,6 +155,8 @@ class Recipe(Strict):
     - `evaluate_steps`: also validate after every this many optimizer steps of a phase; 0 = off.
       Snapshot the state with the lowest validation loss as "early-stop", and that of every phase
       that is snapshotted as "early-stop-<phase>".
+    - `flush_denormal`: take numbers below 1.2e-38 as zeros on the CPU, where they make steps many
+      times slower once a small network fits its training images (options/denormal.py).
 
     A retraining inherits neither `steps` nor `evaluate_steps`: it counts epochs unless its own
     `finetune.train` names steps. With `evaluate_steps` its test scores at the early stop are
@@ -163,7 +165,7 @@ class Recipe(Strict):
 
     added_later = (
         *("keep_epochs", "keep_best", "mixup", "ema_decay", "cuda_graph", "compact"),
-        *("steps", "evaluate_steps"),
+        *("steps", "evaluate_steps", "flush_denormal"),
     )
 
     epochs: Annotated[int, Field(ge=0)]
@@ -189,6 +191,7 @@ class Recipe(Strict):
     compact: bool = False
     steps: Annotated[int, Field(ge=1)] | None = None
     evaluate_steps: Annotated[int, Field(ge=0)] = 0
+    flush_denormal: bool = False
 
     @model_validator(mode="after")
     def _one_rewind(self) -> Recipe:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.files import write_text
 from pipeline.study import paths
-from pipeline.study.execution.report_state import CODE, files_of, folders, version_of
+from pipeline.study.execution.report_state import files_of, folders, version_of
 
 STATE = Path(".checkpoints/params.sha256")
 _CODE = ("pipeline", "methods", "models")
@@ -33,7 +33,7 @@ def _digest() -> str:
     versions = [version_of(name) for name in _LIBRARIES]
     hashed = hashlib.sha256(repr((str(Path.cwd()), sys.version, versions)).encode())
     read = [folder / name for folder in folders() for name in (paths.PARAMS, "dvc.yaml")]
-    for path in files_of(*read, *(CODE / name for name in _CODE)):
+    for path in files_of(*read, *(paths.CODE / name for name in _CODE)):
         if "__pycache__" not in path.parts:
             hashed.update(f"\n{path}:".encode())
             hashed.update(hashlib.sha256(path.read_bytes()).digest())

@@ -6,6 +6,7 @@ between, dvc.lock would pair a record of the old values with the new ones (treev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ class ChangedInputError(RuntimeError):
     """An input changed while a stage ran; nothing may be recorded."""
 
 
+class OtherCodeError(RuntimeError):
+    """Python imported other code than that which DVC hashes for this study."""
+
+
 class Inputs:
     """Everything that determines the result of a stage instance, at the time of construction.
 
@@ -32,12 +37,16 @@ class Inputs:
         params: the params that the stage read at its start.
         stage: name of the stage in dvc.yaml.
         key: the instance; "" for a stage without instances.
+
+    Raises:
+        OtherCodeError: this process runs the code of another checkout.
     """
 
     def __init__(self, params: Params, stage: str, key: str = "") -> None:
         self._stage, self._key, self._path = stage, key, params.path
         self._settings = _settings(params, stage, key)
         self._code = _code(params, stage, key)
+        _require_own_code(Path(params.file.root), self._code)
         self._card = _content(paths.CARD)
 
     def require_unchanged(self) -> None:
@@ -74,6 +83,20 @@ class Inputs:
             f"{what} while {instance} ran, so its result was not recorded{kept}. Run `dvc repro` "
             "for the new inputs, or undo the edit first to go on with the old ones"
         )
+
+
+def _require_own_code(root: Path, code: Mapping[Path, bytes]) -> None:
+    """Checkouts that share an environment import the code that is installed in it."""
+    if (root / "pipeline").resolve() == paths.CODE / "pipeline":
+        return
+    for path, content in code.items():
+        running = paths.CODE / path.relative_to(root)
+        if not _same_code(content, _content(running)):
+            home = (root / "pipeline").resolve().parent
+            raise OtherCodeError(
+                f"{path}: the code of this study, but Python runs {running}, which is other code: "
+                f"use the environment of the first, or set PYTHONPATH={home}"
+            )
 
 
 def _settings(params: Params, stage: str, key: str) -> dict[str, Any]:

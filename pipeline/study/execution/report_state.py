@@ -23,7 +23,6 @@ from pipeline.study.records.locked import records_differ
 from pipeline.study.tracking.store import open_store
 
 STATE = Path(".checkpoints/report.json")
-CODE = Path(__file__).resolve().parents[3]
 _CODE = ("pipeline", "methods", "models", "reports/build", "reports/papers", "stages")
 _READ = (paths.PARAMS, paths.RECORDS, paths.CARD, Path("artifacts/events"))
 _DELIVERED = Path("artifacts/finetune")
@@ -36,7 +35,7 @@ _LIBRARIES = ("matplotlib", "mlflow", "numpy", "pandas", "scipy", "torch")
 def inputs() -> str:
     """Digest of everything that a report reads: take it before the report starts."""
     hashed = hashlib.sha256(repr((str(Path.cwd()), sys.version, _versions())).encode())
-    code = [CODE / name for name in _CODE]
+    code = [paths.CODE / name for name in _CODE]
     for path in files_of(*(folder / name for folder in folders() for name in _READ), *code):
         if "__pycache__" not in path.parts:
             hashed.update(f"\n{path}:".encode())

@@ -104,12 +104,17 @@ def _check_training(params: Params, key: str, training: TrainingParams) -> None:
         raise ParamsError(f"{where}.model: {error.args[0]}") from error
     _check_arguments(params.path, f"trainings.{key}.model", spec, training.model.args)
     recipe = params.recipe(key)
-    _check_mixup(f"{where}.train", recipe, spec.task)
+    _check_recipe(params, f"{where}.train", recipe, spec.task)
     _check_rewind(params, key, training, recipe)
     _check_named_states(params, key, training, recipe)
 
 
-def _check_mixup(where: str, recipe: Recipe, task: str) -> None:
+def _check_recipe(params: Params, where: str, recipe: Recipe, task: str) -> None:
+    if recipe.flush_denormal and params.file.compute.threads != 1:
+        raise ParamsError(
+            f"{where}.flush_denormal: true needs compute.threads: 1, since torch's other threads "
+            "would compute with such numbers as before"
+        )
     if recipe.mixup and task != "classification":
         raise ParamsError(f"{where}.mixup: blends images; {task} has none and needs mixup: 0")
 
@@ -172,7 +177,8 @@ def _check_pruning(params: Params, key: str, pruning: PruningParams) -> None:
     spec = registry.model_spec(model.family, model.name)
     if pruning.reference is not None:
         _check_arguments(params.path, f"prunings.{key}.reference", spec, pruning.reference)
-    _check_mixup(f"{where}.finetune.train", params.retraining_recipe(key), spec.task)
+    recipe = params.retraining_recipe(key)
+    _check_recipe(params, f"{where}.finetune.train", recipe, spec.task)
 
 
 def _check_state(params: Params, where: str, key: str, at: str) -> Method:

@@ -42,6 +42,7 @@ from pipeline.training.loop.step import Step
 from pipeline.training.loop.totals import Totals
 from pipeline.training.options.compiled import check_compiler, compiled
 from pipeline.training.options.cuda_graph import Replay, captured_on_gpu, check_replay, own_stream
+from pipeline.training.options.denormal import flushed
 from pipeline.training.options.ema import EMA, Average
 from pipeline.training.phases import EpochStats, Phase, StepContext
 
@@ -67,7 +68,7 @@ def fit(job: Job, folder: CheckpointFolder, observer: Observer) -> list[dict[str
         DamagedFileError: the checkpoint is damaged.
     """
     check_replay(job)
-    with own_stream(job):
+    with own_stream(job), flushed(job.recipe.flush_denormal):
         return _Loop(job, folder, observer).run()
 
 

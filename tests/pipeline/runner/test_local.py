@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,34 @@ if __name__ == "__main__":
     assert not is_alive(child)
     assert not is_alive(server)
     assert not (tmp_path / "slow").exists()
+
+
+def test_tasks_run_the_code_of_their_driver(tmp_path):
+    """Not that which is installed: checkouts may share an environment."""
+    home, study = tmp_path / "home", tmp_path / "study"
+    shutil.copytree(ROOT / "pipeline", home / "pipeline")
+    study.mkdir()
+    (home / "where.py").write_text(
+        "import pipeline, pathlib\n"
+        "def main(**_):\n"
+        "    pathlib.Path('where').write_text(pipeline.__path__[0])\n"
+        "    raise SystemExit(0)\n"
+    )
+    (home / "driver.py").write_text(
+        "import os, sys\n"
+        "from pipeline.runner import local\n"
+        "from pipeline.runner.task import Task\n"
+        "local.PRELOADED = ('click',)\n"
+        "if __name__ == '__main__':\n"
+        "    os.chdir(sys.argv[1])\n"
+        "    with local.LocalEngine(1) as engine:\n"
+        "        assert engine.submit(Task('a', 'where')).result(60) == 0\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, home / "driver.py", study], cwd=tmp_path, env=environment, check=True
+    )
+    assert (study / "where").read_text() == str(home / "pipeline")
 
 
 def test_workers_by_cores_memory_and_gpus(monkeypatch):

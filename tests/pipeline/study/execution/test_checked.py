@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pipeline.study import paths
 from pipeline.study.execution import checked, commands
 from pipeline.study.params import load
 from pipeline.study.params.errors import ParamsError
@@ -29,7 +30,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checked, "CODE", tmp_path / "code")
+    monkeypatch.setattr(paths, "CODE", tmp_path / "code")
     monkeypatch.setattr(load, "load_params", lambda: None)
     monkeypatch.setattr(commands, "OURS", (*commands.OURS, "tests"))
     return tmp_path

@@ -60,6 +60,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(original, tmp_path / "s")
     monkeypatch.chdir(tmp_path / "s")
+    monkeypatch.setattr(paths, "CODE", tmp_path / "s")  # as if Python ran it
     monkeypatch.setenv("ESPALIER_MLFLOW", "off")
     monkeypatch.delenv("ESPALIER_DEBUG", raising=False)
     return tmp_path / "s"
@@ -169,6 +170,25 @@ def test_all_code_that_dvc_hashes_is_compared(stage: str, study: Path) -> None:
 def test_an_edit_of_the_data_card(stage: str, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit = lambda: replace(study / paths.CARD, '"digits"', '"digit"')  # noqa: E731
     assert refused(run(stage, monkeypatch, edit)).startswith("data/prepared/card.json: changed")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_of_another_checkout(
+    stage: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkouts that share an environment: DVC would hash one and Python run the other."""
+    monkeypatch.setattr(paths, "CODE", ROOT)
+    code, said, written = run(stage, monkeypatch, lambda: None)
+    assert code == 0, "the same code in two places"
+    with (study / "pipeline/files.py").open("a") as file:
+        file.write("MORE = 1\n")
+    code, said, written = run(stage, monkeypatch, lambda: pytest.fail("it began to work"))
+    assert (code, written) == (1, [])
+    assert said == (
+        f"error: pipeline/files.py: the code of this study, but Python runs {ROOT}/pipeline/"
+        f"files.py, which is other code: use the environment of the first, or set "
+        f"PYTHONPATH={study}"
+    )
 
 
 @pytest.fixture(scope="module")

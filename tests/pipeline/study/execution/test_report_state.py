@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.study import paths
 from pipeline.study.execution import report_state
 
 FILES = {
@@ -35,7 +36,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(report_state, "CODE", tmp_path / "code")
+    monkeypatch.setattr(paths, "CODE", tmp_path / "code")
     save(monkeypatch)
     return tmp_path
 

@@ -37,6 +37,11 @@ CANNOT_RUN = [
     ("epochs: 6", "epochs: 6\n  mixup: .inf", ": train.mixup: inf is not a finite"),
     ("name: multistep", "name: multistep, gamma: .inf", ": train.schedule.gamma: inf is no"),
     ("dense: {}", "dense: {}\n  hspg: {penalty: .inf}", ": methods.hspg.penalty: inf is no"),
+    (
+        "epochs: 6",
+        "epochs: 6\n  flush_denormal: true",
+        ": trainings.a.train.flush_denormal: true needs",
+    ),
     ("val_size: 200", "normalise: {mean: [.nan], std: [1]}", ": data.normalise.mean.0: nan is no"),
     (
         "method: dense",
