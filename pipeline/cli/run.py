@@ -92,6 +92,8 @@ def run(
     timed = minutes is not None
     if only is None and (code := exit_code(run_parts(load_parts(params), outcomes_of), timed)):
         sys.exit(code)
+    if only is None and params.file.parts:
+        click.echo("the whole:", err=True)
     outcomes = outcomes_of(params)
     if outcomes.get("report") in (Outcome.DONE, Outcome.RESTORED, Outcome.UNCHANGED):
         click.echo(ending(Path()))
