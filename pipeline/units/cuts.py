@@ -96,7 +96,7 @@ def cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
         shape = list(tensor.shape)
         for dim, alive in dims.items():
             shape[dim] = int(np.count_nonzero(alive.numpy()))
-        return tensor.new_empty(shape)
+        return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
     kept = {}
     for dim in sorted(dims):
         positions = torch.from_numpy(np.flatnonzero(dims[dim].numpy()))

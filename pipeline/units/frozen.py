@@ -16,11 +16,12 @@ STATISTICS = ("running_mean", "running_var")
 
 def is_frozen_norm(layer: nn.Module) -> bool:
     """Four vectors of one length with the names of a batch norm's, which torch's own it is not."""
+    if isinstance(layer, _NormBase) or len(layer._parameters) + len(layer._buffers) < 4:
+        return False
     own = {**layer._parameters, **layer._buffers}
     vectors = [own.get(name) for name in (*AFFINE, *STATISTICS)]
     shapes = {tuple(x.shape) for x in vectors if x is not None}
-    same = None not in vectors and len(shapes) == 1 and len(shapes.pop()) == 1
-    return same and not isinstance(layer, _NormBase)
+    return None not in vectors and len(shapes) == 1 and len(shapes.pop()) == 1
 
 
 def with_frozen_parameters(model: nn.Module) -> nn.Module:

@@ -7,7 +7,9 @@ container before and puts it back after each run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable
+from functools import cache
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -16,60 +18,81 @@ from torch import Tensor, nn
 OPAQUE = (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 """Not looked into: modules are visited themselves, code holds no state of the network."""
 
+PLAIN = (type(None), str, int, float, bool, *OPAQUE)
+
 
 class State:
     """Contents of every dict, list, set and plain object reachable from modules, and the values of
-    tensors that are neither parameters nor buffers."""
+    tensors that are neither parameters nor buffers.
+
+    A module has a dozen empty dicts for hooks: what was empty is kept apart, to be looked at fast.
+    """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self._containers: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []
+        self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
+        self._lists: list[tuple[Any, tuple[Any, ...]]] = []
+        self._sets: list[tuple[set[Any], set[Any]]] = []
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._seen: set[int] = set()
         for layer in layers:
-            known = {id(x) for x in (*layer._parameters.values(), *layer._buffers.values())}
-            self._seen |= known
+            self._seen.update(map(id, layer._parameters.values()))
+            self._seen.update(map(id, layer._buffers.values()))
         for layer in layers:
             self._visit(layer.__dict__)
 
     def restore(self) -> None:
         """Put everything back in place; the containers stay the same objects."""
-        for container, content in self._containers:
-            if not _unchanged(container, content):
-                container.clear()
-                (container.update if hasattr(container, "update") else container.extend)(content)
-        for tensor, version, values in self._tensors:
+        for container in [c for c in self._empty if c]:
+            container.clear()
+        for found, keys, values in self._dicts:
+            same = len(found) == len(keys) and all(map(is_, found.values(), values))
+            if not (same and tuple(found) == keys):
+                found.clear()
+                found.update(dict(zip(keys, values, strict=True)))
+        for items, before in self._lists:
+            if not (len(items) == len(before) and all(map(is_, items, before))):
+                items.clear()
+                items.extend(before)
+        for members, then in self._sets:
+            if members != then:
+                members.clear()
+                members.update(then)
+        for tensor, version, numbers in self._tensors:
             if tensor._version != version:
-                tensor.data.copy_(values)
+                tensor.data.copy_(numbers)
 
     def _visit(self, root: Any) -> None:
         waiting = [root]
         while waiting:
             item = waiting.pop()
-            if item is None or isinstance(item, (str, int, float, bool, *OPAQUE)):
-                continue
             if id(item) in self._seen:
                 continue
             self._seen.add(id(item))
             if isinstance(item, Tensor):
                 self._tensors.append((item, item._version, item.detach().clone()))
-            elif isinstance(item, (dict, list, set, deque)):
-                self._containers.append((item, item.copy()))
-                waiting.extend(_members(item))
-            elif isinstance(item, tuple):
-                waiting.extend(item)
+            elif isinstance(item, (dict, list, set, deque, tuple)):
+                if item:
+                    waiting += [x for x in self._noted(item) if not _plain(type(x))]  # type: ignore[arg-type]
+                else:
+                    self._empty.append(item)
             elif isinstance(own := getattr(item, "__dict__", None), dict):
                 waiting.append(own)
 
+    def _noted(self, container: Any) -> Iterable[Any]:
+        """Copy it; return its members."""
+        if isinstance(container, dict):
+            values = tuple(container.values())
+            self._dicts.append((container, tuple(container), values))
+            return values
+        if isinstance(container, set):
+            self._sets.append((container, set(container)))
+        elif not isinstance(container, tuple):
+            self._lists.append((container, tuple(container)))
+        return container  # type: ignore[no-any-return]
 
-def _members(container: Any) -> Iterator[Any]:
-    return iter(container.values() if isinstance(container, dict) else container)
 
-
-def _unchanged(now: Any, before: Any) -> bool:
-    """The same objects in the same order."""
-    if len(now) != len(before):
-        return False
-    if isinstance(now, set):
-        return bool(now == before)
-    same = all(a is b for a, b in zip(_members(now), _members(before), strict=True))
-    return same and (not isinstance(now, dict) or list(now) == list(before))
+@cache
+def _plain(kind: Hashable) -> bool:
+    """Is there nothing in it that a forward may change?"""
+    return issubclass(kind, PLAIN)  # type: ignore[arg-type]

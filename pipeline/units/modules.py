@@ -50,6 +50,17 @@ def _conv_sizes(layer: _ConvNd, weight: tuple[int, ...]) -> dict[str, Any]:
     return {"in_channels": weight[inner] * scale[0], "out_channels": weight[outer] * scale[1]}
 
 
+def number(layer: nn.Module, name: str) -> int | None:
+    """The integer attribute `name`, or one entry of it where the name is like "splits[1]"; None
+    where it is nothing of the kind."""
+    key, _, place = name.partition("[")
+    value = getattr(layer, key, None)
+    if place and isinstance(value, (list, tuple)):
+        i = int(place[:-1])
+        value = value[i] if i < len(value) else None
+    return value if type(value) is int else None
+
+
 def set_size(layer: nn.Module, name: str, size: int) -> None:
     """Set the attribute `name`, or one entry of it where the name is like "splits[1]"."""
     key, _, place = name.partition("[")

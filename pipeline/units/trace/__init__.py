@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,17 @@ from torch.nn.parameter import is_lazy
 
 from pipeline.units.experts.find import Calls, expert_candidates
 from pipeline.units.frozen import STATISTICS, is_frozen_norm
-from pipeline.units.groups import NormScale, SizeAttribute, Units
+from pipeline.units.groups import NormScale, Units
 from pipeline.units.modules import tensors_in as tensors_in_layers
 from pipeline.units.rms_norms import norm_kinds
-from pipeline.units.trace.attributes import Attributes, share
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.forward import Forward, module_stack
-from pipeline.units.trace.grouping import Grouping, make_groups
 from pipeline.units.trace.pointwise import stays_zero
-from pipeline.units.trace.probe import Failure, blame, probe
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
+from pipeline.units.trace.smaller.attributes import share
+from pipeline.units.trace.smaller.search import Search
 from pipeline.units.trace.steps import UnvaluedError
 from pipeline.units.trace.tracer import INPUT, OUTPUT, Attention, Tracer
 from pipeline.units.trace.whole.branches import Flow
@@ -35,8 +33,6 @@ from pipeline.units.trace.whole.experts import with_experts
 __all__ = ["trace_units"]
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-MAX_PROBES = 200
-MAX_CANDIDATES = 16
 
 
 def trace_units(
@@ -72,7 +68,7 @@ def trace_units(
         raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     _check_materialised(forward)
     tracer = _traced(forward, never_prune, attention, branches)
-    grouping, attributes = _probed(forward, tracer)
+    grouping, attributes = Search(forward, tracer).run()
     products = {
         number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
         for number, parts in tracer.products.items()
@@ -135,9 +131,13 @@ def _trace(
         if isinstance(m, nn.GroupNorm)
     }
     positions = np.arange(max((max(s, default=1) for s in shapes.values()), default=1))
-    for x in tensors.values():
-        axes = (Axis(d, positions[:n]) for d, n in enumerate(x.shape))
-        tracer.put(x, ParamView(first_name[id(x)], tuple(axes)))
+    axes: dict[tuple[int, int], Axis] = {}
+    for name, x in tensors.items():
+        for d, n in enumerate(shapes[name]):
+            if (d, n) not in axes:
+                axes[d, n] = Axis(d, positions[:n])
+        own = tuple([axes[at] for at in enumerate(shapes[name])])
+        tracer.put(x, ParamView(first_name[id(x)], own))
 
     def seen(inputs: Any) -> None:
         for x in tensors_in(inputs):
@@ -192,62 +192,6 @@ def _pin(tracer: Tracer, outputs: Any, reason: str) -> None:
             tracer.book.pin(value.ids, reason)
         elif value is not None:
             tracer.lock(value, reason)
-
-
-def _probed(forward: Forward, tracer: Tracer) -> tuple[Grouping, tuple[SizeAttribute, ...]]:
-    """Groups that a smaller forward has confirmed, with the attributes it needs."""
-    book, found = tracer.book, Attributes(forward.layers, tracer.steps, tracer.parts)
-    failure = None
-    for _ in range(MAX_PROBES):
-        if failure is None:
-            grouping = make_groups(book)
-            values = found.values(grouping)
-            for chosen in found.checks(grouping):
-                failure = probe(forward, grouping, tracer.steps, values, chosen)
-                if failure is not None:
-                    break
-            else:
-                if not _pin_unproven(tracer, found, grouping):
-                    return grouping, values
-                continue
-        adapted = _adapted(forward, found, book, (grouping, failure))
-        if adapted is None:
-            blame(failure, tracer.steps, book, grouping, found.of(failure.stack))
-            failure = None
-        else:
-            grouping, failure = adapted
-    book.pin(np.arange(book.count), "the smaller network could not be run")
-    return make_groups(book), ()
-
-
-def _pin_unproven(tracer: Tracer, found: Attributes, grouping: Grouping) -> bool:
-    """What the smaller forward does not show; False if there is nothing of the kind."""
-    uneven = [ids for ids in tracer.normed.values() if share(ids, grouping) is None]
-    for ids in uneven:
-        tracer.book.pin(ids, "an RMS norm reads some of its units more often than others")
-    alone = list(found.untried(grouping))
-    for ids in alone:
-        tracer.book.pin(ids, "a part of one channel cannot become smaller")
-    return bool(uneven or alone)
-
-
-def _adapted(
-    forward: Forward, found: Attributes, book: Book, stopped: tuple[Grouping, Failure]
-) -> tuple[Grouping, Failure | None] | None:
-    """An attribute that helps the smaller forward past the failure is kept: how far is it now?"""
-    grouping, failure = stopped
-    for candidates in islice(found.candidates(failure, grouping), MAX_CANDIDATES):
-        before, edges, pins = dict(found.bound), len(book.edges), len(book.pins)
-        for candidate in candidates:
-            found.bind(candidate, book)
-        trial = make_groups(book)
-        again = probe(forward, trial, found.steps, found.values(trial), failure.chosen)
-        if again is None or again.at > failure.at:
-            found.proven.update(c.kind for c in candidates)
-            return trial, again
-        found.bound = before
-        del book.edges[edges:], book.pins[pins:]
-    return None
 
 
 def _weights(forward: Forward, tracer: Tracer) -> tuple[str, ...]:

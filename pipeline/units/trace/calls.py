@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -55,25 +54,38 @@ class Operator:
     """What all calls of one overload have in common.
 
     Attributes:
+        func: the overload.
         name: without overload and without the underscore of in-place variants; aten.relu_.default
             is "relu", all of the kind of view are "view".
         pointwise: torch says that it works element by element.
         valued: names of the numeric arguments that enter the values of the result, not its shape.
         names: of its arguments in order.
         defaults: of the arguments that have one.
+        aliases: a result may share memory with an argument.
     """
 
+    func: Any
     name: str
     mutates: bool
     pointwise: bool
     valued: tuple[str, ...]
     names: tuple[str, ...]
     defaults: dict[str, Any]
+    aliases: bool
 
 
-@cache
+_known: dict[int, Operator] = {}
+
+
 def operator(func: Any) -> Operator:
-    """Read once per overload: torch answers slowly."""
+    """Read once per overload: torch answers slowly, and hashes its overloads in Python."""
+    found = _known.get(id(func))
+    if found is None:
+        found = _known[id(func)] = _read(func)
+    return found
+
+
+def _read(func: Any) -> Operator:
     mutates = bool(func._schema.is_mutable)
     name = str(func.overloadpacket.__name__)
     if name in ("_unsafe_view", "_reshape_alias", "reshape"):
@@ -85,7 +97,8 @@ def operator(func: Any) -> Operator:
     defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
     names = tuple(a.name for a in arguments)
     valued = names if pointwise else VALUED.get(name, ())
-    return Operator(name, mutates, pointwise, valued, names, defaults)
+    aliases = any(r.alias_info is not None for r in func._schema.returns)
+    return Operator(func, name, mutates, pointwise, valued, names, defaults, aliases)
 
 
 def operator_name(func: Any) -> str:
@@ -103,11 +116,15 @@ class Call:
         relaid: an as_strided that moved no element.
     """
 
-    __slots__ = ("args", "func", "mutates", "name", "out", "outs", "pointwise", "relaid", "tensors")
+    __slots__ = (
+        *("args", "func", "kind", "mutates", "name", "out", "outs", "pointwise", "relaid"),
+        "tensors",
+    )
 
     def __init__(self, func: Any, args: dict[str, Any], out: Any) -> None:
         kind = operator(func)
         self.func = func
+        self.kind = kind
         self.args = args
         self.out = out
         self.name = kind.name
@@ -159,3 +176,9 @@ def content(tensor: Tensor) -> bytes:
         return b""
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return bytes(flat.view(torch.uint8).cpu().numpy().tobytes())
+
+
+def wide_strides(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Where the elements of a tensor lie; the stride of a dimension of size 1 says nothing."""
+    strides = tuple(s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1)
+    return tuple(x.shape), strides, int(x.storage_offset())

@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
+# The classes are not frozen, though nothing changes them: thousands are made in a trace, and one
+# that is frozen takes three times as long to make.
+
 FIXED = 0
 """Id of positions that belong to no unit: the network's input, constants, padding."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Shadow:
     """Unit ids of an activation.
 
@@ -38,7 +41,7 @@ class Shadow:
     @property
     def varying(self) -> tuple[int, ...]:
         """Dimensions along which the ids differ."""
-        return tuple(d for d, n in enumerate(self.ids.shape) if n > 1)
+        return tuple([d for d, n in enumerate(self.ids.shape) if n > 1])
 
     def spread(self, shape: Sequence[int], dims: Sequence[int]) -> Shadow:
         """With `dims` at their full size in the tensor of `shape`, the others as they are."""
@@ -73,6 +76,11 @@ class Shadow:
         return Shadow(self.ids[index], self.nonzero[index])
 
 
+def same(a: Shadow, b: Shadow) -> bool:
+    """Equal ids and residues."""
+    return a is b or (np.array_equal(a.ids, b.ids) and np.array_equal(a.nonzero, b.nonzero))
+
+
 def along(ids: Ids, nonzero: Ids, ndim: int, dim: int) -> Shadow:
     """A shadow of `ndim` dimensions whose ids vary along `dim` only."""
     shape = [1] * ndim
@@ -86,7 +94,7 @@ def uniform(ndim: int, code: int) -> Shadow:
     return Shadow(np.full(shape, FIXED), np.full(shape, code))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Axis:
     """One dimension of a view of a parameter: these positions of that dimension of it."""
 
@@ -94,7 +102,7 @@ class Axis:
     positions: Ids
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class ParamView:
     """A parameter or buffer, or a view of one; None where the view has an extra dimension."""
 

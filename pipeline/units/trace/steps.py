@@ -19,7 +19,7 @@ class UnvaluedError(Exception):
     """A constant was made on the meta device, where its values cannot be compared."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Entered:
     """What the arguments of a call carry.
 
@@ -34,7 +34,7 @@ class Entered:
     constants: Constants
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Step:
     """One call: the shapes and shadows of its outputs, and what entered.
 
@@ -43,6 +43,7 @@ class Step:
         decided: what values decided (integers, booleans, numbers read out of a tensor), output by
             output; None for the others. The smaller forward computes other values and is given
             these, so that it selects the same boxes and experts.
+        where: paths of the modules that ran, outermost first.
         before: of a slice along channels: the ids before its first position.
     """
 
@@ -52,6 +53,7 @@ class Step:
     entered: Entered
     scalars: tuple[Any, ...] | None
     decided: list[Any]
+    where: tuple[str, ...]
     before: Ids | None = None
 
 
@@ -75,14 +77,20 @@ def entered_by(call: Call, values: Mapping[int, Value]) -> Entered:
     return Entered(shadows, views, tuple(constants))
 
 
-def step_of(call: Call, entered: Entered, values: Mapping[int, Value], main: list[bool]) -> Step:
+def step_of(
+    call: Call,
+    entered: Entered,
+    values: Mapping[int, Value],
+    main: list[bool],
+    where: tuple[str, ...],
+) -> Step:
     """`main`: which outputs carry the value that the rule gave."""
     found = [values.get(id(t)) if m else None for t, m in zip(call.outs, main, strict=False)]
     shadows = [v if isinstance(v, Shadow) else None for v in found]
     numbers = None if _cuts_channels(call, values) else numbers_of(call.func, call.args)
     shapes = [tuple(t.shape) for t in call.outs]
     decided, before = _decided(call, entered, shadows), _before(call, values)
-    return Step(call.name, shapes, shadows, entered, numbers, decided, before)
+    return Step(call.name, shapes, shadows, entered, numbers, decided, where, before)
 
 
 def _before(call: Call, values: Mapping[int, Value]) -> Ids | None:
@@ -98,8 +106,7 @@ def _before(call: Call, values: Mapping[int, Value]) -> Ids | None:
 
 
 def _decided(call: Call, entered: Entered, shadows: list[Shadow | None]) -> list[Any]:
-    aliased = any(r.alias_info is not None for r in call.func._schema.returns)
-    if aliased or not entered.shadows or any(t.is_meta for t in call.tensors):
+    if call.kind.aliases or not entered.shadows or any(t.is_meta for t in call.tensors):
         return []
     if not isinstance(call.out, Tensor) and not call.outs:
         return [call.out]

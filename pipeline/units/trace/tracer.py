@@ -18,9 +18,10 @@ from pipeline.units.trace.calls import (
     PRODUCTS,
     Call,
     bind,
-    operator_name,
+    operator,
+    wide_strides,
 )
-from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, uniform
+from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, same, uniform
 from pipeline.units.trace.shapes import run
 from pipeline.units.trace.steps import Entered, Step, entered_by, step_of
 from pipeline.units.trace.whole.branches import Flow
@@ -74,6 +75,7 @@ class Tracer(TorchDispatchMode):
         self.experts: list[Candidate] = []
         self.calls: Calls | None = None
         self.flow: Flow | None = None
+        self._by_products: dict[str, int] = {}
 
     # -- values -------------------------------------------------------------------------------
 
@@ -180,12 +182,14 @@ class Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
-        self.product_number += operator_name(func) in PRODUCTS
-        bound = bind(func, args, kwargs or {})
-        strides = _wide_strides(args[0]) if operator_name(func) == "as_strided" else None
-        out = run(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        name = operator(func).name
+        self.product_number += name in PRODUCTS
+        bound = bind(func, args, kwargs)
+        strides = wide_strides(args[0]) if name == "as_strided" else None
+        out = run(func, args, kwargs)
         call = Call(func, bound, out)
-        call.relaid = strides is not None and strides == _wide_strides(out)
+        call.relaid = strides is not None and strides == wide_strides(out)
         before = {id(o): self.values.get(id(o)) for o in call.outs} if call.mutates else {}
         entered = self._entered(call)
         if self.flow is not None:
@@ -195,7 +199,7 @@ class Tracer(TorchDispatchMode):
         for tensor in call.outs if call.mutates else ():
             self._settle_aliases(call, tensor, before[id(tensor)])
         if call.name not in COPIES:
-            self.steps.append(step_of(call, entered, self.values, main))
+            self.steps.append(step_of(call, entered, self.values, main, tuple(self.stack)))
         return out
 
     def _entered(self, call: Call) -> Entered:
@@ -209,7 +213,7 @@ class Tracer(TorchDispatchMode):
 
     def _apply(self, call: Call) -> list[Value]:
         try:
-            if not any(id(t) in self.values for t in call.tensors):
+            if self.values.keys().isdisjoint(map(id, call.tensors)):
                 outcome = self.rules["<constant>"](self, call)
             else:
                 outcome = self.rules.get(call.name, self.generic)(self, call)
@@ -245,15 +249,20 @@ class Tracer(TorchDispatchMode):
         """Indices of a pooling and the like: laid out as the result, never known to be zero."""
         if isinstance(value, ParamView):
             return value
-        code = self.book.code(f"a by-product of {call.name}")
-        return Shadow(value.ids, np.full_like(value.ids, code))
+        return Shadow(value.ids, np.full_like(value.ids, self._by_product_of(call)))
+
+    def _by_product_of(self, call: Call) -> int:
+        code = self._by_products.get(call.name)
+        if code is None:
+            code = self._by_products[call.name] = self.book.code(f"a by-product of {call.name}")
+        return code
 
     def _record(self, call: Call, values: list[Value]) -> list[bool]:
         """Which outputs carry the rule's value; the others are by-products, constants to us."""
         main = []
         for tensor, value in zip(call.outs, values, strict=False):
             main.append(isinstance(value, ParamView) or value.ndim == tensor.ndim)
-            code = self.book.code(f"a by-product of {call.name}")
+            code = self._by_product_of(call)
             self.put(tensor, value if main[-1] else uniform(tensor.ndim, code))
         return main
 
@@ -287,14 +296,3 @@ class Tracer(TorchDispatchMode):
                 elif value is not None:
                     self.book.pin(value.ids, reason)
             self.values[id(other)] = uniform(other.ndim, self.book.code(reason))
-
-
-def _wide_strides(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Where the elements of a tensor lie; the stride of a dimension of size 1 says nothing."""
-    strides = tuple(s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1)
-    return tuple(x.shape), strides, int(x.storage_offset())
-
-
-def same(a: Shadow, b: Shadow) -> bool:
-    """Equal ids and residues."""
-    return a is b or (np.array_equal(a.ids, b.ids) and np.array_equal(a.nonzero, b.nonzero))

@@ -17,8 +17,9 @@ from torch import nn
 from pipeline.units.groups import ChannelGroup, Share, SizeAttribute
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.grouping import Grouping
-from pipeline.units.trace.probe import Chosen, Failure
 from pipeline.units.trace.shadow import FIXED, Ids, Shadow
+from pipeline.units.trace.smaller.network import Chosen
+from pipeline.units.trace.smaller.probe import Failure
 from pipeline.units.trace.steps import Step
 
 WINDOW = 20
@@ -30,13 +31,27 @@ MAX_LIST, MAX_TOGETHER = 16, 8
 Key = tuple[str, str]
 
 
+Dimension = tuple[int, int, int]
+"""Number of a step, of one of its outputs, of a dimension of that."""
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """Attribute `key` of a module, equal to the number of positions in `ids`."""
+    """An attribute of a module that equals the number of positions along a dimension.
+
+    Attributes:
+        key: path of the module, name of the attribute.
+        kind: class of the module, name of the attribute.
+        ids: classes along the dimension.
+        source: where the dimension was seen.
+        at: the step that needs the attribute.
+    """
 
     key: Key
     kind: tuple[type[nn.Module], str]
     ids: Ids
+    source: Dimension
+    at: int
 
 
 def share(ids: Ids, grouping: Grouping) -> Share | None:
@@ -64,13 +79,16 @@ class Attributes:
         self.steps = steps
         self.parts = parts
         self.bound: dict[Key, Ids] = {}
+        self.phase = 0
+        self.runs: dict[type[nn.Module], list[tuple[str, int, int]]] = {}
+        self._order: dict[Key, tuple[int, int]] = {}
         self.proven: set[tuple[type[nn.Module], str]] = set()
 
     def values(self, grouping: Grouping) -> tuple[SizeAttribute, ...]:
-        """What surgery must set."""
+        """What surgery must set, in the order in which forwards needed it."""
         found = []
-        for (path, name), ids in self.bound.items():
-            own = share(ids, grouping)
+        for path, name in sorted(self.bound, key=self._order.__getitem__):
+            own = share(self.bound[path, name], grouping)
             if own is not None and own.per_unit:
                 found.append(SizeAttribute(path, name, own))
         return tuple(found)
@@ -116,6 +134,8 @@ class Attributes:
 
     def bind(self, candidate: Candidate, book: Book) -> None:
         """One number has one value: all sizes that follow it shrink alike."""
+        if candidate.key not in self.bound:
+            self._order[candidate.key] = self.phase, candidate.at
         seen = self.bound.setdefault(candidate.key, candidate.ids)
         if seen is not candidate.ids:
             book.union(seen, candidate.ids, "one attribute sets its size and one that must stay")
@@ -128,8 +148,8 @@ class Attributes:
         found = [
             candidate
             for path in self._near(failure)
-            for ids in sizes
-            for candidate in self._equal(path, ids)
+            for source, ids in sizes
+            for candidate in self._equal(path, ids, source, failure.at)
         ]
         # Heads per group equal the number of groups in many a network: the groups can shrink.
         found.sort(key=lambda c: (c.kind not in self.proven, c.key[1].endswith("_groups")))
@@ -142,22 +162,23 @@ class Attributes:
         for dim in sorted({d for s in shadows for d in s.varying}):
             parts = {}
             for place, (shape, shadow) in enumerate(zip(step.shapes, shadows, strict=False)):
-                ids = _along(shadow, shape, dim, grouping)
+                ids = along(shadow, shape, dim, grouping)
                 if ids is not None and not failure.keep[ids].all():
                     parts[place] = ids
             for path in self._near(failure) if parts else ():
-                yield from self._lists(path, parts)
-                choices = product(*(self._equal(path, ids) for ids in parts.values()))
-                yield from map(list, islice(choices, MAX_TOGETHER))
+                equal = {
+                    place: self._equal(path, ids, (failure.at, place, dim), failure.at)
+                    for place, ids in parts.items()
+                }
+                yield from self._lists(equal)
+                yield from map(list, islice(product(*equal.values()), MAX_TOGETHER))
 
-    def _lists(self, path: str, parts: Mapping[int, Ids]) -> Iterator[list[Candidate]]:
+    def _lists(self, equal: Mapping[int, list[Candidate]]) -> Iterator[list[Candidate]]:
         """Lists with an entry for every part, in order."""
-        equal = {place: self._equal(path, ids) for place, ids in parts.items()}
         lists = {c.key[1].partition("[")[0] for c in equal[min(equal)] if c.key[1].endswith("]")}
         for name in sorted(lists):
-            entries = {i: f"{name}[{i}]" for i in parts}
-            found = [c for i, own in equal.items() for c in own if c.key[1] == entries[i]]
-            if len(found) == len(parts):
+            found = [c for i, own in equal.items() for c in own if c.key[1] == f"{name}[{i}]"]
+            if len(found) == len(equal):
                 yield found
 
     def _near(self, failure: Failure) -> list[str]:
@@ -168,26 +189,27 @@ class Attributes:
         own = self.modules[running[0]]._modules if running else {}
         return running + [prefix + key for key in own if prefix + key in self.modules]
 
-    def _equal(self, path: str, ids: Ids) -> list[Candidate]:
+    def _equal(self, path: str, ids: Ids, source: Dimension, at: int) -> list[Candidate]:
         """Attributes of a module that equal this number of positions, entries of lists first."""
         module = self.modules[path]
         names = [n for n, value in _numbers(module) if value == len(ids)]
         names.sort(key=lambda name: not name.endswith("]"))
-        return [Candidate((path, name), (type(module), name), ids) for name in names]
+        return [Candidate((path, name), (type(module), name), ids, source, at) for name in names]
 
-    def _changed(self, failure: Failure, grouping: Grouping) -> Iterator[Ids]:
+    def _changed(self, failure: Failure, grouping: Grouping) -> Iterator[tuple[Dimension, Ids]]:
         """Dimensions near the failure that lost positions, nearest first."""
         seen: set[bytes] = set()
         near = range(max(0, failure.at - WINDOW), min(len(self.steps), failure.at + WINDOW + 1))
         for i in sorted(near, key=lambda i: abs(i - failure.at)):
-            for shape, shadow in zip(self.steps[i].shapes, self.steps[i].shadows, strict=True):
+            outputs = zip(self.steps[i].shapes, self.steps[i].shadows, strict=True)
+            for out, (shape, shadow) in enumerate(outputs):
                 for d in shadow.varying if shadow is not None else ():
                     assert shadow is not None
-                    ids = _along(shadow, shape, d, grouping)
+                    ids = along(shadow, shape, d, grouping)
                     if ids is None or failure.keep[ids].all() or ids.tobytes() in seen:
                         continue
                     seen.add(ids.tobytes())
-                    yield ids
+                    yield (i, out, d), ids
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
@@ -200,7 +222,7 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
             yield from ((f"{name}[{i}]", n) for i, n in enumerate(value) if type(n) is int)
 
 
-def _along(shadow: Shadow, shape: tuple[int, ...], dim: int, grouping: Grouping) -> Ids | None:
+def along(shadow: Shadow, shape: tuple[int, ...], dim: int, grouping: Grouping) -> Ids | None:
     """Classes along a dimension, where they vary along no other."""
     if dim not in shadow.varying:
         return None

@@ -8,20 +8,17 @@ it must stay.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.units.cuts import alive_positions, cut
-from pipeline.units.groups import SizeAttribute, Units
-from pipeline.units.modules import own_shapes, set_size, sizes
+from pipeline.units.groups import SizeAttribute
+from pipeline.units.modules import number, set_size
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import (
     COPIES,
@@ -29,19 +26,15 @@ from pipeline.units.trace.calls import (
     content,
     flat,
     numbers_of,
-    operator_name,
+    operator,
     tensors_in,
 )
 from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
 from pipeline.units.trace.shapes import run
+from pipeline.units.trace.smaller.network import Changes, Chosen, Keep, Smaller, smaller
 from pipeline.units.trace.steps import Step, replayed
-
-Keep = NDArray[np.bool_]
-Chosen = frozenset[str] | None
-"""Names of the groups that the smaller forward cuts; None for all."""
-
 
 LAYOUT = frozenset({"view", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze"})
 """Operators that torch puts in or leaves out by what is contiguous."""
@@ -54,12 +47,12 @@ class Mismatch(Exception):  # noqa: N818  (a signal, not an error)
 class _Checker(TorchDispatchMode):
     """Compares every call with the recorded one."""
 
-    def __init__(self, steps: Sequence[Step], keep: Keep) -> None:
+    def __init__(self, steps: Sequence[Step], keep: Keep, kept: dict[int, dict[int, int]]) -> None:
         super().__init__()
         self.steps = steps
         self.keep = keep
         self.at = 0
-        self.kept: dict[int, dict[int, int]] = {}
+        self.kept = kept
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -69,24 +62,28 @@ class _Checker(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
-        if operator_name(func) in COPIES:
-            return func(*args, **(kwargs or {}))
-        out = run(func, args, kwargs or {})
-        if operator_name(func) in LAYOUT and self._next() != operator_name(func):
+        kwargs = kwargs or {}
+        name = operator(func).name
+        if name in COPIES:
+            return func(*args, **kwargs)
+        out = run(func, args, kwargs)
+        if name in LAYOUT and self._next() != name:
             return out
-        while self._next() in LAYOUT and self._next() != operator_name(func):
+        while (expected := self._next()) != name and expected in LAYOUT:
             self.at += 1
         if self.at >= len(self.steps):
             raise Mismatch("the smaller network runs other operators")
         step = self.steps[self.at]
-        if operator_name(func) != step.name:
-            raise Mismatch(f"the smaller network runs {operator_name(func)}, not {step.name}")
-        out = replayed(step, out)
-        for tensor, shape, shadow in zip(tensors_in(out), step.shapes, step.shadows, strict=False):
-            if shadow is not None and tuple(tensor.shape) != self._foreseen(shape, shadow):
+        if name != step.name:
+            raise Mismatch(f"the smaller network runs {name}, not {step.name}")
+        if step.decided:
+            out = replayed(step, out)
+        outs = (out,) if isinstance(out, Tensor) else tensors_in(out)
+        for tensor, shape, shadow in zip(outs, step.shapes, step.shadows, strict=False):
+            if shadow is not None and tensor.shape != self._foreseen(shape, shadow):
                 raise Mismatch(f"{step.name} has a size written in the code")
         if step.scalars or step.entered.constants or step.before is not None:
-            self._compare(step, func, bind(func, args, kwargs or {}))
+            self._compare(step, func, bind(func, args, kwargs))
         self.at += 1
         return out
 
@@ -107,7 +104,7 @@ class _Checker(TorchDispatchMode):
         left = self.kept.get(id(shadow.ids))
         if left is None:
             left = self.kept[id(shadow.ids)] = _sizes_left(shadow, self.keep)
-        return tuple(left.get(d, n) for d, n in enumerate(shape)) if left else shape
+        return tuple([left.get(d, n) for d, n in enumerate(shape)]) if left else shape
 
     def _next(self) -> str:
         return self.steps[self.at].name if self.at < len(self.steps) else ""
@@ -133,47 +130,8 @@ def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
     }
 
 
-def _half(grouping: Grouping, count: int, chosen: Chosen) -> tuple[dict[str, Tensor], Keep]:
-    """Masks that keep a different part of every prunable group, and the same per class.
-
-    Two channels stay where there are three: with a size of 1 torch takes other paths. The first
-    channels stay, where some groups were chosen the last: a slice may begin behind either.
-    """
-    masks, keep = {}, np.ones(count, dtype=bool)
-    for number, (group, classes) in enumerate(zip(grouping.groups, grouping.classes, strict=True)):
-        if group.prunable and group.size > 1 and (chosen is None or group.name in chosen):
-            part = 0.3 + 0.6 * ((number * 0.618) % 1.0)  # also tells groups of four apart
-            kept = min(group.size - 1, max(2, round(part * group.size)))
-            mask = torch.arange(group.size) < kept
-            masks[group.name] = mask if chosen is None else mask.flip(0)
-            keep[classes[~masks[group.name].numpy()]] = False
-    return masks, keep
-
-
-def _smaller(
-    tensors: dict[str, Tensor], grouping: Grouping, masks: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Stand-ins cut to the masks; names that share a tensor keep sharing it."""
-    first = {id(x): name for name, x in reversed(tensors.items())}
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    alive = alive_positions(Units((), grouping.groups), masks, shapes)
-    made = {name: cut(tensors[name], dims) for name, dims in alive.items()}
-    return {name: made.get(first[id(x)], x) for name, x in tensors.items()}
-
-
-Changes = list[tuple[nn.Module, dict[str, Any]]]
-
-
-def _new_values(layers: Mapping[str, nn.Module], tensors: dict[str, Tensor]) -> Changes:
-    """Layers say the sizes of the stand-ins (groups of a depthwise convolution)."""
-    changes = []
-    for path, layer in layers.items():
-        prefix = f"{path}." if path else ""
-        before = own_shapes(layer)
-        shapes = {n: tuple(tensors[prefix + n].shape) for n in before}
-        if shapes != before:
-            changes.append((layer, sizes(layer, shapes)))
-    return changes
+Settings = frozenset[tuple[str, str, int]]
+"""Path of a module, name of an attribute, its value."""
 
 
 @contextmanager
@@ -203,33 +161,68 @@ class Failure:
     chosen: Chosen
 
 
-def probe(
-    forward: Forward,
-    grouping: Grouping,
-    steps: Sequence[Step],
-    attributes: tuple[SizeAttribute, ...] = (),
-    chosen: Chosen = None,
-) -> Failure | None:
-    """None when the smaller network runs as foreseen."""
-    masks, keep = _half(grouping, grouping.labels.size, chosen)
-    if not masks:
+Ran = dict[Settings, Failure | None]
+"""How forwards ended, by the attributes that were set."""
+
+
+class Probe:
+    """Runs smaller networks. What depends on the groups alone is made once for several runs, and a
+    network that would be the same as one before is not run again."""
+
+    def __init__(self, forward: Forward, steps: Sequence[Step]) -> None:
+        self.forward = forward
+        self.steps = steps
+        self._cuts: dict[Chosen, tuple[Smaller, Ran]] = {}
+        self._of: Grouping | None = None
+
+    def run(
+        self, grouping: Grouping, attributes: Sequence[SizeAttribute] = (), chosen: Chosen = None
+    ) -> Failure | None:
+        """None when the smaller network runs as foreseen."""
+        cut, ran = self._smaller(grouping, chosen)
+        if not cut.removed:
+            return None
+        settings = self._settings(cut, attributes)
+        if settings not in ran:
+            ran[settings] = self._ran(cut, settings, chosen)
+        return ran[settings]
+
+    def has_run(
+        self, grouping: Grouping, attributes: Sequence[SizeAttribute], chosen: Chosen
+    ) -> bool:
+        """Would it be the same network once more?"""
+        cut, ran = self._smaller(grouping, chosen)
+        return self._settings(cut, attributes) in ran
+
+    def _settings(self, cut: Smaller, attributes: Sequence[SizeAttribute]) -> Settings:
+        """Attributes that are not what they would be without being set."""
+        said = {(layer, name): n for layer, new in cut.changed for name, n in new.items()}
+        found = set()
+        for one in attributes:
+            layer, value = self.forward.layers[one.module], one.share.left(cut.removed)
+            if said.get((layer, one.name), number(layer, one.name)) != value:
+                found.add((one.module, one.name, value))
+        return frozenset(found)
+
+    def _ran(self, cut: Smaller, settings: Settings, chosen: Chosen) -> Failure | None:
+        forward = self.forward
+        changed = [*cut.changed, *((forward.layers[m], {k: n}) for m, k, n in settings)]
+        checker = _Checker(self.steps, cut.keep, cut.kept)
+        with _resized(changed), module_stack(forward.layers) as stack, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                forward.run(cut.tensors, checker)
+            except Exception as error:  # whatever the network's code raises at other sizes
+                reason = _words(error, self.steps, checker.at)
+                return Failure(checker.at, tuple(stack), reason, cut.keep, chosen)
         return None
-    tensors = _smaller(forward.tensors(), grouping, masks)
-    keep_id = keep[grouping.labels]
-    checker = _Checker(steps, keep_id)
-    removed = {name: int((~mask).sum()) for name, mask in masks.items()}
-    changed = _new_values(forward.layers, tensors)
-    for attribute in attributes:
-        module = forward.layers[attribute.module]
-        changed.append((module, {attribute.name: attribute.share.left(removed)}))
-    with _resized(changed), module_stack(forward.layers) as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            forward.run(tensors, checker)
-        except Exception as error:  # whatever the network's code raises at other sizes
-            reason = _words(error, steps, checker.at)
-            return Failure(checker.at, tuple(stack), reason, keep_id, chosen)
-    return None
+
+    def _smaller(self, grouping: Grouping, chosen: Chosen) -> tuple[Smaller, Ran]:
+        if self._of is not grouping:
+            self._of, self._cuts = grouping, {}
+        if chosen not in self._cuts:
+            self._cuts[chosen] = smaller(self.forward, grouping, chosen), {}
+        return self._cuts[chosen]
 
 
 def _words(error: Exception, steps: Sequence[Step], at: int) -> str:
