@@ -21,7 +21,8 @@ META = torch.device("meta")
 
 _FLOAT = (
     "relu relu6 hardtanh hardswish hardsigmoid leaky_relu elu celu selu silu gelu mish sigmoid "
-    "tanh softplus log_sigmoid add sub mul div neg exp rsqrt sqrt cos sin clamp dropout"
+    "tanh softplus log_sigmoid add sub mul div neg exp rsqrt sqrt cos sin clamp dropout pow abs "
+    "log erf reciprocal minimum maximum"
 )
 FLOAT = frozenset(_FLOAT.split())
 """Elementwise operators whose result has the type of their operands, where that is a float."""
@@ -61,7 +62,22 @@ def _new(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _same(first: Tensor) -> Tensor:
-    return _new(first.shape, first) if _plain(first) else torch.empty_like(first)
+    if _plain(first):
+        return _new(first.shape, first)
+    if _permuted(first):
+        strides = first.stride()
+        return torch.empty_strided(first.shape, strides, dtype=first.dtype, device=META)
+    return torch.empty_like(first)
+
+
+def _permuted(x: Tensor) -> bool:
+    """Row-major in another order of its dimensions, which the strides tell without a doubt."""
+    step = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if stride != step or size == 1:
+            return False
+        step *= size
+    return True
 
 
 def _alike(args: tuple[Any, ...]) -> bool:
@@ -153,6 +169,58 @@ def _safe_softmax(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator)
     return _new(x.shape, x) if -x.ndim <= args[1] < x.ndim else None
 
 
+def _softmax(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
+    return None if len(args) != 3 or args[2] else _safe_softmax(args[:2], kwargs, kind)
+
+
+def _clone(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
+    del kind
+    x, wanted = args[0], kwargs.get("memory_format", torch.preserve_format)
+    if len(args) > 1 or wanted not in (torch.preserve_format, torch.contiguous_format):
+        return None
+    return _new(x.shape, x) if wanted is torch.contiguous_format else _same(x)
+
+
+def _rolled(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
+    del kind
+    x, shifts, *dims = args
+    if kwargs or not _plain(x) or len(dims) != 1 or len(dims[0]) != len(shifts) or not shifts:
+        return None
+    return _new(x.shape, x) if all(-x.ndim <= d < x.ndim for d in dims[0]) else None
+
+
+def _embedding(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
+    del kind
+    table, places = args[:2]
+    if kwargs or table.ndim != 2 or places.dtype != torch.int64 or not _plain(places):
+        return None
+    return _new((*places.shape, table.shape[1]), table)
+
+
+def _index(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
+    """By one tensor of positions, along one dimension."""
+    del kind
+    x, places = args
+    chosen = [(d, p) for d, p in enumerate(places) if p is not None]
+    if kwargs or len(chosen) != 1 or len(places) > x.ndim or not _plain(x):
+        return None
+    dim, place = chosen[0]
+    if place.dtype != torch.int64 or not _plain(place):
+        return None
+    return _new((*x.shape[:dim], *place.shape, *x.shape[dim + 1 :]), x)
+
+
+def _resized(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
+    """Of an image, to a size that is given."""
+    del kind
+    x, size = args[:2]
+    if kwargs or not _plain(x) or x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
+        return None
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or min(size) < 1:
+        return None
+    return _new((*x.shape[:2], *size), x)
+
+
 def _mean(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Any:
     """Of the shape of a sum, which torch finds faster."""
     del kind
@@ -204,4 +272,11 @@ _SHORT: Mapping[str, Short] = {
     "addmm": partial(_product, ndim=2),
     "bmm": partial(_product, ndim=3),
     "cat": _cat,
+    "clone": _clone,
+    "_softmax": _softmax,
+    "embedding": _embedding,
+    "index": _index,
+    "roll": _rolled,
+    "upsample_bilinear2d": _resized,
+    "upsample_bicubic2d": _resized,
 }

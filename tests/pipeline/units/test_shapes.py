@@ -129,3 +129,38 @@ def test_norms_and_softmax(dtype: torch.dtype, order: int, normed: tuple[int, ..
     stats = [tensor((3,), torch.float32) for _ in range(4)]
     out = run(ATEN.native_batch_norm.default, (x, *stats, False, 0.1, 1e-5), {})[0]
     assert answer(lambda: out) == answer(lambda: torch.empty_like(x))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (2, 1, 4, 1), (3, 4), (5,)])
+def test_copies_and_lookups(shape: tuple[int, ...], order: int) -> None:
+    x = tensor(shape, order=order)
+    same(ATEN.clone.default, x)
+    for wanted in (torch.contiguous_format, torch.preserve_format):
+        same(ATEN.clone.default, x, memory_format=wanted)
+    same(ATEN.relu.default, x)
+    same(ATEN.pow.Tensor_Scalar, x, 2)
+    same(ATEN._softmax.default, x, -1, False)
+    same(ATEN._softmax.default, x, 9, False)
+    same(ATEN.roll.default, x, [1], [0])
+    same(ATEN.roll.default, x, [1, 2], [0, len(shape) - 1])
+    same(ATEN.roll.default, x, [1], [len(shape)])
+    for size in ((6,), (2, 3)):
+        for dtype in (torch.int64, torch.int32):
+            places = tensor(size, dtype)
+            same(ATEN.index.Tensor, x, [places])
+            same(ATEN.index.Tensor, x, [None] * (len(shape) - 1) + [places])
+            same(ATEN.index.Tensor, x, [None] * len(shape) + [places])
+            same(ATEN.embedding.default, tensor((7, 3)), places)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 1, 1)])
+def test_resized_images(shape: tuple[int, ...], order: int) -> None:
+    for dtype in (torch.float32, torch.float16):
+        x = tensor(shape, dtype, order)
+        for func in (ATEN.upsample_bilinear2d, ATEN.upsample_bicubic2d):
+            for size in ([8, 9], [2, 2], [1, 1]):
+                same(func.default, x, size, False)
+                same(func.vec, x, size, True, None)
+            same(func.vec, x, None, False, [2.0, 1.5])
