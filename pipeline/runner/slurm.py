@@ -21,7 +21,7 @@ from signal import SIGKILL
 from time import monotonic, time_ns
 from typing import Any
 
-from pipeline.runner.cluster_worker import kill_here, run_here, stop_here
+from pipeline.runner.cluster_worker import forget, kill_here, run_here, stop_here
 from pipeline.runner.local import LOGS, log_of
 from pipeline.runner.task import NEVER_BEGAN, Task
 from pipeline.study.execution.stopping import STOPPED
@@ -119,6 +119,7 @@ class SlurmEngine:
         `NEVER_BEGAN`: its job ended while it waited for the task before it."""
         if task.name not in self._begun:
             log_of(task.name).unlink(missing_ok=True)
+            forget(task.name)
             self._begun.add(task.name)
         outer: Future[int] = Future()
         inner: Future[int] = self._executor.submit(run_here, task, time_ns())

@@ -48,6 +48,13 @@ def test_the_next_attempt_runs_and_an_earlier_one_does_not_come_back(engine):
     assert engine.ran == 2
 
 
+def test_a_run_from_a_node_whose_clock_is_behind(engine):
+    run_here(TASK, 6)
+    cluster_worker.forget(TASK.name)
+    assert run_here(TASK, 5) == 143
+    assert engine.ran == 2
+
+
 def test_an_attempt_whose_job_ended_in_the_middle_is_lost(engine):
     assert cluster_worker.claim(TASK.name, 5) is not None
     assert run_here(TASK, 5) == -SIGTERM
