@@ -87,7 +87,7 @@ def test_every_documented_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         page.wait(f"{TEXT}.includes('train/resnet8-dense-s0')", 120)
         seen = page.run(TEXT)
         assert all(view.name in seen for view in VIEWS)  # the links above the runs
-        assert cut(page, "train/resnet8-dense-s0") is False
+        wait_until_whole(page, "train/resnet8-dense-s0")
         find = "return document.querySelector(`a[href*='${arguments[0]}']`).href"
         links = {view.key: page.run(find, view.key) for view in VIEWS}
         from_the_menu(page)
@@ -116,8 +116,8 @@ def from_the_menu(page: browser.Browser) -> None:
     page.press(page.wait(press, 60, "button", "Views"))
     page.press(page.wait(press, 60, "[role^=menuitem]", row.name))
     page.wait(f"{TEXT}.includes('Group: hspg-p50 | resnet8-hspg')", 60)
-    assert cut(page, "Group: hspg-p50 | resnet8-hspg") is False
-    assert cut(page, "final/top1") is False
+    wait_until_whole(page, "Group: hspg-p50 | resnet8-hspg")
+    wait_until_whole(page, "final/top1")
     assert "resnet8-hspg-s0-p50" not in page.run(TEXT)  # groups are closed
     assert "dense-p50" not in page.run(TEXT)
     page.press(page.wait(press, 60, "label:has(input[value='CHART'])", ""))
@@ -132,13 +132,13 @@ def from_the_link(page: browser.Browser, link: str, headings: list[str]) -> None
         page.wait(f"{TEXT}.includes({heading!r})", 60)
 
 
-def cut(page: browser.Browser, text: str) -> bool | None:
-    """Is an element narrower than this, its whole text? None = there is none."""
+def wait_until_whole(page: browser.Browser, text: str) -> None:
+    """Until the elements with this text show all of it: columns get their width after the text."""
     script = """
       const own = [...document.querySelectorAll("body *")]
         .filter((e) => !e.children.length && e.innerText?.trim() === arguments[0])
         .filter((e) => e.offsetParent);
-      return own.length ? own.some((e) => e.scrollWidth > e.clientWidth + 1
-        && getComputedStyle(e).overflowX !== "visible") : null;
+      return own.length && !own.some((e) => e.scrollWidth > e.clientWidth + 1
+        && getComputedStyle(e).overflowX !== "visible");
     """
-    return page.run(script, text)  # type: ignore[no-any-return]
+    page.wait(script, 60, text)
