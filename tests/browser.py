@@ -22,6 +22,16 @@ FLAGS = (
 )  # fmt: skip
 MISSING = "needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)"
 
+NO_FONT = "needs a font as narrow as a desktop's (Debian: apt-get install fonts-liberation)"
+
+
+def wide_font() -> bool:
+    """Whether pages that ask for Helvetica get DejaVu Sans, which is a tenth wider."""
+    if (program := shutil.which("fc-match")) is None:
+        return False
+    found = subprocess.run([program, "Helvetica"], capture_output=True, text=True, check=False)
+    return "DejaVu" in found.stdout
+
 
 class Browser:
     """One page."""

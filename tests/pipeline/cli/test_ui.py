@@ -75,6 +75,7 @@ def test_a_port_that_another_server_has_is_refused() -> None:
 @pytest.mark.browser
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.skipif(not browser.DRIVER or not browser.CHROMIUM, reason=browser.MISSING)
+@pytest.mark.skipif(browser.wide_font(), reason=browser.NO_FONT)
 def test_every_documented_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 1400 px, with MLflow's assistant open as on a first visit: names and headings in full."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri(tmp_path))
