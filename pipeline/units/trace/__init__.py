@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,21 @@ from pipeline.units.modules import tensors_in as tensors_in_layers
 from pipeline.units.rms_norms import norm_kinds
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
+from pipeline.units.trace.demand.numbers import Numbers
 from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.pointwise import stays_zero
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
 from pipeline.units.trace.smaller.attributes import share
 from pipeline.units.trace.smaller.search import Search
-from pipeline.units.trace.steps import UnvaluedError
 from pipeline.units.trace.tracer import INPUT, OUTPUT, Attention, Tracer
 from pipeline.units.trace.whole.branches import Flow
 from pipeline.units.trace.whole.experts import with_experts
 
 __all__ = ["trace_units"]
+
+LITTLE = 1 << 18
+"""Elements of a network and its example up to which it computes faster than shapes are found."""
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -98,16 +101,15 @@ def _check_materialised(forward: Forward) -> None:
 def _traced(
     forward: Forward, never_prune: tuple[str, ...], attention: Attention, branches: bool
 ) -> Tracer:
-    """On shapes alone if that is possible; a network whose code reads values is given some."""
-    for meta, valued in ((True, False), (True, True)):
-        forward.meta, forward.valued = meta, valued
-        try:
+    """On shapes alone if that is possible, with numbers on demand for a network that reads values,
+    else on its own tensors, which raises again what the code of the network raised."""
+    with suppress(Exception):
+        return _trace(forward, never_prune, attention, branches)
+    if forward.elements > LITTLE:
+        forward.numbers = Numbers()
+        with suppress(Exception):
             return _trace(forward, never_prune, attention, branches)
-        except UnvaluedError:
-            continue
-        except Exception:  # raised again by the run on numbers, unless shapes alone caused it
-            break
-    forward.meta = forward.valued = False
+    forward.meta, forward.numbers = False, None
     return _trace(forward, never_prune, attention, branches)
 
 
@@ -147,9 +149,12 @@ def _trace(
     tracer.owners = forward.owners(tensors, first_name)
     tracer.experts = expert_candidates(forward.layers)
     tracer.calls = Calls(forward.layers, tracer.experts)
+    tracer.numbers = forward.numbers
     watched = _watched(forward, never_prune, tracer)
     with watched, tracer.calls.watching(), module_stack(forward.layers) as tracer.stack:
         outputs = forward.run(tensors, tracer, seen)
+    if forward.numbers is not None:
+        tracer.calls.inputs = forward.numbers.integers(tracer.calls.inputs)
     if tracer.flow is not None:
         tracer.flow.close(tensors_in(outputs))
     _pin(tracer, outputs, OUTPUT)

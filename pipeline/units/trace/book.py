@@ -22,6 +22,15 @@ class Use:
     role: Role
 
 
+def distinct(numbers: Ids, count: int) -> Ids:
+    """Sorted, each once; all are below `count`. Of many, np.unique takes ten times as long."""
+    if numbers.size < count:
+        return np.unique(numbers)
+    found = np.zeros(count, dtype=bool)
+    found[numbers] = True
+    return np.flatnonzero(found)
+
+
 class Book:
     """Written while the forward runs, read once by `grouping`.
 
@@ -57,15 +66,16 @@ class Book:
 
     def pin(self, ids: Ids, reason: str) -> None:
         """These units must stay."""
-        ids = np.unique(ids)
+        ids = distinct(ids, self.count)
         ids = ids[ids != FIXED]
         if ids.size:
             self.pins.append((ids, self.code(reason)))
 
     def pin_coded(self, ids: Ids, codes: Ids) -> None:
         """The same with a reason per position; code 0 pins nothing."""
-        for code in np.unique(codes[codes != 0]):
-            self.pin(ids[codes == code], self.reasons[code])
+        for code in distinct(codes, len(self.reasons)):
+            if code != 0:
+                self.pin(ids[codes == code], self.reasons[code])
 
     def lock(self, name: str, reason: str) -> None:
         """No dimension of this tensor may be cut."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.units.module_state import State
 from pipeline.units.modules import layers_of, tensors_in
+from pipeline.units.trace.demand.numbers import Numbers
 from pipeline.units.trace.shapes import META
 
 
@@ -81,6 +83,15 @@ class ConstantsOnCPU(TorchFunctionMode):
 _MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
+def nested(tree: Any) -> Iterator[Tensor]:
+    """Tensors of nested inputs."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple, Mapping)):
+        for item in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from nested(item)
+
+
 def to_device(tree: Any, device: torch.device) -> Any:
     """Nested inputs with their tensors on `device`."""
     if isinstance(tree, Tensor):
@@ -95,11 +106,11 @@ def to_device(tree: Any, device: torch.device) -> Any:
 class Forward:
     """`model(*inputs)` with stand-ins for its tensors.
 
-    On the meta device only shapes are computed. A network that cannot run there (it reads values,
-    or makes tensors on a device of its own) runs on its own tensors.
+    On the meta device only shapes are computed, and numbers on demand for a network that reads
+    values or makes tensors on a device of its own. What cannot run there runs on its own tensors.
 
     Attributes:
-        valued: constants made on the meta device keep their values, for comparison.
+        numbers: on the meta device, where they are needed.
         named: modules with their paths, a shared one under each of its names.
         layers: the same under their first names.
     """
@@ -108,7 +119,7 @@ class Forward:
         self.model = model
         self.inputs = example_inputs
         self.meta = True
-        self.valued = False
+        self.numbers: Numbers | None = None
         self.named = layers_of(model)
         first = {id(layer): path for path, layer in reversed(self.named)}
         self.layers = {path: layer for path, layer in self.named if first[id(layer)] == path}
@@ -122,9 +133,18 @@ class Forward:
         own = tensors_in(self.named)
         if self.meta:
             unique = {id(x): torch.empty_like(x, device=META) for x in own.values()}
+            if self.numbers is not None:
+                for x in own.values():
+                    self.numbers.know(unique[id(x)], x)
         else:
             unique = {id(x): x if isinstance(x, nn.Parameter) else x.clone() for x in own.values()}
         return {name: unique[id(x)] for name, x in own.items()}
+
+    @property
+    def elements(self) -> float:
+        """Of its tensors and inputs; there is no end of those that have no numbers."""
+        own = {id(x): x for x in (*tensors_in(self.named).values(), *nested(self.inputs))}
+        return sum(math.inf if x.is_meta else x.numel() for x in own.values())
 
     def parameters(self) -> dict[str, Tensor]:
         """The model's own, a shared one under its first name."""
@@ -154,14 +174,21 @@ class Forward:
         seen: Callable[[Any], None] | None = None,
     ) -> Any:
         """The outputs; `seen` is given the inputs as the network gets them."""
-        inputs = to_device(self.inputs, META) if self.meta else self.inputs
+        inputs = self._inputs() if self.meta else self.inputs
         if seen is not None:
             seen(inputs)
         args, kwargs = _arguments(inputs)
         standing_in = self._standing_in(tensors)
-        valued = ConstantsOnCPU() if self.valued else nullcontext()
+        valued = ConstantsOnCPU() if self.numbers else nullcontext()
         with torch.no_grad(), _decomposed(), standing_in, valued, mode:
             return self.model(*args, **kwargs)
+
+    def _inputs(self) -> Any:
+        found = to_device(self.inputs, META)
+        if self.numbers is not None:
+            for made, x in zip(nested(found), nested(self.inputs), strict=True):
+                self.numbers.know(made, x)
+        return found
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

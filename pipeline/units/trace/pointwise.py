@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.units.trace.book import distinct
 from pipeline.units.trace.calls import Call
 from pipeline.units.trace.shadow import FIXED, Ids, Shadow, uniform
 from pipeline.units.trace.tracer import Outcome, Tracer
@@ -124,7 +125,7 @@ def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, .
         cause = np.where(cause == 0, operand.nonzero, cause)
     cause = np.where(cause == 0, moved, cause)
     zeros = np.zeros(shape, dtype=bool)
-    for bits in np.unique(pattern):
+    for bits in distinct(pattern, 1 << len(operands)):
         if stays_zero(call, int(bits)):
             zeros |= pattern == bits
     return np.where(zeros, 0, cause)

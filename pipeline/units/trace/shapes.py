@@ -107,6 +107,17 @@ def _elementwise(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) 
     return None if shape is None else _new(shape, first)
 
 
+def _compared(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
+    del kind
+    shape: tuple[int, ...] | None = ()
+    for x in args:
+        if isinstance(x, Tensor):
+            if not _plain(x) or shape is None:
+                return None
+            shape = _broadcast(shape, x.shape)
+    return None if kwargs or shape is None else torch.empty(shape, dtype=torch.bool, device=META)
+
+
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
     lead = len(a) - len(b)
     a, b = (1,) * -lead + tuple(a), (1,) * lead + tuple(b)
@@ -202,7 +213,7 @@ def _index(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Ten
     del kind
     x, places = args
     chosen = [(d, p) for d, p in enumerate(places) if p is not None]
-    if kwargs or len(chosen) != 1 or len(places) > x.ndim or not _plain(x):
+    if kwargs or len(chosen) != 1 or len(places) > x.ndim or not (x.ndim == 1 or _plain(x)):
         return None
     dim, place = chosen[0]
     if place.dtype != torch.int64 or not _plain(place):
@@ -263,6 +274,7 @@ def _cat(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tenso
 
 _SHORT: Mapping[str, Short] = {
     **dict.fromkeys(FLOAT, _elementwise),
+    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared),
     "native_batch_norm": _batch_norm,
     "convolution": _convolution,
     "native_layer_norm": _layer_norm,

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.units.trace.calls import Call, content, numbers_of
+from pipeline.units.trace.demand.lazy import Seen
+from pipeline.units.trace.demand.numbers import Numbers
 from pipeline.units.trace.shadow import Ids, ParamView, Shadow, Value
 
 Constants = tuple[tuple[int, bytes], ...]
@@ -57,7 +59,7 @@ class Step:
     before: Ids | None = None
 
 
-def entered_by(call: Call, values: Mapping[int, Value]) -> Entered:
+def entered_by(call: Call, values: Mapping[int, Value], numbers: Numbers | None) -> Entered:
     """Before the rule of the operator has run.
 
     Raises:
@@ -70,10 +72,10 @@ def entered_by(call: Call, values: Mapping[int, Value]) -> Entered:
             shadows.append(value)
         elif value is not None:
             views.append(value)
-        elif tensor.is_meta and tensor.numel():
+        elif numbers is None and tensor.is_meta and tensor.numel():
             raise UnvaluedError
         else:
-            constants.append((place, content(tensor)))
+            constants.append((place, content(numbers.value(tensor) if numbers else tensor)))
     return Entered(shadows, views, tuple(constants))
 
 
@@ -83,13 +85,14 @@ def step_of(
     values: Mapping[int, Value],
     main: list[bool],
     where: tuple[str, ...],
+    given: Numbers | None,
 ) -> Step:
     """`main`: which outputs carry the value that the rule gave."""
     found = [values.get(id(t)) if m else None for t, m in zip(call.outs, main, strict=False)]
     shadows = [v if isinstance(v, Shadow) else None for v in found]
     numbers = None if _cuts_channels(call, values) else numbers_of(call.func, call.args)
     shapes = [tuple(t.shape) for t in call.outs]
-    decided, before = _decided(call, entered, shadows), _before(call, values)
+    decided, before = _decided(call, entered, shadows, given), _before(call, values)
     return Step(call.name, shapes, shadows, entered, numbers, decided, where, before)
 
 
@@ -105,26 +108,41 @@ def _before(call: Call, values: Mapping[int, Value]) -> Ids | None:
     return value.ids.ravel()[:start]
 
 
-def _decided(call: Call, entered: Entered, shadows: list[Shadow | None]) -> list[Any]:
-    if call.kind.aliases or not entered.shadows or any(t.is_meta for t in call.tensors):
+def _decided(
+    call: Call, entered: Entered, shadows: list[Shadow | None], numbers: Numbers | None
+) -> list[Any]:
+    if call.kind.aliases or not entered.shadows:
+        return []
+    if numbers is None and any(t.is_meta for t in call.tensors):
         return []
     if not isinstance(call.out, Tensor) and not call.outs:
         return [call.out]
     found = [
-        None if out.is_floating_point() or (s is not None and s.varying) else out.clone()
+        None if out.is_floating_point() or (s is not None and s.varying) else _kept(out, numbers)
         for out, s in zip(call.outs, shadows, strict=True)
     ]
     return found if any(x is not None for x in found) else []
 
 
-def replayed(step: Step, out: Any) -> Any:
+def _kept(x: Tensor, numbers: Numbers | None) -> Tensor | Seen:
+    return numbers.seen(x) if numbers and x.is_meta else x.clone()
+
+
+def replayed(step: Step, out: Any, numbers: Numbers | None) -> Any:
     """`out` with what values decided in the recorded forward."""
     if not step.decided:
         return out
-    known = [x.clone() if isinstance(x, Tensor) else x for x in step.decided]
+    known = [_again(x, numbers) for x in step.decided]
     if not isinstance(out, (list, tuple)):
         return known[0]
     return type(out)(b if a is None else a for a, b in zip(known, out, strict=True))
+
+
+def _again(x: Any, numbers: Numbers | None) -> Any:
+    if isinstance(x, Seen):
+        assert numbers is not None
+        return numbers.copy_of(x)
+    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _cuts_channels(call: Call, values: Mapping[int, Value]) -> bool:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.units.experts.find import Calls
 from pipeline.units.experts.trial import Candidate
 from pipeline.units.groups import NormKind, Role
+from pipeline.units.trace.aliases import Aliases
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import (
     COPIES,
@@ -21,6 +22,7 @@ from pipeline.units.trace.calls import (
     operator,
     wide_strides,
 )
+from pipeline.units.trace.demand.numbers import Numbers
 from pipeline.units.trace.shadow import FIXED, Ids, ParamView, Shadow, Value, along, same, uniform
 from pipeline.units.trace.shapes import run
 from pipeline.units.trace.steps import Entered, Step, entered_by, step_of
@@ -61,6 +63,7 @@ class Tracer(TorchDispatchMode):
         self.generic = generic
         self.values: dict[int, Value] = {}
         self.alive: list[Tensor] = []
+        self.aliases = Aliases(self.alive)
         self.steps: list[Step] = []
         self.multiplied: set[str] = set()
         self.norm_groups: dict[str, int] = {}
@@ -75,9 +78,8 @@ class Tracer(TorchDispatchMode):
         self.experts: list[Candidate] = []
         self.calls: Calls | None = None
         self.flow: Flow | None = None
+        self.numbers: Numbers | None = None
         self._by_products: dict[str, int] = {}
-
-    # -- values -------------------------------------------------------------------------------
 
     def put(self, tensor: Tensor, value: Value) -> None:
         """Remember what `tensor` carries (and the tensor, or its id could be used again)."""
@@ -172,8 +174,6 @@ class Tracer(TorchDispatchMode):
         self.book.union(ids, shadow.ids, f"{op} has a computed vector")
         return shadow.nonzero
 
-    # -- the forward --------------------------------------------------------------------------
-
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # or torch imports its compiler at the first call
@@ -187,7 +187,7 @@ class Tracer(TorchDispatchMode):
         self.product_number += name in PRODUCTS
         bound = bind(func, args, kwargs)
         strides = wide_strides(args[0]) if name == "as_strided" else None
-        out = run(func, args, kwargs)
+        out = (run if self.numbers is None else self.numbers.run)(func, args, kwargs)
         call = Call(func, bound, out)
         call.relaid = strides is not None and strides == wide_strides(out)
         before = {id(o): self.values.get(id(o)) for o in call.outs} if call.mutates else {}
@@ -199,12 +199,13 @@ class Tracer(TorchDispatchMode):
         for tensor in call.outs if call.mutates else ():
             self._settle_aliases(call, tensor, before[id(tensor)])
         if call.name not in COPIES:
-            self.steps.append(step_of(call, entered, self.values, main, tuple(self.stack)))
+            where = tuple(self.stack)
+            self.steps.append(step_of(call, entered, self.values, main, where, self.numbers))
         return out
 
     def _entered(self, call: Call) -> Entered:
         """Values of the arguments; a parameter read outside its own layer is recorded."""
-        entered = entered_by(call, self.values)
+        entered = entered_by(call, self.values, self.numbers)
         layer = self.stack[-1] if self.stack else ""
         for view in entered.views:
             if layer not in self.owners.get(view.name, ()):
@@ -274,8 +275,8 @@ class Tracer(TorchDispatchMode):
                 self.lock(value, why.replace("enters", "used by", 1))
             elif value is not None:
                 self.book.pin(value.ids, why)
-        code = self.book.code(f"it meets the result of {call.name}")
-        return uniform(call.outs[0].ndim if call.outs else 0, code)
+        ndim = call.outs[0].ndim if call.outs else 0
+        return uniform(ndim, self.book.code(f"it meets the result of {call.name}"))
 
     def _settle_aliases(self, call: Call, tensor: Tensor, before: Value | None) -> None:
         """A write that changes what a tensor carries reaches every view of its storage."""
@@ -285,14 +286,13 @@ class Tracer(TorchDispatchMode):
             return
         if before is not None and isinstance(after, Shadow) and same(before, after):
             return
-        storage = tensor.untyped_storage()._cdata
+        others = {id(x): x for x in self.aliases.of(tensor) if x is not tensor}
         reason = f"written through a view by {call.name}"
-        for other in {id(t): t for t in self.alive}.values():
-            if other is tensor or other.untyped_storage()._cdata != storage:
-                continue
-            for value in (self.values[id(other)], before, after):
-                if isinstance(value, ParamView):
-                    self.lock(value, reason)
-                elif value is not None:
-                    self.book.pin(value.ids, reason)
-            self.values[id(other)] = uniform(other.ndim, self.book.code(reason))
+        found = {id(v): v for v in (before, after, *map(self.values.get, others))}
+        for value in found.values() if others else ():
+            if isinstance(value, ParamView):
+                self.lock(value, reason)
+            elif value is not None:
+                self.book.pin(value.ids, reason)
+        lost = {n: uniform(n, self.book.code(reason)) for n in {x.ndim for x in others.values()}}
+        self.values.update({key: lost[x.ndim] for key, x in others.items()})

@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+import pipeline.units.trace as trace
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.cases import Net
 from tests.pipeline.units.laws import assert_laws, random_plan
+
+
+@pytest.fixture(autouse=True, params=[0, trace.LITTLE], ids=["on demand", "own tensors"])
+def _numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "LITTLE", request.param)
+
 
 ROWS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 

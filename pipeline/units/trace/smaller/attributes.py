@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from pipeline.units.groups import ChannelGroup, Share, SizeAttribute
-from pipeline.units.trace.book import Book
+from pipeline.units.trace.book import Book, distinct
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import FIXED, Ids, Shadow
 from pipeline.units.trace.smaller.network import Chosen
@@ -128,7 +128,8 @@ class Attributes:
         """Prunable groups that are parts of a dimension."""
         if not self.parts:
             return []
-        found = np.unique(grouping.owner[grouping.labels[np.concatenate(self.parts, axis=None)]])
+        ids = distinct(np.concatenate(self.parts, axis=None), grouping.labels.size)
+        found = np.unique(grouping.owner[grouping.labels[ids]])
         groups = [grouping.groups[g] for g in found.tolist() if g >= 0]
         return [g for g in groups if g.prunable]
 

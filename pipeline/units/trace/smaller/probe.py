@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from pipeline.units.trace.calls import (
     operator,
     tensors_in,
 )
+from pipeline.units.trace.demand.numbers import Numbers
 from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
@@ -47,12 +49,13 @@ class Mismatch(Exception):  # noqa: N818  (a signal, not an error)
 class _Checker(TorchDispatchMode):
     """Compares every call with the recorded one."""
 
-    def __init__(self, steps: Sequence[Step], keep: Keep, kept: dict[int, dict[int, int]]) -> None:
+    def __init__(self, steps: Sequence[Step], cut: Smaller, numbers: Numbers | None) -> None:
         super().__init__()
         self.steps = steps
-        self.keep = keep
+        self.keep = cut.keep
         self.at = 0
-        self.kept = kept
+        self.kept = cut.kept
+        self.numbers = numbers
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -64,10 +67,8 @@ class _Checker(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         name = operator(func).name
-        if name in COPIES:
-            return func(*args, **kwargs)
-        out = run(func, args, kwargs)
-        if name in LAYOUT and self._next() != name:
+        out = self._run(name, func, args, kwargs)
+        if name in COPIES or (name in LAYOUT and self._next() != name):
             return out
         while (expected := self._next()) != name and expected in LAYOUT:
             self.at += 1
@@ -77,7 +78,7 @@ class _Checker(TorchDispatchMode):
         if name != step.name:
             raise Mismatch(f"the smaller network runs {name}, not {step.name}")
         if step.decided:
-            out = replayed(step, out)
+            out = replayed(step, out, self.numbers)
         outs = (out,) if isinstance(out, Tensor) else tensors_in(out)
         for tensor, shape, shadow in zip(outs, step.shapes, step.shadows, strict=False):
             if shadow is not None and tensor.shape != self._foreseen(shape, shadow):
@@ -87,17 +88,36 @@ class _Checker(TorchDispatchMode):
         self.at += 1
         return out
 
+    def _run(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.numbers is not None:
+            return self.numbers.run(func, args, kwargs, self._decided(name))
+        return func(*args, **kwargs) if name in COPIES else run(func, args, kwargs)
+
     def _compare(self, step: Step, func: Any, bound: dict[str, Any]) -> None:
         """Numbers, constants, where a slice begins."""
         if step.scalars is not None and step.scalars != numbers_of(func, bound):
             raise Mismatch(f"{step.name} uses a number that depends on the width")
-        if step.entered.constants and not _same_constants(step, flat(bound.values())):
+        if step.entered.constants and not self._same_constants(step, flat(bound.values())):
             raise Mismatch(f"{step.name} uses a constant that depends on the width")
         if step.before is not None:
             size = bound["self"].shape[bound["dim"]]
             start = slice(bound["start"], bound["end"]).indices(size)[0]
             if start != np.count_nonzero(self.keep[step.before]):
                 raise Mismatch(f"{step.name} starts at a position written in the code")
+
+    def _same_constants(self, step: Step, tensors: list[Tensor]) -> bool:
+        if step.entered.constants[-1][0] >= len(tensors):
+            return False
+        value = self.numbers.value if self.numbers else lambda x: x
+        return all(content(value(tensors[i])) == found for i, found in step.entered.constants)
+
+    def _decided(self, name: str) -> list[Any]:
+        """By the step that this call should be."""
+        if name in COPIES:
+            return []
+        left = (s for s in islice(self.steps, self.at, None) if s.name not in LAYOUT - {name})
+        step = next(left, None)
+        return step.decided if step is not None and step.name == name else []
 
     def _foreseen(self, shape: tuple[int, ...], shadow: Shadow) -> tuple[int, ...]:
         """Of the tensor once the positions of removed ids are gone."""
@@ -108,12 +128,6 @@ class _Checker(TorchDispatchMode):
 
     def _next(self) -> str:
         return self.steps[self.at].name if self.at < len(self.steps) else ""
-
-
-def _same_constants(step: Step, tensors: list[Tensor]) -> bool:
-    if step.entered.constants[-1][0] >= len(tensors):
-        return False
-    return all(content(tensors[i]) == values for i, values in step.entered.constants)
 
 
 def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
@@ -207,8 +221,11 @@ class Probe:
     def _ran(self, cut: Smaller, settings: Settings, chosen: Chosen) -> Failure | None:
         forward = self.forward
         changed = [*cut.changed, *((forward.layers[m], {k: n}) for m, k, n in settings)]
-        checker = _Checker(self.steps, cut.keep, cut.kept)
-        with _resized(changed), module_stack(forward.layers) as stack, warnings.catch_warnings():
+        checker = _Checker(self.steps, cut, forward.numbers)
+        meanwhile = forward.numbers.for_a_while() if forward.numbers else nullcontext()
+        with _resized(changed), module_stack(forward.layers) as stack, ExitStack() as more:
+            more.enter_context(meanwhile)
+            more.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             try:
                 forward.run(cut.tensors, checker)
