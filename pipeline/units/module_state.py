@@ -6,7 +6,7 @@ container before and puts it back after each run.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from functools import cache
 from operator import is_
@@ -19,6 +19,10 @@ OPAQUE = (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunction
 """Not looked into: modules are visited themselves, code holds no state of the network."""
 
 PLAIN = (type(None), str, int, float, bool, *OPAQUE)
+
+CONTAINERS = (dict, list, set, deque, tuple)
+CLEARED = frozenset({dict, OrderedDict, list, set, deque})
+"""Where one of these was empty, it is enough to clear it."""
 
 
 class State:
@@ -63,19 +67,21 @@ class State:
                 tensor.data.copy_(numbers)
 
     def _visit(self, root: Any) -> None:
-        waiting = [root]
+        waiting, seen, empty = [root], self._seen, self._empty
         while waiting:
             item = waiting.pop()
-            if id(item) in self._seen:
+            if id(item) in seen:
                 continue
-            self._seen.add(id(item))
+            seen.add(id(item))
             if isinstance(item, Tensor):
                 self._tensors.append((item, item._version, item.detach().clone()))
-            elif isinstance(item, (dict, list, set, deque, tuple)):
-                if item:
-                    waiting += [x for x in self._noted(item) if not _plain(type(x))]  # type: ignore[arg-type]
-                else:
-                    self._empty.append(item)
+            elif isinstance(item, CONTAINERS):
+                for member in self._noted(item):
+                    kind = type(member)
+                    if kind in CLEARED and not member:
+                        empty.append(member)
+                    elif not _plain(kind):  # type: ignore[arg-type]
+                        waiting.append(member)
             elif isinstance(own := getattr(item, "__dict__", None), dict):
                 waiting.append(own)
 
