@@ -137,7 +137,7 @@ def _trace(
     for name, x in tensors.items():
         for d, n in enumerate(shapes[name]):
             if (d, n) not in axes:
-                axes[d, n] = Axis(d, positions[:n])
+                axes[d, n] = Axis(d, positions[:n], whole=True)
         own = tuple([axes[at] for at in enumerate(shapes[name])])
         tracer.put(x, ParamView(first_name[id(x)], own))
 

@@ -65,7 +65,7 @@ def _by_feature(
             t.book.pin(kept.ids, "values are left whole (attention='query_key')")
         flat = kept.spread(shape, (dim,)).shaped((-1,))
         _remember(t, kept, shape, (dim,))
-        return along(flat.ids, flat.nonzero, x.ndim, dim)
+        return along(flat.ids, flat.residue, x.ndim, dim)
     return uniform(x.ndim, t.book.code(f"it meets {OP}"))
 
 

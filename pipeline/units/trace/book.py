@@ -16,7 +16,11 @@ UNSEEN = -1
 
 @dataclass(eq=False)
 class Use:
-    """Unit id of every position along one dimension of one tensor."""
+    """Unit id of every position along one dimension of one tensor.
+
+    What belongs together shares one array (`grouping` then looks at it once), so it is replaced,
+    never written to.
+    """
 
     ids: Ids
     role: Role
@@ -90,13 +94,15 @@ class Book:
             return a
         differ = a != b
         a = a if a.shape == differ.shape else np.broadcast_to(a, differ.shape)
-        if not differ.any():
+        met = np.count_nonzero(differ)
+        if not met:
             return a
-        left, right = a[differ], np.broadcast_to(b, differ.shape)[differ]
-        free = (left != FIXED) & (right != FIXED)
-        if free.all():
+        b = b if b.shape == differ.shape else np.broadcast_to(b, differ.shape)
+        left, right = (a, b) if met == differ.size else (a[differ], b[differ])
+        if np.count_nonzero(left) == met == np.count_nonzero(right):  # all free: FIXED is 0
             self.edges.append((left, right))
             return a
+        free = (left != FIXED) & (right != FIXED)
         if free.any():
             self.edges.append((left[free], right[free]))
         self.pin(np.maximum(left, right)[~free], reason)
@@ -104,18 +110,36 @@ class Book:
 
     def tie(self, name: str, axis: Axis, ids: Ids, role: Role) -> None:
         """Position `axis.positions[i]` of that dimension of `name` belongs to unit `ids[i]`."""
+        use = self.uses.get((name, axis.dim))
+        if use is None and axis.whole and ids.shape == axis.positions.shape:
+            self.uses[name, axis.dim] = Use(ids, role)
+            return
         use = self._use(name, axis.dim, role)
+        if use.ids is ids and axis.whole:
+            return
         seen = use.ids[axis.positions]
         new = seen == UNSEEN
-        use.ids[axis.positions[new]] = ids[new]
-        self.union(use.ids[axis.positions], ids, f"{name} also serves channels that must stay")
+        if new.any():
+            use.ids = use.ids.copy()
+            use.ids[axis.positions[new]] = ids[new]
+            seen = use.ids[axis.positions]
+        self.union(seen, ids, f"{name} also serves channels that must stay")
 
     def axis_ids(self, name: str, axis: Axis, role: Role) -> Ids:
         """Ids of the positions of an axis, new ones where it was never used before."""
+        use = self.uses.get((name, axis.dim))
+        if use is None and axis.whole:
+            made = self.fresh(axis.positions.size)
+            self.uses[name, axis.dim] = Use(made, role)
+            return made
         use = self._use(name, axis.dim, role)
-        new = axis.positions[use.ids[axis.positions] == UNSEEN]
+        seen = use.ids if axis.whole else use.ids[axis.positions]
+        new = axis.positions[seen == UNSEEN]
+        if not new.size:
+            return seen
+        use.ids = use.ids.copy()
         use.ids[new] = self.fresh(new.size)
-        return use.ids[axis.positions]
+        return use.ids if axis.whole else use.ids[axis.positions]
 
     def ids_of(self, view: ParamView) -> Iterator[Ids]:
         """Ids along every dimension of a view that a unit was found on."""

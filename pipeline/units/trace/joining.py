@@ -73,7 +73,7 @@ def split(t: Tracer, call: Call) -> Outcome:
     parts = [value.at((slice(None),) * dim + (slice(a, a + sizes[0]),)) for a in starts[:-1]]
     for part in parts:
         t.book.union(part.ids, parts[0].ids, "split joins it with channels that must stay")
-    return [Shadow(parts[0].ids, part.nonzero).narrow() for part in parts]
+    return [Shadow(parts[0].ids, part.residue).narrow() for part in parts]
 
 
 def glu(t: Tracer, call: Call) -> Outcome:
@@ -87,7 +87,7 @@ def glu(t: Tracer, call: Call) -> Outcome:
         full.at((slice(None),) * dim + (slice(start, start + width),)) for start in (0, width)
     )
     ids = t.book.union(one.ids, other.ids, "glu joins it with channels that must stay")
-    return Shadow(ids, one.nonzero)
+    return Shadow(ids, one.residue)
 
 
 def unbind(t: Tracer, call: Call) -> Outcome:
@@ -159,7 +159,7 @@ def pad(t: Tracer, call: Call) -> Outcome:
         t.book.pin(shadow.ids, "padding cuts or fills its channels")
         return uniform(x.ndim, t.book.code("it meets padding"))
     if not zero and any(widths[d] != (0, 0) for d in range(x.ndim)):
-        return Shadow(shadow.ids, np.full_like(shadow.ids, t.book.code("padded with a constant")))
+        return shadow.coded(t.book.code("padded with a constant"))
     inner = [widths[d] if d in grown else (0, 0) for d in range(x.ndim)]
     ids = np.pad(shadow.ids, inner, constant_values=FIXED)
     return Shadow(ids, np.pad(shadow.nonzero, inner, constant_values=0))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.units.trace.attention import contraction, with_offset
 from pipeline.units.trace.calls import Call
-from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView, Shadow, along, uniform
+from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView, Shadow, along, uniform, worse
 from pipeline.units.trace.tracer import Outcome, Tracer
 
 
@@ -26,11 +26,10 @@ def convolution(t: Tracer, call: Call) -> Outcome:
     else:
         t.consume(x)
         ids = _mix(t, call, view, x.ids)
-        residue = np.maximum(
-            t.residue(view), t.attach(call["bias"], ids, "producer", "convolution")
-        )
-        flat = Shadow(ids, np.broadcast_to(residue, ids.shape))
-    return along(flat.ids, flat.nonzero, ndim, 1)
+        masked = t.residue(view)
+        bias = t.attach(call["bias"], ids, "producer", "convolution")
+        flat = Shadow(ids, worse(masked, bias))
+    return along(flat.ids, flat.residue, ndim, 1)
 
 
 def _mix(t: Tracer, call: Call, view: ParamView, ids: Ids) -> Ids:
@@ -43,6 +42,9 @@ def _mix(t: Tracer, call: Call, view: ParamView, ids: Ids) -> Ids:
     inner, outer = (view.axes[0], view.axes[1]) if transposed else (view.axes[1], view.axes[0])
     assert inner is not None
     assert outer is not None
+    if groups == 1:
+        t.book.tie(view.name, inner, ids, "consumer")
+        return t.book.axis_ids(view.name, outer, "producer")
     reason = "a grouped convolution joins it with channels that must stay"
     parts = ids.reshape(groups, -1)
     first = t.book.union(parts, parts[:1], reason)
@@ -58,19 +60,23 @@ def _mix(t: Tracer, call: Call, view: ParamView, ids: Ids) -> Ids:
 
 def _depthwise(t: Tracer, call: Call, view: ParamView, x: Shadow) -> Shadow:
     """Every channel is filtered alone, so the weight scales and the output belongs to the input."""
-    outputs = call.outs[0].shape[1]
-    ids = np.repeat(x.ids, outputs // x.ids.size)
+    times = call.outs[0].shape[1] // x.ids.size
+    ids = x.ids if times == 1 else np.repeat(x.ids, times)
     axis = view.axes[0]
     assert axis is not None
     t.book.tie(view.name, axis, x.ids if call["transposed"] else ids, "norm")
     bias = t.attach(call["bias"], ids, "norm", "convolution")
-    kept = t.residue(view) and np.repeat(x.nonzero, outputs // x.ids.size)
-    return Shadow(ids, _after_scale(t, ids, np.maximum(kept, bias)))
+    kept: Ids | int = t.residue(view)
+    if kept:
+        kept = np.repeat(x.nonzero, times) if x.code is None else x.code
+    return Shadow(ids, _after_scale(t, ids, worse(kept, bias)))
 
 
-def _after_scale(t: Tracer, ids: Ids, residue: Ids | int) -> Ids:
+def _after_scale(t: Tracer, ids: Ids, residue: Ids | int) -> Ids | int:
     """A masked scale makes a unit zero, but not the positions that belong to none."""
     fixed = t.book.code("it meets channels that must stay")
+    if isinstance(residue, int) and np.count_nonzero(ids) == ids.size:
+        return residue
     return np.where(ids == FIXED, fixed, residue)
 
 
@@ -115,8 +121,8 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
     ids = t.book.axis_ids(view.name, made, "producer")
     if view.name in t.read_elsewhere:  # or its cost would be counted with the layer that owns it
         t.products[t.product_number] = [(x.ids.size, x.ids), (ids.size, ids)]
-    residue = np.maximum(t.residue(view), t.attach(bias, ids, "producer", "linear"))
-    return along(ids, np.broadcast_to(residue, ids.shape), data.ndim, -2 if left else -1)
+    residue = worse(t.residue(view), t.attach(bias, ids, "producer", "linear"))
+    return along(ids, residue, data.ndim, -2 if left else -1)
 
 
 def linear(t: Tracer, call: Call) -> Outcome:
@@ -131,9 +137,9 @@ def linear(t: Tracer, call: Call) -> Outcome:
     t.consume(x)
     t.book.tie(view.name, view.axes[1], x.ids, "consumer")
     ids = t.book.axis_ids(view.name, view.axes[0], "producer")
-    residue = np.maximum(t.residue(view), t.attach(call["bias"], ids, "producer", "linear"))
+    residue = worse(t.residue(view), t.attach(call["bias"], ids, "producer", "linear"))
     ndim = call.outs[0].ndim
-    return along(ids, np.broadcast_to(residue, ids.shape), ndim, ndim - 1)
+    return along(ids, residue, ndim, ndim - 1)
 
 
 def _computed(
@@ -157,7 +163,7 @@ def _computed(
     t.book.pin(ids, reason)
     t.attach(bias, ids, "producer", kind)
     ndim = call.outs[0].ndim
-    return along(ids, np.full_like(ids, t.book.code(reason)), ndim, dim % ndim)
+    return along(ids, t.book.code(reason), ndim, dim)
 
 
 def _rows(t: Tracer, names: tuple[str, ...], size: int) -> tuple[str, Axis] | None:
@@ -181,7 +187,7 @@ def embedding(t: Tracer, call: Call) -> Outcome:
         return None
     ids = t.book.axis_ids(view.name, view.axes[1], "producer")
     ndim = call.outs[0].ndim
-    return along(ids, np.full_like(ids, t.residue(view)), ndim, ndim - 1)
+    return along(ids, t.residue(view), ndim, ndim - 1)
 
 
 def batch_norm(t: Tracer, call: Call) -> Outcome:
@@ -191,14 +197,17 @@ def batch_norm(t: Tracer, call: Call) -> Outcome:
     shift = t.attach(call["bias"], x.ids, "norm", "batch norm")
     for name in ("running_mean", "running_var"):
         t.attach(call.get(name), x.ids, "norm", "batch norm")
-    if call["weight"] is None or np.any(scale):
+    inner: Ids | int = 0
+    if call["weight"] is None or _any(scale):
         # Batch statistics map a constant channel to zero, running statistics do not.
         moved = t.book.code("batch norm without a trained scale shifts it by its running mean")
-        inner = x.nonzero if call.get("training") else np.full_like(x.ids, moved)
-    else:
-        inner = np.zeros_like(x.ids)
-    nonzero = _after_scale(t, x.ids, np.maximum(inner, shift))
+        inner = x.residue if call.get("training") else moved
+    nonzero = _after_scale(t, x.ids, worse(inner, shift))
     return along(x.ids, nonzero, call["input"].ndim, 1)
+
+
+def _any(residue: Ids | int) -> bool:
+    return residue != 0 if isinstance(residue, int) else bool(residue.any())
 
 
 def group_norm(t: Tracer, call: Call) -> Outcome:
@@ -212,11 +221,11 @@ def group_norm(t: Tracer, call: Call) -> Outcome:
     if groups == 1:
         t.book.pin(x.ids, "group norm takes the mean over all channels")
     view = t.param(call["weight"])
-    if view is None or not t.owns_groups(view.name, groups):
+    if view is None or t.norm_groups.get(view.name) != groups:
         t.book.pin(x.ids, "group norm without a module that says its number of groups")
-    inner = x.nonzero if call["weight"] is None or np.any(scale) else np.zeros_like(x.ids)
-    nonzero = _after_scale(t, ids.ravel(), np.maximum(inner, shift))
-    return along(ids.ravel(), nonzero, call["input"].ndim, 1)
+    inner = x.residue if call["weight"] is None or _any(scale) else 0
+    ids = ids.ravel()
+    return along(ids, _after_scale(t, ids, worse(inner, shift)), call["input"].ndim, 1)
 
 
 def layer_norm(t: Tracer, call: Call) -> Outcome:
@@ -239,4 +248,4 @@ def layer_norm(t: Tracer, call: Call) -> Outcome:
                 t.lock(view, "layer norm over several dimensions")
     code = t.book.code("layer norm shifts it")
     statistics = [uniform(o.ndim, code) for o in call.outs[1:]]
-    return [Shadow(shadow.ids, np.full_like(shadow.ids, code)), *statistics]
+    return [shadow.coded(code), *statistics]

@@ -46,13 +46,13 @@ def as_strided(t: Tracer, call: Call) -> Outcome:
 def zeros_like(t: Tracer, call: Call) -> Outcome:
     """As wide as its argument, whatever that loses."""
     shadow = t.shadow(first(call))
-    return Shadow(shadow.ids, np.zeros_like(shadow.ids))
+    return shadow.coded(0)
 
 
 def filled_like(t: Tracer, call: Call) -> Outcome:
     """As wide as its argument, not zero."""
     shadow = t.shadow(first(call))
-    return Shadow(shadow.ids, np.full_like(shadow.ids, t.book.code(f"made by {call.name}")))
+    return shadow.coded(t.book.code(f"made by {call.name}"))
 
 
 def constant(t: Tracer, call: Call) -> Outcome:
@@ -196,7 +196,7 @@ def _columns(t: Tracer, x: Tensor, taken: set[int]) -> Shadow | None:
     if axis is None:
         return None if wide else t.shadow(x, ())
     ids = t.book.axis_ids(view.name, axis, "producer")
-    return along(ids, np.full_like(ids, t.residue(view)), x.ndim, wide[0])
+    return along(ids, t.residue(view), x.ndim, wide[0])
 
 
 def channel_shuffle(t: Tracer, call: Call) -> Outcome:

@@ -38,7 +38,9 @@ def pointwise(t: Tracer, call: Call) -> Outcome:
     shape = tuple(call.outs[0].shape)
     if len(call.tensors) == 1 and _is_shadow(t, call.tensors[0]):
         one = t.shadow(call.tensors[0])
-        return Shadow(one.ids, _residues(t, call, [one], one.ids.shape)).narrow()
+        residue = _residues(t, call, [one], one.ids.shape)
+        one = one.coded(residue) if isinstance(residue, int) else Shadow(one.ids, residue)
+        return one.narrow()
     operands = _operands(t, call.tensors, shape)
     ids, joined = _join(t, call, operands, shape)
     return Shadow(ids, _residues(t, call, joined, ids.shape)).narrow()
@@ -90,8 +92,8 @@ def _join(
     size: positions there are joined.
     """
     full = np.broadcast_shapes(*(s.ids.shape for s in operands))
-    ids = np.full(full, FIXED)
-    joined, started = [], False
+    ids: Ids | None = None
+    joined = []
     rigid: set[int] = set()
     for tensor, shadow in zip(call.tensors, operands, strict=True):
         sizes = (1,) * (len(shape) - tensor.ndim) + tuple(tensor.shape)
@@ -101,23 +103,27 @@ def _join(
             rigid |= met
             t.book.pin(shadow.ids, f"one channel is spread over many by {call.name}")
             code = t.book.code(f"{call.name} spreads one channel over many")
-            joined.append(Shadow(np.full(full, FIXED), np.full(full, code)))
+            joined.append(Shadow(np.full(full, FIXED), code))
             continue
         reason = f"{call.name} joins it with channels that must stay"
-        spread = np.broadcast_to(shadow.ids, full)
-        ids = t.book.union(ids, spread, reason) if started else spread
-        started = True
-        joined.append(Shadow(spread, np.broadcast_to(shadow.nonzero, full)))
-    tied = t.tied(Shadow(ids, np.zeros_like(ids)), rigid, call.name)
-    return np.broadcast_to(tied.ids, full), joined
+        spread = shadow.spread(full, range(len(full)))
+        ids = spread.ids if ids is None else t.book.union(ids, spread.ids, reason)
+        joined.append(spread)
+    if ids is None:
+        ids = np.full(full, FIXED)
+    if rigid:
+        ids = np.broadcast_to(t.tied(Shadow(ids, 0), rigid, call.name).ids, full)
+    return ids, joined
 
 
-def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]) -> Ids:
+def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]) -> Ids | int:
     """Per position: 0 if the result is zero where its unit is."""
     moved = t.book.code(f"{call.name} of zero is not zero")
-    if not any(operand.nonzero.any() for operand in operands):
-        zero = stays_zero(call, (1 << len(operands)) - 1)
-        return np.full(shape, 0 if zero else moved)
+    codes = [operand.code for operand in operands if operand.zero or operand.code is not None]
+    if len(codes) == len(operands):
+        if stays_zero(call, sum(1 << i for i, code in enumerate(codes) if code == 0)):
+            return 0
+        return next((code for code in codes if code), moved)
     pattern = np.zeros(shape, dtype=np.int64)
     cause = np.zeros(shape, dtype=np.int64)
     for i, operand in enumerate(operands):
@@ -134,7 +140,7 @@ def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, .
 def stays_zero(call: Call, bits: int) -> bool:
     """Is the result zero when operand i is zero for every set bit i, whatever the others are?"""
     numbers = tuple(repr(v) for v in call.args.values() if not isinstance(v, Tensor))
-    key = (call.func, bits, numbers, tuple(x.dtype for x in call.tensors))
+    key = (call.kind, bits, numbers, tuple([x.dtype for x in call.tensors]))
     if key not in _stays_zero:
         _stays_zero[key] = _try_zero(call, bits)
     return _stays_zero[key]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipeline.units.trace.calls import Call
 from pipeline.units.trace.layout import first
 from pipeline.units.trace.shadow import Shadow, uniform
@@ -93,4 +91,4 @@ def softmax(t: Tracer, call: Call) -> Outcome:
         shadow = t.tied(shadow, (dim,), call.name)
     if dim in shadow.varying:
         t.book.pin(shadow.ids, f"{call.name} runs over its channels")
-    return Shadow(shadow.ids, np.full_like(shadow.ids, t.book.code(f"{call.name} is not zero")))
+    return shadow.coded(t.book.code(f"{call.name} is not zero"))

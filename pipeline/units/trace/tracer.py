@@ -112,7 +112,7 @@ class Tracer(TorchDispatchMode):
         axis = value.axes[found[0]]
         assert axis is not None
         ids = self.book.axis_ids(value.name, axis, "norm")
-        return along(ids, np.full_like(ids, self.residue(value)), tensor.ndim, found[0])
+        return along(ids, self.residue(value), tensor.ndim, found[0])
 
     def residue(self, view: ParamView) -> int:
         """0 for a parameter, which masking zeroes; else the code of the reason it does not."""
@@ -124,10 +124,6 @@ class Tracer(TorchDispatchMode):
         """Parameters that alone this tensor was computed from in the forward; none: it was not."""
         return tuple(sorted(self.made_from.get(id(tensor), ())))
 
-    def owns_groups(self, weight: str, groups: int) -> bool:
-        """Does a GroupNorm module with this weight say that many groups?"""
-        return self.norm_groups.get(weight) == groups
-
     def lock(self, view: ParamView, reason: str) -> None:
         self.book.lock(view.name, f"{view.name}: {reason}")
 
@@ -138,27 +134,32 @@ class Tracer(TorchDispatchMode):
         """
         dim = dim % tensor.ndim
         shadow = self.shadow(tensor)
+        if (flat := shadow.alone(dim)) is not None and flat.ids.size == tensor.shape[dim]:
+            return flat
         if dim in shadow.varying:
             shadow = self.tied(shadow, [d for d in shadow.varying if d != dim], op)
         elif shadow.varying:
             self.book.pin(shadow.ids, f"{op} mixes its channels with another dimension")
             first = tuple(slice(None) if d == dim else slice(0, 1) for d in range(shadow.ndim))
             shadow = shadow.at(first)
-        return shadow.spread(tensor.shape, (dim,)).shaped((-1,))
+        flat = shadow.spread(tensor.shape, (dim,)).shaped((-1,))
+        if shadow.varying == (dim,):
+            shadow.flat = dim, flat
+        return flat
 
     def tied(self, shadow: Shadow, dims: Iterable[int], op: str) -> Shadow:
         """Positions along these dimensions become one unit; size 1 there."""
         for d in dims:
             if shadow.ids.shape[d] > 1:
-                head = shadow.ids.take([0], d)
+                head = shadow.headed(d)
                 reason = f"{op} joins it with channels that must stay"
-                self.book.union(shadow.ids, head, reason)
-                shadow = Shadow(head, shadow.nonzero.max(axis=d, keepdims=True))
+                self.book.union(shadow.ids, head.ids, reason)
+                shadow = head
         return shadow
 
     def consume(self, flat: Shadow) -> None:
         """An operator sums over these channels: exact without a channel only if it is zero."""
-        if flat.nonzero.any():
+        if not flat.zero:
             self.book.pin_coded(flat.ids, np.where(flat.ids == FIXED, 0, flat.nonzero))
 
     def attach(self, tensor: Tensor | None, ids: Ids, role: Role, op: str) -> Ids | int:
@@ -172,7 +173,7 @@ class Tracer(TorchDispatchMode):
             return self.residue(view)
         shadow = self.shadow(tensor).spread(tensor.shape, (0,))
         self.book.union(ids, shadow.ids, f"{op} has a computed vector")
-        return shadow.nonzero
+        return shadow.residue
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -250,7 +251,7 @@ class Tracer(TorchDispatchMode):
         """Indices of a pooling and the like: laid out as the result, never known to be zero."""
         if isinstance(value, ParamView):
             return value
-        return Shadow(value.ids, np.full_like(value.ids, self._by_product_of(call)))
+        return value.coded(self._by_product_of(call))
 
     def _by_product_of(self, call: Call) -> int:
         code = self._by_products.get(call.name)
