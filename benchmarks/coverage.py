@@ -77,7 +77,8 @@ def table(found: list[Row]) -> Iterator[str]:
         "LayerNorm, which changes outputs. No figure: pruning it, or masking the same channels for "
         "the comparison, raised; which of the two is not settled. Time: CPU time to find the "
         "groups, ours over theirs, in turns in one process, the smallest of three; torchvision's "
-        "classifiers at 224 pixels.\n"
+        "classifiers at 224 pixels. Memory: the peak while the groups are found, ours over theirs, "
+        "each in a process of its own.\n"
     )
     peer = read_peer()
     for library in dict.fromkeys(row.name.partition("/")[0] for row in found):
@@ -89,8 +90,8 @@ def table(found: list[Row]) -> Iterator[str]:
             f"{mean:.2f}\n"
         )
         yield from _peer_summary([peer[row.name] for row in own if row.name in peer])
-        yield "| network | traced | exact | share | Torch-Pruning | time | reason |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| network | traced | exact | share | Torch-Pruning | time | memory | reason |"
+        yield "|---|---|---|---|---|---|---|---|"
         for row in own:
             exactness = "no" if row.difference is None else f"{row.difference:.0e}"
             reason = row.reason.replace("|", "\\|")[:140]
@@ -109,6 +110,9 @@ def _peer_summary(rows: list[PeerRow]) -> Iterator[str]:
         ratios = [row.ours / row.theirs for row in rows if row.ours and row.theirs]
         share = sum(row.share for row in rows) / len(rows)
         median = f", median time {statistics.median(ratios):.2f} of {len(ratios)}" if ratios else ""
+        peaks = [r.our_memory / r.their_memory for r in rows if r.our_memory and r.their_memory]
+        if peaks:
+            median += f", median memory {statistics.median(peaks):.2f} of {len(peaks)}"
         yield (
             f"Torch-Pruning: {len(rows)} run, {sum(r.traced for r in rows)} traced, "
             f"{sum(r.difference is not None for r in rows)} compared, "
@@ -117,16 +121,19 @@ def _peer_summary(rows: list[PeerRow]) -> Iterator[str]:
 
 
 def _beside(row: PeerRow | None) -> str:
-    """Two cells: what Torch-Pruning does, and the ratio of CPU times."""
+    """Three cells: what Torch-Pruning does, the ratios of CPU times and of memory."""
     if row is None:
-        return "not run | not run"
+        return "not run | not run | not run"
     found = "not traced"
     if row.traced:
         found = "no figure" if row.difference is None else f"{row.difference:.0e}"
         found += ", not smaller" * (row.difference is not None and not row.smaller)
         found += f", {row.share:.2f}"
     ratio = f"{row.ours / row.theirs:.2f}" if row.ours and row.theirs else "no"
-    return f"{found} | {ratio}"
+    memory = "not run" if row.our_memory is None else "no"
+    if row.our_memory is not None and row.their_memory:
+        memory = f"{row.our_memory / row.their_memory:.2f}"
+    return f"{found} | {ratio} | {memory}"
 
 
 def main() -> None:

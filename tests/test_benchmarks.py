@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.coverage import _beside, _peer_summary
 from benchmarks.loops import Setting, run_fit
 from benchmarks.plain_loops import FrankWolfeLoop, HalfSpaceLoop
 from benchmarks.step_profile import PARTS, Clock, Spans, profile
+from benchmarks.zoo.peer import PeerRow
 from pipeline.data.splits import TensorSplit
 from pipeline.registry import method_spec
 from pipeline.training.recipe import Recipe
@@ -85,3 +87,11 @@ def test_the_parts_of_a_step_make_the_step(split: TensorSplit) -> None:
     assert min(found[part] for part in ("data", "forward", "backward", "optimizer")) > 0
     assert found["forward"] + found["backward"] > 0.5 * found["step"]
     assert not waits
+
+
+def test_memory_stands_beside_time_where_it_was_measured() -> None:
+    before = PeerRow("a/b", True, 0.0, 1.0, True, 2.0, 1.0)
+    row = PeerRow("a/c", True, 0.0, 1.0, True, 2.0, 1.0, "", 40_000, 10_000)
+    assert _beside(before) == "0e+00, 1.00 | 0.50 | not run"
+    assert _beside(row) == "0e+00, 1.00 | 0.50 | 0.25"
+    assert next(_peer_summary([before, row])).strip().endswith("median memory 0.25 of 1.")

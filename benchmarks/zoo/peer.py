@@ -5,7 +5,8 @@
 Needs `pip install -e .[benchmarks,zoo]`. Rows are kept in benchmarks/zoo/peer.jsonl; run in slices
 by --only, then `python -m benchmarks.coverage --only` writes the table. One thread, both
 engines in turns in one process, the smallest of three times each. Classifiers of torchvision are
-timed at 224 pixels, everything else on the inputs of the coverage table.
+timed at 224 pixels, everything else on the inputs of the coverage table. Memory is the peak above
+what the process held before, each engine in a process of its own; --add-memory adds it to old rows.
 
 Exact: of every group, half of the channels are zeroed in a copy (weights and biases of the layers
 that make or scale them) and removed from another by Torch-Pruning; both must agree in float64, as
@@ -16,13 +17,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import json
 import signal
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ class PeerRow:
         share: part of the parameters in layers of its groups.
         smaller: did it lose parameters?
         theirs, ours: CPU seconds to find the groups; None where that failed.
+        their_memory, our_memory: bytes that this needs at its peak; None where it was not measured.
     """
 
     name: str
@@ -62,6 +66,8 @@ class PeerRow:
     theirs: float | None
     ours: float | None
     reason: str = ""
+    their_memory: int | None = None
+    our_memory: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -148,6 +154,40 @@ def timed(model: nn.Module, example: Any, heads: list[str]) -> tuple[float, floa
     return min(theirs), min(ours)
 
 
+def memory(network: Network, engine: str, heads: list[str]) -> int | None:
+    """Peak of the memory that an engine needs beside the network, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.zoo.peer", "--memory", engine, network.id, *heads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def _peak(engine: str, name: str, *heads: str) -> int:
+    """Bytes above what the process held before, with its libraries loaded by another network and
+    what was freed given back. Linux counts the peak from the reset on."""
+    network = next(n for n in networks() if n.id == name)
+    model, example = network.build().eval(), large(network)
+    theirs = engine == "theirs"
+    model = model if theirs else with_open_heads(model)
+    little = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+
+    def run(network: nn.Module, example: Any, own: list[str]) -> Any:
+        return groups_of(network, example, own) if theirs else trace_units(network, example)
+
+    run(little, torch.rand(1, 3, 9, 9), [])
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    kept = run(model, example, list(heads))
+    del kept
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    """Of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
 def large(network: Network) -> Any:
     """The example at 224 pixels, for the classifiers of torchvision."""
     example = network.example()
@@ -165,18 +205,30 @@ def measure(network: Network) -> PeerRow:
     model, example = network.build().eval(), network.example()
     units = trace_units(with_open_heads(copy.deepcopy(model)), example)
     heads, traced, share = heads_of(model, units), False, 0.0
-    difference, smaller, times, reason = None, False, (None, None), ""
+    difference, smaller, reason = None, False, ""
+    times: tuple[float | None, float | None] = (None, None)
+    peaks: tuple[int | None, int | None] = (None, None)
     try:
         _, groups = groups_of(copy.deepcopy(model), example, heads)
         traced, share = True, _share(groups, model)
         times = timed(copy.deepcopy(model), large(network), heads)
+        peaks = memory(network, "theirs", heads), memory(network, "ours", heads)
         difference, smaller = pruned_difference(model, example, heads)
     except TimeoutError as error:
         reason = str(error)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {first}"[:160]
-    return PeerRow(network.id, traced, difference, share, smaller, *times, reason)
+    return PeerRow(network.id, traced, difference, share, smaller, *times, reason, *peaks)
+
+
+def with_memory(row: PeerRow, network: Network) -> PeerRow:
+    """A row of before with the memory of both engines, its other figures as they are."""
+    torch.manual_seed(0)
+    model = with_open_heads(network.build().eval())
+    heads = heads_of(model, trace_units(model, network.example()))
+    theirs, ours = (memory(network, engine, heads) for engine in ("theirs", "ours"))
+    return replace(row, their_memory=theirs, our_memory=ours)
 
 
 def _share(groups: list[Any], model: nn.Module) -> float:
@@ -204,21 +256,37 @@ def main() -> None:
         "--only", nargs="*", default=[""], help="networks whose library/name contains one of these"
     )
     parser.add_argument("--again", action="store_true", help="measure those with a row too")
+    parser.add_argument("--add-memory", action="store_true", help="only that, to rows without")
+    parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    known = set() if asked.again else read_rows().keys()
+    if asked.memory:
+        sys.stdout.write(f"{_peak(*asked.memory)}\n")
+        return
+    rows = read_rows()
+    known = set() if asked.again else rows.keys()
     signal.signal(signal.SIGVTALRM, _too_long)
     for network in networks():
-        if any(word in network.id for word in asked.only) and network.id not in known:
+        if not any(word in network.id for word in asked.only):
+            continue
+        if asked.add_memory:
+            before = rows.get(network.id)
+            if before is not None and before.traced and before.our_memory is None:
+                _append(with_memory(before, network))
+        elif network.id not in known:
             signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT)
             try:
                 row = measure(network)
             finally:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            sys.stderr.write(f"{row}\n")
-            with ROWS.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            _append(row)
+
+
+def _append(row: PeerRow) -> None:
+    sys.stderr.write(f"{row}\n")
+    with ROWS.open("a") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
 
 
 if __name__ == "__main__":
