@@ -116,16 +116,20 @@ def told(params: Params) -> Iterator[str]:
         yield from lines
 
 
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _told(params: Params) -> Iterator[str]:
     file = params.file
     counts = {
-        "trainings": len(file.trainings),
-        "prunings": len(file.prunings),
-        "sweeps": len(file.sweep.trainings),
-        "pairs": len(file.connect.pairs),
-        "parts": len(file.parts),
+        "training": len(file.trainings),
+        "pruning": len(file.prunings),
+        "sweep": len(file.sweep.trainings),
+        "pair": len(file.connect.pairs),
+        "part": len(file.parts),
     }
-    has = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    has = ", ".join(_several(n, what) for what, n in counts.items() if n)
     yield f"{params.path}: valid ({has or 'nothing to train'})"
     changed = changed_stages()
     if changed is None:
@@ -135,8 +139,7 @@ def _told(params: Params) -> Iterator[str]:
     if not stages:
         yield "up to date: `dvc repro` would only report"
         return
-    many = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
-    yield f"`dvc repro` would run {many}: {_summary(stages)}"
+    yield f"`dvc repro` would run {_several(len(stages), 'stage')}: {_summary(stages)}"
     data = known_data()
     if data is None:
         yield "their cost is known after `dvc repro prepare-data`"

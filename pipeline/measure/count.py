@@ -199,8 +199,9 @@ class MacsModel:
     def _rerouted(self, masks: Mapping[str, Tensor]) -> bool:
         """Whether experts of a list go while others in it are narrowed: only a forward says which
         of the widths then runs how often."""
-        lists = [g for g in self.units.groups if g.routed and g.lists and g.name in masks]
-        cut = (s.tensor for g in self.units.groups if g.name in masks for s in g.slices)
+        cut_groups = [g for g in self.units.groups if g.name in masks and not masks[g.name].all()]
+        lists = [g for g in cut_groups if g.routed and g.lists]
+        cut = (s.tensor for g in cut_groups for s in g.slices)
         return bool(lists) and any(g.unit_of(name) is not None for name in cut for g in lists)
 
     def _running(

@@ -53,7 +53,10 @@ def load_parts(params: Params) -> dict[Path, Params]:
         for entry in _entries(part.file):
             if entry in taken:
                 block, key = entry
-                raise ParamsError(f"{part.path}: {block}.{key}: {taken[entry]} has one too")
+                raise ParamsError(
+                    f"{part.path}: {block}.{key}: {taken[entry]} has one of this name too; rename "
+                    "one of them"
+                )
             taken[entry] = part.path
     return found
 

@@ -154,7 +154,7 @@ def test_parts_are_checked_with_the_study(study: Path, monkeypatch: pytest.Monke
     with (study / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(own | empty | {"parts": ["one"]}, file)
     told = said(monkeypatch, ["train@b"]).splitlines()
-    assert told[:2] == ["params.yaml: valid (1 parts)", "up to date: `dvc repro` would only report"]
+    assert told[:2] == ["params.yaml: valid (1 part)", "up to date: `dvc repro` would only report"]
     assert told[2].startswith("one/params.yaml: valid (2 trainings, ")
     assert told[3].startswith("`dvc repro` would run 2 stages: train, connect")
 

@@ -180,6 +180,21 @@ def test_costs_are_those_of_the_shrunk_network(kind: str) -> None:
         assert (costs.params(plan), costs.macs(plan)) == (counted.params, counted.macs)
 
 
+def test_groups_that_lose_nothing_do_not_make_a_cost_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where experts go and others are narrowed is a copy of the network cut and counted."""
+    model = build(Listed)
+    units = trace_units(model, TOKENS)
+    costs = MacsModel(model, TOKENS, units)
+    whole = {g.name: torch.ones(g.size, dtype=torch.bool) for g in units.prunable}
+    narrow = {g.name: torch.arange(g.size) % 2 == 0 for g in units.prunable if g.kind == "channel"}
+    for cut in (narrow, without(experts_of(units), 1).keep):
+        short = costs.macs(PruningPlan(Granularity.STRUCTURED, cut))
+        plan = PruningPlan(Granularity.STRUCTURED, whole | cut)
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.measure.count.shrink", pytest.fail)
+            assert costs.macs(plan) == short
+
+
 @pytest.mark.parametrize("kind", MIXTURES)
 @pytest.mark.parametrize("name", sorted(set(KNOWN[Granularity.STRUCTURED]) - {"bn_scale"}))
 @pytest.mark.parametrize("rule", ["params", "fraction"])
