@@ -1,4 +1,4 @@
-"""check: refuse a params.yaml that cannot run. The first stage of every run; it makes nothing.
+"""check: refuse a params.yaml that cannot run. The first stage of every run.
 
 Otherwise DVC would first delete the results of the stage that an edit changed, or report a missing
 file or parameter in its own words.
@@ -20,7 +20,8 @@ def main() -> None:
         before = checked.inputs()
         load_params()
         checked.save(before)
-    click.echo("params.yaml is valid", err=True)
+    checked.confirm()
+    click.echo(checked.SAYS, err=True)
 
 
 if __name__ == "__main__":

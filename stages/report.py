@@ -89,11 +89,22 @@ def run(params: Params, out: Path) -> None:
     asked_for = study(params)
     for table in build_report(asked_for, out):
         log.info("%s", plain(table))
-    for key in params.file.deliver:
+    for key, artifact in delivered(params).items():
         view = asked_for.views.get(f"evaluate/{key}")
         if view is not None:
             with naming_full_disk_of_store():
-                deliver(params.file.study, view[0], PrunedArtifact(paths.finetune(key)))
+                deliver(params.file.study, view[0], PrunedArtifact(artifact))
+
+
+def delivered(params: Params) -> dict[str, Path]:
+    """The artefacts of the prunings that `deliver` lists, here and in the parts of the study."""
+    from pipeline.study.params.load import load_parts
+
+    return {
+        key: folder / paths.finetune(key)
+        for folder, part in load_parts(params).items()
+        for key in part.file.deliver
+    }
 
 
 def make() -> None:

@@ -21,6 +21,7 @@ import click
 from pipeline.data.info import DatasetInfo
 from pipeline.files import read_json, write_text
 from pipeline.study import paths
+from pipeline.study.execution import checked
 from pipeline.study.params.load import Params, ParamsError, load_params, load_parts
 from pipeline.study.params.schema import MatchCost
 from pipeline.study.records.artifacts import NetworkSpec
@@ -129,6 +130,7 @@ def _told(params: Params) -> Iterator[str]:
         "pair": len(file.connect.pairs),
         "part": len(file.parts),
     }
+    checked.confirm()
     has = ", ".join(_several(n, what) for what, n in counts.items() if n)
     yield f"{params.path}: valid ({has or 'nothing to train'})"
     changed = changed_stages()

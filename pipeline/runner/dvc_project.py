@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runner.task import Outcome, Task, task_of
+from pipeline.study.execution import checked
 
 FILE = "dvc.yaml"
 CHECK = "check"  # validates params.yaml, as `espalier run` has done before it comes here
@@ -44,6 +45,8 @@ class DvcProject:
             raise RuntimeError(f"{Path.cwd()}: DVC says: {error}") from error
         self._stages: dict[str, Any] = {stage.addressing: stage for stage in index.stages}
         self._finished: list[Any] = []
+        if CHECK in self._stages:
+            checked.confirm()
 
     def tasks(self) -> Mapping[str, Task]:
         """All stages of the study by name, without `check`."""
@@ -51,8 +54,8 @@ class DvcProject:
         for name, stage in self._stages.items():
             if name == CHECK:
                 continue
-            after = frozenset(s.addressing for s in self._graph.successors(stage))
-            found[name] = task_of(name, stage.cmd, after)
+            after = {s.addressing for s in self._graph.successors(stage)} - {CHECK}
+            found[name] = task_of(name, stage.cmd, frozenset(after))
         return found
 
     def unchanged(self, names: Iterable[str]) -> bool:
@@ -101,8 +104,9 @@ class DvcProject:
         if not self._finished:
             return
         with self._locked(FILE):
-            if CHECK in self._stages:  # so that `dvc repro` does not add it later
-                self._finished.append(self._stages[CHECK])
+            if (check := self._stages.get(CHECK)) is not None:  # or `dvc repro` would add it later
+                check.save(run_cache=False)
+                self._finished.append(check)
             self._finished[0].dvcfile.dump_stages(self._finished, update_pipeline=False)
         self._finished = []
 

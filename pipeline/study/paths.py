@@ -6,6 +6,7 @@ from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[2]  # of this process: the folder of `pipeline`
 PARAMS = Path("params.yaml")
+CHECKED = Path("artifacts/check.txt")
 PREPARED = Path("data/prepared")
 CARD = PREPARED / "card.json"
 TABLES = Path("reports/tables")

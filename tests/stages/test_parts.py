@@ -15,6 +15,7 @@ from pipeline.study import paths
 from pipeline.study.execution import report_state
 from pipeline.study.params.load import ParamsError, load_params
 from pipeline.study.records.agreement import require_agreement
+from stages.report import delivered
 from stages.report import study as asked_for
 
 run_module = importlib.import_module("pipeline.cli.run")
@@ -64,6 +65,13 @@ def test_the_report_covers_the_parts(whole: Path, monkeypatch: pytest.MonkeyPatc
     shas = {key: [view.sha for view in views] for key, views in found.views.items()}
     monkeypatch.chdir(ROOT)
     assert shas == {key: [view.sha for view in views] for key, views in alone.views.items()}
+
+
+def test_what_a_part_delivers_is_delivered_by_the_whole(whole: Path) -> None:
+    path = whole / "one/params.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(f"{text}\ndeliver: [vgg-hspg-s0]\n", encoding="utf-8")
+    assert delivered(load_params()) == {"vgg-hspg-s0": Path("one/artifacts/finetune/vgg-hspg-s0")}
 
 
 class Recorder:
