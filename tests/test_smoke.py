@@ -24,9 +24,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study after its first `dvc repro`, committed. Not to be changed: see `copy`."""
     folder = study.create(tmp_path_factory.mktemp("finished") / "study")
     ran = study.repro(folder)
-    assert len(ran) == 11
-    assert ran[0] == "prepare-data"
-    assert ran[-1] == "report"
+    assert (len(ran), ran[0], ran[-1]) == (11, "prepare-data", "report")
     study.commit(folder)
     return folder
 
@@ -231,9 +229,8 @@ def test_a_dry_run_of_a_fresh_clone(copy: Path, tmp_path: Path) -> None:
     assert len(study.executed(said)) == 11
     said = study.run(tmp_path / "clone", *dry, "--allow-missing")
     assert study.executed(said) == ["report"]
-    said = study.run(tmp_path / "clone", *dry, check=False)
-    assert "[Errno 2]" in said
-    assert "artifacts/check.txt" in said  # as docs/dvc.md says
+    said = study.run(tmp_path / "clone", *dry, check=False)  # as docs/dvc.md says
+    assert re.search(r"\[Errno 2\] .*artifacts/check\.txt", said)
 
 
 def test_bad_params_stop_before_any_work(copy: Path) -> None:
@@ -253,8 +250,8 @@ def test_bad_params_stop_before_any_work(copy: Path) -> None:
         (copy / "params.yaml").write_text(study.PARAMS)
     assert study.tree(copy / "reports") | study.tree(copy / "artifacts") == before
     study.edit(copy, {"penalty: 0.2": "penalti: 0.2"})
-    shown = study.run(copy, "dvc", "repro", "train@h", check=False)
-    assert "params.yaml: methods.hspg.penalti: unknown key; did you mean 'penalty'?" in shown
+    said = study.run(copy, "dvc", "repro", "train@h", check=False)
+    assert "params.yaml: methods.hspg.penalti: unknown key; did you mean 'penalty'?" in said
     assert study.tree(copy / "reports") | study.tree(copy / "artifacts") == before
 
 
@@ -276,6 +273,7 @@ def test_kill_nine_then_repro_gives_the_same_bits(finished: Path, tmp_path: Path
     shutil.copytree(finished / "data", folder / "data")
     (folder / "reports/records").mkdir(parents=True)
     shutil.copy(finished / "reports/records/data.json", folder / "reports/records")
+    study.run(folder, "dvc", "repro", "-q", "check")
     study.run(folder, "dvc", "commit", "-q", "-f", "prepare-data")
     process = subprocess.Popen(
         ["dvc", "repro", "train@h"],

@@ -87,22 +87,27 @@ def test_a_run_that_was_ended_goes_on(serial, tmp_path, how):
     folder = fresh(serial, tmp_path / "study")
     params = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(params.replace("  h: {", "  h: {train: {epochs: 400}, "))
+    at = end_after_an_epoch(folder, how)
+    assert 0 < at < 400
+    assert at < end_after_an_epoch(folder, signal.SIGINT, at) < 400
+    log = (folder / ".checkpoints/logs/train@h.log").read_text()
+    assert "resumed from the last checkpoint" in log
+
+
+def end_after_an_epoch(folder: Path, how: signal.Signals, after: int = 0) -> int:
+    """Run train@h and end the run after a further epoch; returns the epochs in its checkpoint."""
     checkpoint = folder / ".checkpoints/train/h/last.safetensors"
     process = subprocess.Popen(
         [*RUN, "--only", "train@h"], cwd=folder, env=study.environment(folder, cold=True)
     )
-    while not checkpoint.exists() or load_tree(checkpoint)["counters"]["epoch"] < 1:
+    while not checkpoint.exists() or load_tree(checkpoint)["counters"]["epoch"] <= after:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(how)
     assert process.wait(120) == (-how if how == signal.SIGKILL else 130)
     study.wait_until_free(folder, "train@h")
-    at = load_tree(checkpoint)["counters"]["epoch"]
-    assert 0 < at < 400
-    said = study.run(folder, *RUN, "--only", "train@h", "--budget-minutes", "0.2", check=False)
-    log = (folder / ".checkpoints/logs/train@h.log").read_text()
-    assert "resumed from the last checkpoint" in log, said
-    assert load_tree(checkpoint)["counters"]["epoch"] > at
+    epochs: int = load_tree(checkpoint)["counters"]["epoch"]
+    return epochs
 
 
 @pytest.mark.slow
