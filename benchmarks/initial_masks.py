@@ -22,10 +22,12 @@ import click
 import torch
 from torch import Tensor, nn
 
+from methods.init_pruning.method import Score, scorer
 from pipeline.data.info import DatasetInfo
 from pipeline.files import write_text
 from pipeline.registry import build_model, method_spec, model_spec
-from pipeline.selection.criteria import classification_loss
+from pipeline.selection.criteria import classification_loss, keep_density
+from pipeline.selection.masks import choose_weights
 from pipeline.units.groups import Units
 from pipeline.units.trace import trace_units
 
@@ -44,7 +46,9 @@ Counts = tuple[int, ...]
 @dataclass(frozen=True, order=True)
 class Case:
     """One mask. `images`: what the scores are computed from; `batch_norm`: "eval" scores with the
-    running statistics of a fresh network, as the authors do, "train" with those of the batch."""
+    running statistics of a fresh network, as the authors do, "train" with those of the batch;
+    `removed`: removed weights "stay" so in later rounds or, as in the authors' program, "compete"
+    again."""
 
     criterion: str
     log10_compression: float
@@ -52,6 +56,7 @@ class Case:
     rounds: int
     images: int
     run: int
+    removed: str = "stay"
 
 
 class Images:
@@ -108,10 +113,40 @@ def draw(case: Case, batches: Images) -> Counts:
         criterion=case.criterion, sparsity=1.0 - 10.0**-case.log10_compression, rounds=case.rounds,
         batches=len(batches), seed=case.run,
     ))  # fmt: skip
+    if case.removed == "compete":
+        names = choose_weights(model, units, "all")
+        return compete(case, model, names, batches, scorer(method.config, names, batches))
     method.prepare(model, units, batches)
     plan = method.plan()
     assert plan is not None
     return tuple(int(mask.sum()) for mask in plan.keep.values())
+
+
+def compete(
+    case: Case, model: nn.Module, names: Sequence[str], batches: Images, score: Score
+) -> Counts:
+    """Masks that each round chooses from all weights, so that a removed one may come back: with
+    SNIP by |g w|, the gradient at the masked network times the initial weight, with GraSP because
+    its score, 0, is above every negative one."""
+    initial = {name: model.get_parameter(name).detach().clone() for name in names}
+    keep = {name: torch.ones_like(w, dtype=torch.bool) for name, w in initial.items()}
+    every = keep
+    for step in range(1, case.rounds + 1):
+        weights = [model.get_parameter(name) for name in names]
+        with torch.no_grad():
+            for name, weight in zip(names, weights, strict=True):
+                weight.copy_(initial[name] * keep[name])
+        if case.criterion == "snip":
+            sums = [torch.zeros_like(weight) for weight in weights]
+            for batch in batches:
+                grads = torch.autograd.grad(batches.loss(model, batch), weights)
+                torch._foreach_add_(sums, grads)
+            scores = {n: (g * initial[n]).abs() for n, g in zip(names, sums, strict=True)}
+        else:
+            scores = score(model)
+        density = 10.0 ** (-case.log10_compression * step / case.rounds)
+        keep = keep_density(scores, every, density, "global")
+    return tuple(int(mask.sum()) for mask in keep.values())
 
 
 def read_ours() -> dict[Case, Counts]:
@@ -119,14 +154,16 @@ def read_ours() -> dict[Case, Counts]:
     path = HOME / "ours.csv"
     lines = csv.DictReader(path.read_text().splitlines()) if path.is_file() else ()
     return {
-        Case(r["criterion"], float(r["log10_compression"]), r["batch_norm"], int(r["rounds"]),
-             int(r["images"]), int(r["run"])): tuple(int(r[layer]) for layer in LAYERS)
-        for r in lines
+        Case(
+            row["criterion"], float(row["log10_compression"]), row["batch_norm"],
+            int(row["rounds"]), int(row["images"]), int(row["run"]), row["removed"],
+        ): tuple(int(row[layer]) for layer in LAYERS)
+        for row in lines
     }  # fmt: skip
 
 
 def write_ours(found: Mapping[Case, Counts]) -> None:
-    head = ("criterion", "log10_compression", "batch_norm", "rounds", "images", "run")
+    head = ("criterion", "log10_compression", "batch_norm", "rounds", "images", "run", "removed")
     rows = [
         (
             c.criterion,
@@ -135,6 +172,7 @@ def write_ours(found: Mapping[Case, Counts]) -> None:
             c.rounds,
             c.images,
             c.run,
+            c.removed,
             *found[c],
         )
         for c in sorted(found)
@@ -154,6 +192,7 @@ def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 @click.option("--log10", "chosen", type=float, multiple=True, help="Default: all 24.")
 @click.option("--rounds", type=int, help="Default: 100; 1 where the scores never change.")
 @click.option("--batch-norm", type=click.Choice(["eval", "train"]), default="eval")
+@click.option("--removed", type=click.Choice(["stay", "compete"]), default="stay")
 @click.option("--cifar10", type=click.Path(path_type=Path, exists=True))
 @click.option("--images", type=int, default=1000)
 def main(
@@ -165,9 +204,13 @@ def main(
         raise click.UsageError(f"{criterion} needs --cifar10")
     data = Images(how["cifar10"], how["images"], seed) if needs else Ones()
     seen = how["images"] if needs else 0
+    if how["removed"] == "compete" and not needs:
+        raise click.UsageError("--removed compete is for snip and grasp: it changes nothing else")
     default = 1 if criterion in ("random", "magnitude") else ROUNDS  # the same mask, sooner
     for log10 in chosen or LOG10:
-        case = Case(criterion, log10, how["batch_norm"], rounds or default, seen, seed)
+        case = Case(
+            criterion, log10, how["batch_norm"], rounds or default, seen, seed, how["removed"]
+        )
         if case not in read_ours():
             counts = draw(case, data)
             write_ours(read_ours() | {case: counts})

@@ -55,7 +55,8 @@ def grouped(found: Mapping[Case, Counts]) -> dict[tuple[str, str], dict[float, l
     groups: dict[tuple[str, str], dict[float, list[Counts]]] = {}
     for case in sorted(found):
         how = "" if case.criterion not in NEED_DATA else (
-            f"{case.rounds} rounds, {case.images} images, BatchNorm: {case.batch_norm}"
+            f"{case.rounds} round{'s' * (case.rounds > 1)}, {case.images} images, removed weights "
+            f"{case.removed}"
         )  # fmt: skip
         group = groups.setdefault((case.criterion, how), {})
         group.setdefault(case.log10_compression, []).append(found[case])

@@ -11,7 +11,16 @@ import math
 import pytest
 import torch
 
-from benchmarks.initial_masks import LAYERS, LOG10, Case, Counts, Ones, draw, network
+from benchmarks.initial_masks import (
+    LAYERS,
+    LOG10,
+    NEED_DATA,
+    Case,
+    Counts,
+    Ones,
+    draw,
+    network,
+)
 from benchmarks.mask_tables import HOME, SIZES, comparison, read_published, readme
 from pipeline.selection.criteria import keep_density
 
@@ -55,6 +64,25 @@ def test_synflow() -> None:
     allowed; one round is outside by a factor of 25."""
     counts = draw(Case("synflow", 2.0, "eval", 20, 0, run=5), Ones())
     assert_as_published(counts, "synflow", 2.0)
+
+
+class Noise(Ones):
+    """One batch of four images of noise."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self._batches = [(torch.randn(4, 3, 32, 32, generator=generator), torch.arange(4))]
+
+
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_removed_weights_stay_or_compete(criterion: str) -> None:
+    """The first round is the same; in later ones a removed weight may come back."""
+    noise, ways = Noise(), ("stay", "compete")
+    once = [draw(Case(criterion, 0.5, "eval", 1, 4, 0, how), noise) for how in ways]
+    assert once[0] == once[1]
+    thrice = [draw(Case(criterion, 0.5, "eval", 3, 4, 0, how), noise) for how in ways]
+    assert sum(thrice[0]) == sum(thrice[1]) == sum(once[0])
+    assert len({once[0], *thrice}) == 3
 
 
 def test_the_tables_are_made_of_the_counts() -> None:
