@@ -130,9 +130,9 @@ def _told(params: Params) -> Iterator[str]:
         "pair": len(file.connect.pairs),
         "part": len(file.parts),
     }
-    checked.confirm()
     has = ", ".join(_several(n, what) for what, n in counts.items() if n)
     yield f"{params.path}: valid ({has or 'nothing to train'})"
+    checked.confirm()  # or `dvc status` would call prepare-data changed
     changed = changed_stages()
     if changed is None:
         yield "no DVC project here: what would run again is not known"

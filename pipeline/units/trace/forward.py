@@ -14,7 +14,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from pipeline.units.module_state import State
-from pipeline.units.modules import layers_of, tensors_in
+from pipeline.units.modules import layers_of
+from pipeline.units.modules import tensors_in as tensors_in_layers
+from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.demand.numbers import Numbers
 from pipeline.units.trace.shapes import META
 
@@ -83,15 +85,6 @@ class ConstantsOnCPU(TorchFunctionMode):
 _MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
-def nested(tree: Any) -> Iterator[Tensor]:
-    """Tensors of nested inputs."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple, Mapping)):
-        for item in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from nested(item)
-
-
 def to_device(tree: Any, device: torch.device) -> Any:
     """Nested inputs with their tensors on `device`."""
     if isinstance(tree, Tensor):
@@ -130,7 +123,7 @@ class Forward:
 
         Buffers that a forward writes (statistics, observers) are copies there.
         """
-        own = tensors_in(self.named)
+        own = tensors_in_layers(self.named)
         if self.meta:
             unique = {id(x): torch.empty_like(x, device=META) for x in own.values()}
             if self.numbers is not None:
@@ -143,7 +136,9 @@ class Forward:
     @property
     def elements(self) -> float:
         """Of its tensors and inputs; there is no end of those that have no numbers."""
-        own = {id(x): x for x in (*tensors_in(self.named).values(), *nested(self.inputs))}
+        own = {
+            id(x): x for x in (*tensors_in_layers(self.named).values(), *tensors_in(self.inputs))
+        }
         return sum(math.inf if x.is_meta else x.numel() for x in own.values())
 
     def parameters(self) -> dict[str, Tensor]:
@@ -186,7 +181,7 @@ class Forward:
     def _inputs(self) -> Any:
         found = to_device(self.inputs, META)
         if self.numbers is not None:
-            for made, x in zip(nested(found), nested(self.inputs), strict=True):
+            for made, x in zip(tensors_in(found), tensors_in(self.inputs), strict=True):
                 self.numbers.know(made, x)
         return found
 

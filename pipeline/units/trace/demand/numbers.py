@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -243,16 +243,12 @@ def _one_of(made: Lazy, i: int, x: Tensor) -> Tensor:
     return laid(made.result[i], x)
 
 
-_known: dict[int, bool] = {}
-
-
+@cache
 def _depends(func: Any) -> bool:
     """Does the shape of the result, or the result itself, depend on numbers?"""
-    found = _known.get(id(func))
-    if found is None:
-        tags = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
-        found = _known[id(func)] = bool(tags & set(func.tags))
-    return found
+    return not {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}.isdisjoint(
+        func.tags
+    )
 
 
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
