@@ -24,6 +24,7 @@ from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.pointwise import stays_zero
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
+from pipeline.units.trace.skipped.follower import Follower
 from pipeline.units.trace.smaller.attributes import share
 from pipeline.units.trace.smaller.search import Search
 from pipeline.units.trace.tracer import INPUT, OUTPUT, Attention, Tracer
@@ -152,7 +153,7 @@ def _trace(
     tracer.numbers = forward.numbers
     watched = _watched(forward, never_prune, tracer)
     with watched, tracer.calls.watching(), module_stack(forward.layers) as tracer.stack:
-        outputs = forward.run(tensors, tracer, seen)
+        outputs = forward.run(tensors, tracer, seen, shortened=True, follower=Follower(tracer))
     if forward.numbers is not None:
         tracer.calls.inputs = forward.numbers.integers(tracer.calls.inputs)
     if tracer.flow is not None:

@@ -18,7 +18,9 @@ from pipeline.units.modules import layers_of
 from pipeline.units.modules import tensors_in as tensors_in_layers
 from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.demand.numbers import Numbers
-from pipeline.units.trace.shapes import META
+from pipeline.units.trace.skipped.follower import Follower
+from pipeline.units.trace.skipped.layouts import META
+from pipeline.units.trace.skipped.sequences import Sequences
 
 
 @contextmanager
@@ -116,6 +118,7 @@ class Forward:
         self.named = layers_of(model)
         first = {id(layer): path for path, layer in reversed(self.named)}
         self.layers = {path: layer for path, layer in self.named if first[id(layer)] == path}
+        self._sequences = Sequences(self.layers)
         self._state = State(self.layers.values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -167,8 +170,15 @@ class Forward:
         tensors: Mapping[str, Tensor],
         mode: AbstractContextManager[Any],
         seen: Callable[[Any], None] | None = None,
+        shortened: bool = False,
+        follower: Follower | None = None,
     ) -> Any:
-        """The outputs; `seen` is given the inputs as the network gets them."""
+        """The outputs; `seen` is given the inputs as the network gets them.
+
+        Args:
+            shortened: recurrent layers may run the first steps of a sequence only, as `follower`
+                decides in one forward and those after it repeat.
+        """
         inputs = self._inputs() if self.meta else self.inputs
         if seen is not None:
             seen(inputs)
@@ -176,6 +186,8 @@ class Forward:
         standing_in = self._standing_in(tensors)
         valued = ConstantsOnCPU() if self.numbers else nullcontext()
         with torch.no_grad(), _decomposed(), standing_in, valued, mode:
+            if shortened and self.meta and self.numbers is None:
+                self._sequences.install(follower)
             return self.model(*args, **kwargs)
 
     def _inputs(self) -> Any:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.units.trace.calls import Operator, operator
-
-META = torch.device("meta")
+from pipeline.units.trace.skipped.layouts import META, alike, broadcast, new, plain, same
 
 _FLOAT = (
     "relu relu6 hardtanh hardswish hardsigmoid leaky_relu elu celu selu silu gelu mish sigmoid "
@@ -36,55 +35,13 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(first, Tensor) and first.is_meta:
         kind = operator(func)
         if kind.mutates:
-            if not kwargs and (kind.pointwise or kind.name in FLOAT) and _alike(args):
+            if not kwargs and (kind.pointwise or kind.name in FLOAT) and alike(args):
                 return first
         elif (known := _SHORT.get(kind.name)) is not None:
             out = known(args, kwargs, kind)
             if out is not None:
                 return out
     return func(*args, **kwargs)
-
-
-def _plain(x: Any) -> bool:
-    """Row-major, also where a dimension has one element: torch reads layouts off those strides."""
-    if not (isinstance(x, Tensor) and x.is_meta and x.is_contiguous()):
-        return False
-    step = 1
-    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
-        if stride != step:
-            return False
-        step *= size
-    return True
-
-
-def _new(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=META)
-
-
-def _same(first: Tensor) -> Tensor:
-    if _plain(first):
-        return _new(first.shape, first)
-    if _permuted(first):
-        strides = first.stride()
-        return torch.empty_strided(first.shape, strides, dtype=first.dtype, device=META)
-    return torch.empty_like(first)
-
-
-def _permuted(x: Tensor) -> bool:
-    """Row-major in another order of its dimensions, which the strides tell without a doubt."""
-    step = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if stride != step or size == 1:
-            return False
-        step *= size
-    return True
-
-
-def _alike(args: tuple[Any, ...]) -> bool:
-    first = args[0]
-    return all(
-        x.shape == first.shape and x.dtype == first.dtype for x in args if isinstance(x, Tensor)
-    )
 
 
 Short = Callable[[tuple[Any, ...], dict[str, Any], Operator], Any]
@@ -96,15 +53,15 @@ def _elementwise(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) 
     first = args[0]
     if not first.is_floating_point() or any(isinstance(a, complex) for a in args):
         return None
-    if _alike(args):
-        return _same(first)
+    if alike(args):
+        return same(first)
     shape: tuple[int, ...] | None = first.shape
     for x in args:
         if isinstance(x, Tensor):
-            if x.dtype != first.dtype or not _plain(x) or shape is None:
+            if x.dtype != first.dtype or not plain(x) or shape is None:
                 return None
-            shape = _broadcast(shape, x.shape)
-    return None if shape is None else _new(shape, first)
+            shape = broadcast(shape, x.shape)
+    return None if shape is None else new(shape, first)
 
 
 def _compared(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
@@ -112,18 +69,10 @@ def _compared(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> 
     shape: tuple[int, ...] | None = ()
     for x in args:
         if isinstance(x, Tensor):
-            if not _plain(x) or shape is None:
+            if not plain(x) or shape is None:
                 return None
-            shape = _broadcast(shape, x.shape)
+            shape = broadcast(shape, x.shape)
     return None if kwargs or shape is None else torch.empty(shape, dtype=torch.bool, device=META)
-
-
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
-    lead = len(a) - len(b)
-    a, b = (1,) * -lead + tuple(a), (1,) * lead + tuple(b)
-    if any(x not in (y, 1) and y != 1 for x, y in zip(a, b, strict=True)):
-        return None
-    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
 
 
 def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Any:
@@ -132,7 +81,7 @@ def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -
     x = args[0]
     if kwargs or len(args) < 6 or args[5]:
         return None
-    return _same(x), _new((0,), x), _new((0,), x)
+    return same(x), new((0,), x), new((0,), x)
 
 
 def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
@@ -141,7 +90,7 @@ def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) 
         return None
     x, weight, bias, stride, padding, dilation, _, _, groups = args
     dims = x.ndim - 2
-    if not (_plain(x) and _plain(weight)) or x.dtype != weight.dtype or weight.ndim != x.ndim:
+    if not (plain(x) and plain(weight)) or x.dtype != weight.dtype or weight.ndim != x.ndim:
         return None
     if not len(stride) == len(padding) == len(dilation) == dims or 0 in x.shape:
         return None
@@ -154,7 +103,7 @@ def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) 
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     ]
-    return None if min(image, default=1) < 1 else _new((x.shape[0], made, *image), x)
+    return None if min(image, default=1) < 1 else new((x.shape[0], made, *image), x)
 
 
 def _layer_norm(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Any:
@@ -169,15 +118,15 @@ def _layer_norm(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -
         if vector is not None and (tuple(vector.shape) != shape or vector.dtype != x.dtype):
             return None
     statistics = x.shape[: -len(shape)] + (1,) * len(shape)
-    return _new(x.shape, x), _new(statistics, x), _new(statistics, x)
+    return new(x.shape, x), new(statistics, x), new(statistics, x)
 
 
 def _safe_softmax(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
     del kind
     x = args[0]
-    if kwargs or len(args) != 2 or not _plain(x) or not x.is_floating_point():
+    if kwargs or len(args) != 2 or not plain(x) or not x.is_floating_point():
         return None
-    return _new(x.shape, x) if -x.ndim <= args[1] < x.ndim else None
+    return new(x.shape, x) if -x.ndim <= args[1] < x.ndim else None
 
 
 def _softmax(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
@@ -189,23 +138,23 @@ def _clone(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Ten
     x, wanted = args[0], kwargs.get("memory_format", torch.preserve_format)
     if len(args) > 1 or wanted not in (torch.preserve_format, torch.contiguous_format):
         return None
-    return _new(x.shape, x) if wanted is torch.contiguous_format else _same(x)
+    return new(x.shape, x) if wanted is torch.contiguous_format else same(x)
 
 
 def _rolled(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
     del kind
     x, shifts, *dims = args
-    if kwargs or not _plain(x) or len(dims) != 1 or len(dims[0]) != len(shifts) or not shifts:
+    if kwargs or not plain(x) or len(dims) != 1 or len(dims[0]) != len(shifts) or not shifts:
         return None
-    return _new(x.shape, x) if all(-x.ndim <= d < x.ndim for d in dims[0]) else None
+    return new(x.shape, x) if all(-x.ndim <= d < x.ndim for d in dims[0]) else None
 
 
 def _embedding(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
     del kind
     table, places = args[:2]
-    if kwargs or table.ndim != 2 or places.dtype != torch.int64 or not _plain(places):
+    if kwargs or table.ndim != 2 or places.dtype != torch.int64 or not plain(places):
         return None
-    return _new((*places.shape, table.shape[1]), table)
+    return new((*places.shape, table.shape[1]), table)
 
 
 def _index(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
@@ -213,23 +162,23 @@ def _index(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Ten
     del kind
     x, places = args
     chosen = [(d, p) for d, p in enumerate(places) if p is not None]
-    if kwargs or len(chosen) != 1 or len(places) > x.ndim or not (x.ndim == 1 or _plain(x)):
+    if kwargs or len(chosen) != 1 or len(places) > x.ndim or not (x.ndim == 1 or plain(x)):
         return None
     dim, place = chosen[0]
-    if place.dtype != torch.int64 or not _plain(place):
+    if place.dtype != torch.int64 or not plain(place):
         return None
-    return _new((*x.shape[:dim], *place.shape, *x.shape[dim + 1 :]), x)
+    return new((*x.shape[:dim], *place.shape, *x.shape[dim + 1 :]), x)
 
 
 def _resized(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
     """Of an image, to a size that is given."""
     del kind
     x, size = args[:2]
-    if kwargs or not _plain(x) or x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
+    if kwargs or not plain(x) or x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
         return None
     if not isinstance(size, (list, tuple)) or len(size) != 2 or min(size) < 1:
         return None
-    return _new((*x.shape[:2], *size), x)
+    return new((*x.shape[:2], *size), x)
 
 
 def _mean(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Any:
@@ -252,7 +201,7 @@ def _product(
         return None
     if added and (added[0].shape != b.shape[-1:] or added[0].dtype != a.dtype):
         return None
-    return _new((*a.shape[:-1], b.shape[-1]), a)
+    return new((*a.shape[:-1], b.shape[-1]), a)
 
 
 def _cat(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tensor | None:
@@ -262,14 +211,14 @@ def _cat(args: tuple[Any, ...], kwargs: dict[str, Any], kind: Operator) -> Tenso
     if kwargs or first.ndim < 2 or not -first.ndim <= dim < first.ndim:
         return None
     shapes = [list(x.shape) for x in tensors]
-    if not all(_plain(x) and x.dtype == first.dtype and x.ndim == first.ndim for x in tensors):
+    if not all(plain(x) and x.dtype == first.dtype and x.ndim == first.ndim for x in tensors):
         return None
     length = sum(shape.pop(dim) for shape in shapes)
     if any(shape != shapes[0] for shape in shapes):
         return None
     others = iter(shapes[0])
     along = dim % first.ndim
-    return _new(tuple(length if d == along else next(others) for d in range(first.ndim)), first)
+    return new(tuple(length if d == along else next(others) for d in range(first.ndim)), first)
 
 
 _SHORT: Mapping[str, Short] = {

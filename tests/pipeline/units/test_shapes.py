@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from torch import Tensor
 
 from pipeline.units.trace.calls import tensors_in
-from pipeline.units.trace.shapes import META, run
+from pipeline.units.trace.shapes import run
+from pipeline.units.trace.skipped.layouts import META
 
 ATEN = torch.ops.aten
 Args = tuple[Any, ...]

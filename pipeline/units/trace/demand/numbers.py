@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipeline.units.trace.calls import PRODUCTS, Operator, flat, operator, tensors_in
 from pipeline.units.trace.demand.lazy import Lazy, Seen, laid, mapped, noise, now, numel
-from pipeline.units.trace.shapes import META, run
+from pipeline.units.trace.shapes import run
+from pipeline.units.trace.skipped.layouts import META
 
 LARGE = 1 << 24
 """Multiplications and additions of one product, above which it is answered by noise."""

@@ -86,6 +86,11 @@ class Flow:
                 node.zeroed = self._all_trained(views.values())
         self._append(node, call)
 
+    def carry(self, new: torch.Tensor, old: torch.Tensor) -> None:
+        """`new` was made by the call that made `old`."""
+        if makers := self._makers(old):
+            self.made[id(new)] = max(makers)
+
     def _append(self, node: _Node, call: Call) -> None:
         number = len(self.nodes)
         for n in node.needs:

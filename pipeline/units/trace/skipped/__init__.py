@@ -1,0 +1,1 @@
+"""What a forward need not run: it would tell what another has told."""
