@@ -7,10 +7,10 @@ container before and puts it back after each run.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
-from functools import cache
+from collections.abc import Collection, Hashable, Iterable
+from functools import cache, partial
 from operator import is_
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ OPAQUE = (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunction
 """Not looked into: modules are visited themselves, code holds no state of the network."""
 
 PLAIN = (type(None), str, int, float, bool, *OPAQUE)
+
+ATOMS = frozenset({type(None), str, int, float, bool, BuiltinFunctionType})
+TREE = frozenset({"_modules", "_parameters", "_buffers"})
+_NOTHING = CellType()
+"""A variable that has no value yet."""
 
 CONTAINERS = (dict, list, set, deque, tuple)
 CLEARED = frozenset({dict, OrderedDict, list, set, deque})
@@ -39,31 +44,52 @@ class State:
         self._sets: list[tuple[set[Any], set[Any]]] = []
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._seen: set[int] = set()
+        self._stores: set[int] = set()
+        self.touched: dict[int, Any] = {}
+        """By their ids, what was not as before when it was put back (the stores of parameters
+        aside): containers that were empty, None for all others."""
         for layer in layers:
             self._seen.update(map(id, layer._parameters.values()))
             self._seen.update(map(id, layer._buffers.values()))
+            self._stores.update((id(layer._parameters), id(layer._buffers)))
         for layer in layers:
             self._visit(layer.__dict__)
 
-    def restore(self) -> None:
-        """Put everything back in place; the containers stay the same objects."""
+    def restore(self, ours: Collection[int] = ()) -> None:
+        """Put everything back in place; the containers stay the same objects.
+
+        Args:
+            ours: ids of containers that no forward wrote to.
+        """
         for container in [c for c in self._empty if c]:
+            if id(container) not in ours:
+                self.touched[id(container)] = container
             container.clear()
+        changed: list[Any] = []
         for found, keys, values in self._dicts:
             same = len(found) == len(keys) and all(map(is_, found.values(), values))
             if not (same and tuple(found) == keys):
+                changed.append(found)
                 found.clear()
                 found.update(dict(zip(keys, values, strict=True)))
         for items, before in self._lists:
             if not (len(items) == len(before) and all(map(is_, items, before))):
+                changed.append(items)
                 items.clear()
                 items.extend(before)
+        self._restore_values(changed)
+        own = (x for x in changed if id(x) not in self._stores and id(x) not in ours)
+        self.touched |= {id(x): None for x in own}
+
+    def _restore_values(self, changed: list[Any]) -> None:
         for members, then in self._sets:
             if members != then:
+                changed.append(members)
                 members.clear()
                 members.update(then)
         for tensor, version, numbers in self._tensors:
             if tensor._version != version:
+                changed.append(tensor)
                 tensor.data.copy_(numbers)
 
     def _visit(self, root: Any) -> None:
@@ -102,3 +128,38 @@ class State:
 def _plain(kind: Hashable) -> bool:
     """Is there nothing in it that a forward may change?"""
     return issubclass(kind, PLAIN)  # type: ignore[arg-type]
+
+
+def reached(layer: nn.Module) -> set[int]:
+    """Ids of all that the attributes of a module lead to, code and its variables included, but not
+    through its children or other modules."""
+    found: set[int] = set()
+    waiting = [value for key, value in layer.__dict__.items() if key not in TREE]
+    waiting.append(layer.__dict__)
+    while waiting:
+        item = waiting.pop()
+        if type(item) in ATOMS or id(item) in found:
+            continue
+        found.add(id(item))
+        if item is layer.__dict__ or isinstance(item, (nn.Module, type, ModuleType, Tensor)):
+            continue
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, CONTAINERS):
+            waiting.extend(item)
+        elif isinstance(item, MethodType):
+            waiting.append(item.__self__)
+        elif isinstance(item, FunctionType):
+            cells = item.__closure__ or ()
+            waiting.extend(c.cell_contents for c in cells if c != _NOTHING)
+        else:
+            if isinstance(item, partial):
+                waiting += [item.func, item.args, item.keywords]
+            if isinstance(own := getattr(item, "__dict__", None), dict):
+                waiting.append(own)
+    return found
+
+
+def hooks_of(layer: nn.Module) -> set[int]:
+    """Ids of the containers of its hooks."""
+    return {id(own) for key, own in vars(layer).items() if "_hooks" in key}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,6 @@ from pipeline.units.modules import layers_of
 from pipeline.units.modules import tensors_in as tensors_in_layers
 from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.demand.numbers import Numbers
-from pipeline.units.trace.skipped.follower import Follower
 from pipeline.units.trace.skipped.layouts import META
 from pipeline.units.trace.skipped.sequences import Sequences
 
@@ -118,7 +117,17 @@ class Forward:
         self.named = layers_of(model)
         first = {id(layer): path for path, layer in reversed(self.named)}
         self.layers = {path: layer for path, layer in self.named if first[id(layer)] == path}
-        self._sequences = Sequences(self.layers)
+        self.sequences = Sequences(self.layers)
+        self._own: dict[str, Tensor] = tensors_in_layers(self.named)
+        self._places = [
+            (store, key, f"{path}.{key}" if path else key)
+            for path, layer in self.named
+            for store in (layer._parameters, layer._buffers)
+            for key, x in store.items()
+            if x is not None
+        ]
+        self._made: dict[int, Tensor] = {}
+        self._laid: dict[int, Any] = {}
         self._state = State(self.layers.values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -126,22 +135,35 @@ class Forward:
 
         Buffers that a forward writes (statistics, observers) are copies there.
         """
-        own = tensors_in_layers(self.named)
-        if self.meta:
-            unique = {id(x): torch.empty_like(x, device=META) for x in own.values()}
-            if self.numbers is not None:
-                for x in own.values():
-                    self.numbers.know(unique[id(x)], x)
-        else:
+        own = self._own
+        if not self.meta:
             unique = {id(x): x if isinstance(x, nn.Parameter) else x.clone() for x in own.values()}
+        elif self.numbers is None:
+            unique = self._shapes()
+        else:
+            unique = {id(x): torch.empty_like(x, device=META) for x in own.values()}
+            for x in own.values():
+                self.numbers.know(unique[id(x)], x)
         return {name: unique[id(x)] for name, x in own.items()}
+
+    def _shapes(self) -> dict[int, Tensor]:
+        """The same tensors as before, but for those that a forward made other ones."""
+        for x in self._own.values():
+            made = self._made.get(id(x))
+            if made is None or (made.shape, made.dtype, made.stride()) != self._laid[id(x)]:
+                made = self._made[id(x)] = torch.empty_like(x, device=META)
+                self._laid[id(x)] = made.shape, made.dtype, made.stride()
+        return self._made
+
+    @property
+    def touched(self) -> Mapping[int, Any]:
+        """What forwards left in the modules (see `State`)."""
+        return self._state.touched
 
     @property
     def elements(self) -> float:
         """Of its tensors and inputs; there is no end of those that have no numbers."""
-        own = {
-            id(x): x for x in (*tensors_in_layers(self.named).values(), *tensors_in(self.inputs))
-        }
+        own = {id(x): x for x in (*self._own.values(), *tensors_in(self.inputs))}
         return sum(math.inf if x.is_meta else x.numel() for x in own.values())
 
     def parameters(self) -> dict[str, Tensor]:
@@ -170,25 +192,28 @@ class Forward:
         tensors: Mapping[str, Tensor],
         mode: AbstractContextManager[Any],
         seen: Callable[[Any], None] | None = None,
-        shortened: bool = False,
-        follower: Follower | None = None,
+        install: Callable[[], Iterable[nn.Module]] = tuple,
+        ours: Collection[int] = (),
     ) -> Any:
         """The outputs; `seen` is given the inputs as the network gets them.
 
         Args:
-            shortened: recurrent layers may run the first steps of a sequence only, as `follower`
-                decides in one forward and those after it repeat.
+            install: puts other forwards into modules, which it returns, for this run.
+            ours: ids of containers in the modules that the caller has changed.
         """
         inputs = self._inputs() if self.meta else self.inputs
         if seen is not None:
             seen(inputs)
         args, kwargs = _arguments(inputs)
-        standing_in = self._standing_in(tensors)
+        standing_in = self._standing_in(tensors, ours)
         valued = ConstantsOnCPU() if self.numbers else nullcontext()
         with torch.no_grad(), _decomposed(), standing_in, valued, mode:
-            if shortened and self.meta and self.numbers is None:
-                self._sequences.install(follower)
-            return self.model(*args, **kwargs)
+            changed = install() if self.meta and self.numbers is None else ()
+            try:
+                return self.model(*args, **kwargs)
+            finally:
+                for layer in changed:
+                    layer.__dict__.pop("forward", None)
 
     def _inputs(self) -> Any:
         found = to_device(self.inputs, META)
@@ -208,23 +233,25 @@ class Forward:
             self.meta = meta
 
     @contextmanager
-    def _standing_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    def _standing_in(
+        self, tensors: Mapping[str, Tensor], ours: Collection[int] = ()
+    ) -> Iterator[None]:
         """The modules hold `tensors` in place of their own, in evaluation mode.
 
         Afterwards everything is as it was: tensors, flags, and whatever the forward set, cached or
         installed.
         """
+        training = [layer for layer in self.layers.values() if layer.training]
         try:
-            if any(layer.training for layer in self.layers.values()):
+            if training:
                 self.model.eval()
-            for path, layer in self.named:
-                for store in (layer._parameters, layer._buffers):
-                    for key, x in store.items():
-                        if x is not None:
-                            store[key] = tensors[f"{path}.{key}" if path else key]
+            for store, key, name in self._places:
+                store[key] = tensors[name]
             yield
         finally:
-            self._state.restore()
+            for layer in training:
+                layer.__dict__["training"] = True
+            self._state.restore(ours)
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -104,10 +104,24 @@ class Grouping:
     owner: Ids
 
 
-def make_groups(book: Book) -> Grouping:
-    """Read the book."""
-    labels = book.components()
-    lines = _Lines(book, labels)
+class Reader:
+    """Reads a book whose uses are complete. What its edges decide is kept until they change."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._edges: tuple[int, Any] | None = None
+
+    def groups(self) -> Grouping:
+        """What the book says now."""
+        edges = self._book.edges
+        now = len(edges), edges[-1] if edges else None
+        if self._edges is None or self._edges[0] != now[0] or self._edges[1] is not now[1]:
+            self._edges, self._labels = now, self._book.components()
+            self._lines = _Lines(self._book, self._labels)
+        return _make_groups(self._book, self._labels, self._lines)
+
+
+def _make_groups(book: Book, labels: Ids, lines: _Lines) -> Grouping:
     if not lines.cuts:
         return Grouping((), (), labels, np.full(book.count, -1))
     stays = [(labels[ids], code) for ids, code in book.pins]

@@ -37,8 +37,8 @@ class Sequences:
         self._short: list[bool] = []
         self._at = 0
 
-    def install(self, follower: Follower | None) -> None:
-        """Into the layers themselves, whose state is restored after the run.
+    def install(self, follower: Follower | None) -> list[nn.RNNBase]:
+        """Into the layers themselves, which are returned.
 
         Args:
             follower: of the first forward; None for the others.
@@ -48,6 +48,7 @@ class Sequences:
             self._short = []
         for layer in self._layers:
             layer.__dict__["forward"] = partial(self._forward, layer, follower)
+        return self._layers
 
     def _forward(
         self,

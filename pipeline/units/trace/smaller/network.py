@@ -33,6 +33,7 @@ class Smaller:
         keep: per id: is it kept?
         changed: sizes that its layers say.
         removed: how many units of every group it lost.
+        sizes: of the tensors that are smaller.
         kept: sizes left along the dimensions of a shadow, by the id of its ids.
     """
 
@@ -40,17 +41,25 @@ class Smaller:
     keep: Keep
     changed: Changes
     removed: dict[str, int]
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     kept: dict[int, dict[int, int]] = field(default_factory=dict)
 
 
-def smaller(forward: Forward, grouping: Grouping, chosen: Chosen) -> Smaller:
+def smaller(
+    forward: Forward, grouping: Grouping, chosen: Chosen, places: dict[int, int]
+) -> Smaller:
     """Keep a different part of every chosen group that can be pruned.
 
     Two channels stay where there are three: with a size of 1 torch takes other paths. The first
     channels stay, where some groups were chosen the last: a slice may begin behind either.
+
+    Args:
+        places: number of every group by its first class, which decides the part that it keeps; new
+            groups are added. A group that stays as it is keeps its size from forward to forward.
     """
     removed, keep = {}, np.ones(grouping.labels.size, dtype=bool)
-    for place, (group, classes) in enumerate(zip(grouping.groups, grouping.classes, strict=True)):
+    for group, classes in zip(grouping.groups, grouping.classes, strict=True):
+        place = places.setdefault(int(classes[0]), len(places))
         if group.prunable and group.size > 1 and (chosen is None or group.name in chosen):
             part = 0.3 + 0.6 * ((place * 0.618) % 1.0)  # also tells groups of four apart
             kept = min(group.size - 1, max(2, round(part * group.size)))
@@ -61,7 +70,8 @@ def smaller(forward: Forward, grouping: Grouping, chosen: Chosen) -> Smaller:
     own = forward.tensors()
     tensors = (_cut_shapes if forward.meta else _cut)(own, grouping, removed, chosen)
     changed = _changed(forward.layers, own, tensors)
-    return Smaller(tensors, keep[grouping.labels], changed, removed)
+    left = {name: tuple(x.shape) for name, x in tensors.items() if x is not own[name]}
+    return Smaller(tensors, keep[grouping.labels], changed, removed, left)
 
 
 def _cut_shapes(

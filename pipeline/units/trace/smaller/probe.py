@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import SizeAttribute
@@ -35,6 +36,7 @@ from pipeline.units.trace.forward import Forward, module_stack
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
 from pipeline.units.trace.shapes import run
+from pipeline.units.trace.skipped.modules import Modules, Settings
 from pipeline.units.trace.smaller.network import Changes, Chosen, Keep, Smaller, smaller
 from pipeline.units.trace.steps import Step, replayed
 
@@ -144,24 +146,27 @@ def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
     }
 
 
-Settings = frozenset[tuple[str, str, int]]
-"""Path of a module, name of an attribute, its value."""
-
-
 @contextmanager
 def _resized(changes: Changes) -> Iterator[None]:
     """New attributes for a while."""
     before: Changes = []
     for layer, new in changes:
-        before.append((layer, {k: getattr(layer, k) for k in (n.partition("[")[0] for n in new)}))
-        for key, value in new.items():
-            set_size(layer, key, value)
+        own = vars(layer)
+        # Of a number in a plain module, setattr would look for a tensor and a module first.
+        plain = type(layer).__setattr__ is nn.Module.__setattr__ and new.keys() <= own.keys()
+        keys = [key for key in new if own[key] != new[key]] if plain else list(new)
+        names = {key.partition("[")[0] for key in keys}
+        before.append((layer, {name: getattr(layer, name) for name in names}))
+        if plain:
+            own.update((key, new[key]) for key in keys)
+        for key in () if plain else keys:
+            set_size(layer, key, new[key])
     try:
         yield
     finally:
         for layer, old in reversed(before):
-            for key, value in old.items():
-                setattr(layer, key, value)
+            for name, value in old.items():
+                setattr(layer, name, value)
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,9 @@ class Probe:
         self.steps = steps
         self._cuts: dict[Chosen, tuple[Smaller, Ran]] = {}
         self._of: Grouping | None = None
+        self._places: dict[int, int] = {}
+        self._forwards = self._touched = 0
+        self._modules: Modules | None = None
 
     def run(
         self, grouping: Grouping, attributes: Sequence[SizeAttribute] = (), chosen: Chosen = None
@@ -228,17 +236,31 @@ class Probe:
             more.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             try:
-                forward.run(cut.tensors, checker, shortened=True)
+                install = partial(self._install, checker, cut, settings)
+                resized = {id(vars(layer)) for layer, _ in changed}
+                forward.run(cut.tensors, checker, install=install, ours=resized)
             except Exception as error:  # whatever the network's code raises at other sizes
                 reason = _words(error, self.steps, checker.at)
                 return Failure(checker.at, tuple(stack), reason, cut.keep, chosen)
         return None
 
+    def _install(self, checker: _Checker, cut: Smaller, settings: Settings) -> list[nn.Module]:
+        """What need not run again; of the first forward nothing does."""
+        forward = self.forward
+        installed: list[nn.Module] = [*forward.sequences.install(None)]
+        self._forwards += 1
+        if self._forwards > 1:
+            if self._modules is None or self._touched != len(forward.touched):
+                self._touched = len(forward.touched)
+                self._modules = Modules(forward.layers, self.steps, forward.touched)
+            installed += self._modules.install(checker, cut.sizes, settings)
+        return installed
+
     def _smaller(self, grouping: Grouping, chosen: Chosen) -> tuple[Smaller, Ran]:
         if self._of is not grouping:
             self._of, self._cuts = grouping, {}
         if chosen not in self._cuts:
-            self._cuts[chosen] = smaller(self.forward, grouping, chosen), {}
+            self._cuts[chosen] = smaller(self.forward, grouping, chosen, self._places), {}
         return self._cuts[chosen]
 
 

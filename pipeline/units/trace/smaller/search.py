@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.units.groups import SizeAttribute
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.forward import Forward
-from pipeline.units.trace.grouping import Grouping, make_groups
+from pipeline.units.trace.grouping import Grouping, Reader
 from pipeline.units.trace.shadow import Ids
 from pipeline.units.trace.smaller.alike import alike, signature
 from pipeline.units.trace.smaller.attributes import Attributes, share
@@ -35,6 +35,7 @@ class Search:
         self.normed = tracer.normed
         self.found = Attributes(forward.layers, tracer.steps, tracer.parts)
         self.probe = Probe(forward, tracer.steps)
+        self._reader = Reader(tracer.book)
         self._hopeless: set[Hashable] = set()
         self._grouping: Grouping | None = None
         self._version: tuple[int, int] = (-1, -1)
@@ -43,7 +44,7 @@ class Search:
         """What the book says now."""
         version = len(self.book.edges), len(self.book.pins)
         if self._grouping is None or version != self._version:
-            self._grouping, self._version = make_groups(self.book), version
+            self._grouping, self._version = self._reader.groups(), version
         return self._grouping
 
     def run(self) -> tuple[Grouping, tuple[SizeAttribute, ...]]:
