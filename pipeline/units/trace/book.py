@@ -12,6 +12,8 @@ from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView
 
 PRIORITY: dict[Role, int] = {"consumer": 0, "norm": 1, "producer": 2}
 UNSEEN = -1
+LARGE = 1 << 14
+"""Ids of an array that is not looked through twice."""
 
 
 @dataclass(eq=False)
@@ -35,6 +37,15 @@ def distinct(numbers: Ids, count: int) -> Ids:
     return np.flatnonzero(found)
 
 
+def _varies(ids: Ids, dim: int) -> bool:
+    """Do the ids differ along this dimension?"""
+    if ids.shape[dim] == 1:
+        return False
+    head = ids.take([0], dim)
+    corner = ids[tuple(-1 if d == dim else 0 for d in range(ids.ndim))] if ids.size else FIXED
+    return bool(ids.size and head.flat[0] != corner) or bool((ids != head).any())
+
+
 class Book:
     """Written while the forward runs, read once by `grouping`.
 
@@ -55,6 +66,7 @@ class Book:
         self.reasons = [""]
         self.splits: list[Ids] = []
         self._codes: dict[str, int] = {}
+        self._present: dict[int, tuple[Ids, Ids]] = {}
 
     def code(self, reason: str) -> int:
         """Number of a reason in words, 1 and up."""
@@ -68,9 +80,19 @@ class Book:
         self.count += n
         return np.arange(self.count - n, self.count)
 
+    def present(self, ids: Ids) -> Ids:
+        """Each once. Of large arrays, which several tensors share, it is kept."""
+        if ids.size < LARGE:
+            return distinct(ids, self.count)
+        seen, found = self._present.get(id(ids), (None, ids))
+        if seen is not ids:
+            found = distinct(ids, self.count)
+            self._present[id(ids)] = ids, found
+        return found
+
     def pin(self, ids: Ids, reason: str) -> None:
         """These units must stay."""
-        ids = distinct(ids, self.count)
+        ids = self.present(ids)
         ids = ids[ids != FIXED]
         if ids.size:
             self.pins.append((ids, self.code(reason)))
@@ -100,13 +122,24 @@ class Book:
         b = b if b.shape == differ.shape else np.broadcast_to(b, differ.shape)
         left, right = (a, b) if met == differ.size else (a[differ], b[differ])
         if np.count_nonzero(left) == met == np.count_nonzero(right):  # all free: FIXED is 0
-            self.edges.append((left, right))
+            self.edges.append(self._thinned(left, right))
             return a
         free = (left != FIXED) & (right != FIXED)
         if free.any():
-            self.edges.append((left[free], right[free]))
+            self.edges.append(self._thinned(left[free], right[free]))
         self.pin(np.maximum(left, right)[~free], reason)
         return np.where(a == FIXED, b, a)
+
+    def _thinned(self, left: Ids, right: Ids) -> tuple[Ids, Ids]:
+        """Pairs that join the same: of many, most are there time and again."""
+        if left.size < LARGE:
+            return left, right
+        left, right = left.ravel(), right.ravel()
+        partner = np.empty(self.count, dtype=np.int64)
+        partner[left] = right
+        more = partner[left] != right
+        once = distinct(left, self.count)
+        return np.concatenate([once, left[more]]), np.concatenate([partner[once], right[more]])
 
     def tie(self, name: str, axis: Axis, ids: Ids, role: Role) -> None:
         """Position `axis.positions[i]` of that dimension of `name` belongs to unit `ids[i]`."""
@@ -168,10 +201,11 @@ class Book:
 
     def settle(self) -> None:
         """Where nothing else decided it, outer sizes stay and the innermost dimension shrinks."""
-        labels = self.components() if self.splits else None
+        labels = self.components() if self.splits else np.arange(0)
         for ids in self.splits:
-            found = labels[ids]  # type: ignore[index]
-            varying = [d for d in range(ids.ndim) if (found != found.take([0], d)).any()]
+            own = self.present(ids) if ids.size >= LARGE else ids
+            found = ids if np.array_equal(labels[own], own) else labels[ids]
+            varying = [d for d in range(ids.ndim) if _varies(found, d)]
             for d in varying[:-1]:
                 reason = "a split of its dimension joins it with channels that must stay"
                 self.union(ids, ids.take([0], d), reason)

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from pipeline.units.groups import ChannelGroup, Share, SizeAttribute
-from pipeline.units.trace.book import Book, distinct
+from pipeline.units.trace.book import Book
 from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import FIXED, Ids, Shadow
 from pipeline.units.trace.smaller.network import Chosen
@@ -78,6 +78,7 @@ class Attributes:
         self.modules = modules
         self.steps = steps
         self.parts = parts
+        self._parts: Ids | None = None
         self.bound: dict[Key, Ids] = {}
         self.phase = 0
         self.runs: dict[type[nn.Module], list[tuple[str, int, int]]] = {}
@@ -128,8 +129,12 @@ class Attributes:
         """Prunable groups that are parts of a dimension."""
         if not self.parts:
             return []
-        ids = distinct(np.concatenate(self.parts, axis=None), grouping.labels.size)
-        found = np.unique(grouping.owner[grouping.labels[ids]])
+        if self._parts is None:
+            present = np.zeros(grouping.labels.size, dtype=bool)
+            for ids in {id(ids): ids for ids in self.parts}.values():
+                present[ids] = True
+            self._parts = np.flatnonzero(present)
+        found = np.unique(grouping.owner[grouping.labels[self._parts]])
         groups = [grouping.groups[g] for g in found.tolist() if g >= 0]
         return [g for g in groups if g.prunable]
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import SizeAttribute
 from pipeline.units.modules import number, set_size
-from pipeline.units.trace.book import Book
+from pipeline.units.trace.book import LARGE, Book
 from pipeline.units.trace.calls import (
     COPIES,
     bind,
@@ -136,6 +136,8 @@ def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
     """Size of every dimension along which ids differ, once the removed ones are gone."""
     varying = shadow.varying
     if not varying:
+        return {}
+    if shadow.ids.size >= LARGE and keep[shadow.ids.min() : shadow.ids.max() + 1].all():
         return {}
     alive = keep[shadow.ids]
     if len(varying) == 1:
