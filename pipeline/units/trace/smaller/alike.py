@@ -107,7 +107,8 @@ def _moved(
     module = found.modules.get(path)
     step, out, dim = c.source
     source = step - failure.at + at
-    if type(module) is not c.kind[0] or (path, c.key[1]) in found.bound:
+    more = found.bound.get(c.key) is not c.ids  # a number that was found before follows it too
+    if type(module) is not c.kind[0] or ((path, c.key[1]) in found.bound and not more):
         return None
     if not 0 <= source < len(found.steps):
         return None
