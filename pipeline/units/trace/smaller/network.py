@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from pipeline.units.cuts import alive_positions, cut
 from pipeline.units.groups import Units
 from pipeline.units.modules import own_shapes, sizes
+from pipeline.units.trace.book import LARGE
 from pipeline.units.trace.forward import Forward
 from pipeline.units.trace.grouping import Grouping
+from pipeline.units.trace.shadow import Shadow
 
 Keep = NDArray[np.bool_]
 Chosen = frozenset[str] | None
@@ -124,3 +126,22 @@ def _changed(
         shapes = {n: tuple(tensors[prefix + n].shape) for n in own_shapes(layer)}
         changes.append((layer, sizes(layer, shapes)))
     return changes
+
+
+def sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
+    """Size of every dimension along which ids differ, once the removed ones are gone."""
+    varying = shadow.varying
+    if not varying:
+        return {}
+    if shadow.ids.size >= LARGE and keep[shadow.ids.min() : shadow.ids.max() + 1].all():
+        return {}
+    alive = keep[shadow.ids]
+    if len(varying) == 1:
+        return {varying[0]: int(np.count_nonzero(alive))}
+    if alive.all():
+        return {}
+    axes = range(shadow.ndim)
+    return {
+        d: int(np.count_nonzero(alive.any(axis=tuple([i for i in axes if i != d]))))
+        for d in varying
+    }

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import SizeAttribute
 from pipeline.units.modules import number, set_size
-from pipeline.units.trace.book import LARGE, Book
+from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import (
     COPIES,
     bind,
@@ -37,7 +37,14 @@ from pipeline.units.trace.grouping import Grouping
 from pipeline.units.trace.shadow import Ids, Shadow
 from pipeline.units.trace.shapes import run
 from pipeline.units.trace.skipped.modules import Modules, Settings
-from pipeline.units.trace.smaller.network import Changes, Chosen, Keep, Smaller, smaller
+from pipeline.units.trace.smaller.network import (
+    Changes,
+    Chosen,
+    Keep,
+    Smaller,
+    sizes_left,
+    smaller,
+)
 from pipeline.units.trace.steps import Step, replayed
 
 LAYOUT = frozenset({"view", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze"})
@@ -125,27 +132,11 @@ class _Checker(TorchDispatchMode):
         """Of the tensor once the positions of removed ids are gone."""
         left = self.kept.get(id(shadow.ids))
         if left is None:
-            left = self.kept[id(shadow.ids)] = _sizes_left(shadow, self.keep)
+            left = self.kept[id(shadow.ids)] = sizes_left(shadow, self.keep)
         return tuple([left.get(d, n) for d, n in enumerate(shape)]) if left else shape
 
     def _next(self) -> str:
         return self.steps[self.at].name if self.at < len(self.steps) else ""
-
-
-def _sizes_left(shadow: Shadow, keep: Keep) -> dict[int, int]:
-    """Size of every dimension along which ids differ, once the removed ones are gone."""
-    varying = shadow.varying
-    if not varying:
-        return {}
-    if shadow.ids.size >= LARGE and keep[shadow.ids.min() : shadow.ids.max() + 1].all():
-        return {}
-    alive = keep[shadow.ids]
-    if len(varying) == 1:
-        return {varying[0]: int(np.count_nonzero(alive))}
-    return {
-        d: int(alive.any(axis=tuple(i for i in range(shadow.ndim) if i != d)).sum())
-        for d in varying
-    }
 
 
 @contextmanager

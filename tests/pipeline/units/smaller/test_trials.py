@@ -33,6 +33,20 @@ class Said(nn.Module):
         return self.wide
 
 
+class SaidTwice(Said):
+    """One attribute says two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more, self.back = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.back(self.more(super().forward(x)).view(-1, self.number()))
+        for _ in range(WINDOW):
+            x = x.relu()
+        return x
+
+
 class Written(Said):
     """Its code says the width as a number; no attribute helps."""
 
@@ -54,6 +68,12 @@ def test_one_attribute_is_found_for_all_blocks_at_once() -> None:
     assert many == few
     assert [a.module for a in units.attributes] == [str(n) for n in range(1, 8)]
     assert {a.name for a in units.attributes} == {"wide"}
+
+
+def test_an_attribute_follows_a_second_width_in_all_blocks_at_once() -> None:
+    (few, _), (many, units) = traced(SaidTwice, 2), traced(SaidTwice, 7)
+    assert many == few
+    assert sorted(g.size for g in units.groups if g.prunable)[-7:] == [12] * 7
 
 
 def test_what_helped_no_block_is_not_tried_again() -> None:
