@@ -21,6 +21,7 @@ from pipeline.measure.sources import Reading, Source
 from pipeline.units.constant import folded
 from pipeline.units.cuts import dropped, removals, with_branches, with_one_left
 from pipeline.units.groups import Granularity, Units
+from pipeline.units.leftovers.fold import new_biases
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
@@ -194,7 +195,8 @@ class MacsModel:
         numbers = {name: math.prod(self._kept_shape(name, left)) for name in self.cuts}
         numbers |= dict.fromkeys(gone, 0)
         kept = self._running(masks, left, gone)
-        return self._sum(kept, left, removed if dead else {}, numbers)
+        params, macs = self._sum(kept, left, removed if dead else {}, numbers)
+        return params + new_biases(self.units, masks, self.sizes, gone), macs
 
     def _rerouted(self, masks: Mapping[str, Tensor]) -> bool:
         """Whether experts of a list go while others in it are narrowed: only a forward says which

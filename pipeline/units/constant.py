@@ -82,6 +82,11 @@ def _is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     return any(isinstance(layer, k) and _computes_as(type(layer), k) for k in kinds)
 
 
+def is_plain_layer(layer: nn.Module) -> bool:
+    """A convolution or linear layer of torch's own, or what computes the same."""
+    return _is_plain(layer, _PLAIN)
+
+
 def _computes_as(kind: type[nn.Module], own: type[nn.Module]) -> bool:
     names = ("forward", "_conv_forward")  # a convolution's forward calls the second
     return all(getattr(kind, n, None) is getattr(own, n, None) for n in names)

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline.units.leftovers.formula import Leftover
+
 Role = Literal["producer", "norm", "consumer", "router", "member"]
 Kind = Literal["channel", "expert", "branch"]
 
@@ -170,6 +172,7 @@ class Units:
         read_elsewhere: tensors that other code than the layer's own forward reads; surgery cuts
             them but never replaces their layer.
         norms: RMS norms that surgery scales to their new width.
+        leftovers: constants that removed channels leave, for the biases of the layers behind them.
     """
 
     weights: tuple[str, ...]
@@ -178,6 +181,7 @@ class Units:
     products: Mapping[int, tuple[Share, ...]] = field(default_factory=dict)
     read_elsewhere: frozenset[str] = frozenset()
     norms: tuple[NormScale, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

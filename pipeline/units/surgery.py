@@ -20,6 +20,7 @@ from pipeline.units.cuts import (
 from pipeline.units.enforce import enforce
 from pipeline.units.experts.routers import unmask
 from pipeline.units.groups import Granularity, Units
+from pipeline.units.leftovers.fold import fold_leftovers
 from pipeline.units.modules import drop_entries, own_shapes, set_size, sizes, tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.rms_norms import rescale
@@ -58,6 +59,8 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
     dead = dead_groups(units, masks)
     enforce(PruningPlan(plan.granularity, {g.name: masks[g.name] for g in dead}), model, units)
     alive = alive_positions(units, with_one_left(masks), shapes)
+    if units.leftovers:
+        fold_leftovers(model, units.leftovers, alive_positions(units, masks, shapes), alive)
     _replace_tensors(model, alive)
     left = {name: int((~mask).sum()) for name, mask in with_one_left(masks).items()}
     for attribute in units.attributes:

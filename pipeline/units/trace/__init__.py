@@ -24,6 +24,7 @@ from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.demand.numbers import Numbers
 from pipeline.units.trace.forward import Forward, module_stack
+from pipeline.units.trace.leftovers import resolve
 from pipeline.units.trace.pointwise import stays_zero
 from pipeline.units.trace.rules import RULES, generic
 from pipeline.units.trace.shadow import Axis, ParamView, Shadow, uniform
@@ -94,6 +95,8 @@ def _found(
         raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     _check_materialised(forward)
     tracer = _traced(forward, never_prune, attention, branches)
+    leftovers = resolve(tracer, forward.layers)
+    tracer.book.settle()
     grouping, attributes = Search(forward, tracer).run()
     products = {
         number: tuple(s for _, ids in parts if (s := share(ids, grouping)) and s.per_unit)
@@ -109,7 +112,7 @@ def _found(
     if tracer.flow is not None:
         groups += tuple(tracer.flow.branches(tracer.book.shapes))
     found = (*attributes, *more)
-    return Units(_weights(forward, tracer), groups, found, products, elsewhere, norms)
+    return Units(_weights(forward, tracer), groups, found, products, elsewhere, norms, leftovers)
 
 
 def _check_materialised(forward: Forward) -> None:
@@ -185,7 +188,6 @@ def _trace(
         tracer.flow.close(tensors_in(outputs))
     _pin(tracer, outputs, OUTPUT)
     _lock_beside_unused(tracer)
-    tracer.book.settle()
     return tracer
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline.units.groups import Role
-from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView
+from pipeline.units.leftovers.formula import Formula
+from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView, Shadow
 
 PRIORITY: dict[Role, int] = {"consumer": 0, "norm": 1, "producer": 2}
 UNSEEN = -1
@@ -52,6 +54,8 @@ class Book:
     Attributes:
         trained: names of parameters.
         statistics: of buffers that follow the channels of frozen batch norms.
+        formulas: by code, of values that are a constant where their unit is zero.
+        pending: layers that read such values (see `trace.leftovers`).
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], trained: frozenset[str]) -> None:
@@ -65,8 +69,11 @@ class Book:
         self.uses: dict[tuple[str, int], Use] = {}
         self.reasons = [""]
         self.splits: list[Ids] = []
+        self.formulas: dict[int, Formula] = {}
+        self.pending: list[Any] = []
         self._codes: dict[str, int] = {}
         self._present: dict[int, tuple[Ids, Ids]] = {}
+        self._settled: dict[Any, int] = {}
 
     def code(self, reason: str) -> int:
         """Number of a reason in words, 1 and up."""
@@ -74,6 +81,29 @@ class Book:
             self._codes[reason] = len(self.reasons)
             self.reasons.append(reason)
         return self._codes[reason]
+
+    def settled(self, key: Any, reason: str, formula: Formula) -> int:
+        """A code of its own for a value that is not zero, because of `reason`, but a constant.
+
+        One `key`, one formula.
+        """
+        if key not in self._settled:
+            self._settled[key] = len(self.reasons)
+            self.reasons.append(reason)
+            self.formulas[self._settled[key]] = formula
+        return self._settled[key]
+
+    def plain(self, shadow: Shadow) -> Shadow:
+        """The same, knowing of no constants: only the reasons why values may not be zero."""
+        if shadow.code is not None:
+            known = shadow.code in self.formulas
+            return shadow.coded(self.code(self.reasons[shadow.code])) if known else shadow
+        if not self.formulas:
+            return shadow
+        same = {c: self.code(self.reasons[c]) for c in self.formulas}
+        table = np.arange(len(self.reasons))
+        table[list(same)] = list(same.values())
+        return Shadow(shadow.ids, table[shadow.nonzero])
 
     def fresh(self, n: int) -> Ids:
         """`n` new ids."""

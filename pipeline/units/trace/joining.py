@@ -19,7 +19,7 @@ def _cut(t: Tracer, call: Call, dim: int, index: slice) -> Value:
         cut = None if axis is None else Axis(axis.dim, axis.positions[index])
         return ParamView(value.name, (*value.axes[:dim], cut, *value.axes[dim + 1 :]))
     if len(value.varying) > 1 and value.ids.shape[dim] > 1:
-        nonzero = value.nonzero[(slice(None),) * dim + (index,)]
+        nonzero = t.book.plain(value).nonzero[(slice(None),) * dim + (index,)]
         return Shadow(
             t.tied(value, (dim,), call.name).ids, nonzero.max(axis=dim, keepdims=True, initial=0)
         )
@@ -125,6 +125,8 @@ def cat(t: Tracer, call: Call) -> Outcome:
     ids = np.broadcast_to(shadows[0].ids, shape)
     for shadow in shadows[1:]:
         ids = t.book.union(ids, shadow.ids, "cat joins it with channels that must stay")
+    if len(codes := {s.code for s in shadows}) > 1 or None in codes:
+        shadows = [t.book.plain(s) for s in shadows]  # one constant beside another is none
     nonzero = np.stack([np.broadcast_to(s.nonzero, shape) for s in shadows]).max(axis=0)
     return Shadow(ids, nonzero)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.units.trace.attention import contraction, with_offset
 from pipeline.units.trace.calls import Call
+from pipeline.units.trace.leftovers import consume_into
 from pipeline.units.trace.shadow import FIXED, Axis, Ids, ParamView, Shadow, along, uniform, worse
 from pipeline.units.trace.tracer import Outcome, Tracer
 
@@ -24,7 +25,10 @@ def convolution(t: Tracer, call: Call) -> Outcome:
     if groups > 1 and groups == call["input"].shape[1]:
         flat = _depthwise(t, call, view, x)
     else:
-        t.consume(x)
+        if call["transposed"] or any(call["padding"]):  # at the rim other inputs are read
+            t.consume(x)
+        else:
+            consume_into(t, x, view, 1, call["bias"])
         ids = _mix(t, call, view, x.ids)
         masked = t.residue(view)
         bias = t.attach(call["bias"], ids, "producer", "convolution")
@@ -116,7 +120,7 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
         return None
     t.multiplied.add(view.name)
     x = t.channels(data, -2 if left else -1, call.name)
-    t.consume(x)
+    consume_into(t, x, view, contracted.dim, bias)
     t.book.tie(view.name, contracted, x.ids, "consumer")
     ids = t.book.axis_ids(view.name, made, "producer")
     if view.name in t.read_elsewhere:  # or its cost would be counted with the layer that owns it
@@ -134,7 +138,7 @@ def linear(t: Tracer, call: Call) -> Outcome:
         return None
     t.multiplied.add(view.name)
     x = t.channels(call["input"], -1, "linear")
-    t.consume(x)
+    consume_into(t, x, view, 1, call["bias"])
     t.book.tie(view.name, view.axes[1], x.ids, "consumer")
     ids = t.book.axis_ids(view.name, view.axes[0], "producer")
     residue = worse(t.residue(view), t.attach(call["bias"], ids, "producer", "linear"))

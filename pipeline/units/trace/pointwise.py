@@ -6,13 +6,14 @@ zeros in place of the operands that are zero. So relu, clamp(-1, 6), mul and whe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.units.trace.book import distinct
+from pipeline.units.leftovers.formula import ZERO, Formula, Scalar
 from pipeline.units.trace.calls import Call
 from pipeline.units.trace.shadow import FIXED, Ids, Shadow, uniform
 from pipeline.units.trace.tracer import Outcome, Tracer
@@ -20,6 +21,12 @@ from pipeline.units.trace.tracer import Outcome, Tracer
 SAMPLES = 24
 KNOWN = frozenset({"hardswish", "_prelu_kernel", "hardsigmoid", "dropout", "masked_fill", "mish"})
 """Elementwise operators that torch does not tag as such."""
+
+UNTRIED = ("device", "layout", "pin_memory", "generator")
+"""Arguments of a call that its trial on sample values leaves out."""
+
+LONGEST = 64
+"""Operators in a formula."""
 
 _stays_zero: dict[tuple[Any, ...], bool] = {}
 
@@ -102,7 +109,7 @@ def _join(
         if alone and (not met or (shadow.ids == FIXED).all()):
             rigid |= met
             t.book.pin(shadow.ids, f"one channel is spread over many by {call.name}")
-            code = t.book.code(f"{call.name} spreads one channel over many")
+            code = _spread_code(t, call, tensor)
             joined.append(Shadow(np.full(full, FIXED), code))
             continue
         reason = f"{call.name} joins it with channels that must stay"
@@ -116,25 +123,58 @@ def _join(
     return ids, joined
 
 
+def _spread_code(t: Tracer, call: Call, tensor: Tensor) -> int:
+    """A parameter that all channels share is a constant."""
+    reason = f"{call.name} spreads one channel over many"
+    view = t.param(tensor)
+    if view is None or math.prod(t.book.shapes[view.name]) != 1:
+        return t.book.code(reason)
+    return t.book.settled((view.name, call.name), reason, Scalar(view.name))
+
+
 def _residues(t: Tracer, call: Call, operands: list[Shadow], shape: tuple[int, ...]) -> Ids | int:
     """Per position: 0 if the result is zero where its unit is."""
-    moved = t.book.code(f"{call.name} of zero is not zero")
     codes = [operand.code for operand in operands if operand.zero or operand.code is not None]
     if len(codes) == len(operands):
-        if stays_zero(call, sum(1 << i for i, code in enumerate(codes) if code == 0)):
-            return 0
-        return next((code for code in codes if code), moved)
-    pattern = np.zeros(shape, dtype=np.int64)
-    cause = np.zeros(shape, dtype=np.int64)
-    for i, operand in enumerate(operands):
-        pattern |= (operand.nonzero == 0).astype(np.int64) << i
-        cause = np.where(cause == 0, operand.nonzero, cause)
-    cause = np.where(cause == 0, moved, cause)
-    zeros = np.zeros(shape, dtype=bool)
-    for bits in distinct(pattern, 1 << len(operands)):
-        if stays_zero(call, int(bits)):
-            zeros |= pattern == bits
-    return np.where(zeros, 0, cause)
+        return _residue(t, call, tuple([code or 0 for code in codes]))
+    base, numbers = len(t.book.reasons), np.zeros(shape, dtype=np.int64)
+    for operand in operands:
+        numbers = numbers * base + operand.nonzero
+    result = np.zeros(shape, dtype=np.int64)
+    for number in np.unique(numbers).tolist():
+        met = [number // base**i % base for i in reversed(range(len(operands)))]
+        result[numbers == number] = _residue(t, call, tuple(met))
+    return result
+
+
+def _residue(t: Tracer, call: Call, codes: tuple[int, ...]) -> int:
+    """Of a result whose operands have these."""
+    if stays_zero(call, sum(1 << i for i, code in enumerate(codes) if code == 0)):
+        return 0
+    cause = next((t.book.reasons[code] for code in codes if code), "")
+    reason = cause or f"{call.name} of zero is not zero"
+    if any(code and code not in t.book.formulas for code in codes):
+        return t.book.code(reason)
+    made = _formula(t, call, codes)
+    if made is None:
+        return t.book.code(reason)
+    numbers = tuple(repr(v) for v in call.args.values() if not isinstance(v, Tensor))
+    return t.book.settled((call.kind, numbers, codes), reason, made)
+
+
+def _formula(t: Tracer, call: Call, codes: tuple[int, ...]) -> Formula | None:
+    """Of a result whose operands are all constants, where it has one."""
+    known = all(x.is_floating_point() for x in (*call.tensors, *call.outs))
+    if not known or torch.Tag.nondeterministic_seeded in call.func.tags:
+        return None
+    operands = iter(t.book.formulas.get(code, ZERO) for code in codes)
+    args = {
+        name: next(operands) if isinstance(value, Tensor) else value
+        for name, value in call.args.items()
+        if name not in UNTRIED
+    }
+    made = Formula(call.func, {a: args[a] for a in call.kind.names if a in args})
+    return made if made.size <= LONGEST and made.computes() else None
 
 
 def stays_zero(call: Call, bits: int) -> bool:
@@ -152,7 +192,7 @@ def _try_zero(call: Call, bits: int) -> bool:
         if isinstance(value, Tensor):
             args[name] = _sample(i, value.dtype, bool(bits >> i & 1))
             i += 1
-        elif name not in ("device", "layout", "pin_memory", "generator"):
+        elif name not in UNTRIED:
             args[name] = value
     try:
         result = call.func(**_by_schema(call.func, args))

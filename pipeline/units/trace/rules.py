@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.units.trace import joining, layers, layout, summaries
+from pipeline.units.trace.leftovers import forgetting
 from pipeline.units.trace.pointwise import pointwise
 from pipeline.units.trace.tracer import Rule
 
@@ -40,7 +41,7 @@ def _families() -> dict[str, Rule]:
     return table
 
 
-RULES: dict[str, Rule] = _families() | {
+_TABLE: dict[str, Rule] = _families() | {
     "<constant>": layout.constant,
     "as_strided": layout.as_strided,
     "zeros_like": layout.zeros_like,
@@ -74,3 +75,6 @@ RULES: dict[str, Rule] = _families() | {
     "native_group_norm": layers.group_norm,
     "native_layer_norm": layers.layer_norm,
 }
+
+
+RULES: dict[str, Rule] = {name: forgetting(name, rule) for name, rule in _TABLE.items()}

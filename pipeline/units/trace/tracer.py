@@ -151,7 +151,7 @@ class Tracer(TorchDispatchMode):
         """Positions along these dimensions become one unit; size 1 there."""
         for d in dims:
             if shadow.ids.shape[d] > 1:
-                head = shadow.headed(d)
+                head = self.book.plain(shadow).headed(d)
                 reason = f"{op} joins it with channels that must stay"
                 self.book.union(shadow.ids, head.ids, reason)
                 shadow = head

@@ -34,6 +34,17 @@ def shuffle(x: Tensor) -> Tensor:
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+class Scaled(nn.Module):
+    """A scale and a shift that all channels share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x + self.bias
+
+
 def halves(x: Tensor) -> Tensor:
     a, b = x.chunk(2, 1)
     return a + b
@@ -43,6 +54,7 @@ def halves(x: Tensor) -> Tensor:
 UNARY: dict[str, tuple[int, Layers, Run]] = {
     "conv": (1, lambda c: [nn.Conv2d(c, 6, 3, padding=1)], lambda x, m: m(x)),
     "pointwise": (1, lambda c: [nn.Conv2d(c, 8, 1)], lambda x, m: m(x)),
+    "bare pointwise": (1, lambda c: [nn.Conv2d(c, 8, 1, bias=False)], lambda x, m: m(x)),
     "grouped": (2, lambda c: [nn.Conv2d(c, 6, 1, groups=2)], lambda x, m: m(x)),
     "depthwise": (1, lambda c: [nn.Conv2d(c, c, 3, padding=1, groups=c)], lambda x, m: m(x)),
     "transposed": (1, lambda c: [nn.ConvTranspose2d(c, 5, 3, padding=1)], lambda x, m: m(x)),
@@ -56,6 +68,9 @@ UNARY: dict[str, tuple[int, Layers, Run]] = {
     "relu": (1, bare, F.relu),
     "sigmoid": (1, bare, torch.sigmoid),
     "plus one": (1, bare, lambda x: x + 1),
+    "scaled": (1, lambda _: [Scaled()], lambda x, m: m(x)),
+    "taller": (1, bare, lambda x: F.max_pool2d(torch.cat([x, torch.cos(x)], 2), (2, 1))),
+    "padded": (1, bare, lambda x: F.avg_pool2d(x, 3, 1, 1)),
     "times mean": (1, bare, lambda x: x * x.mean(1, keepdim=True)),
     "flip": (1, bare, lambda x: x.flip(3)),
     "channel roll": (1, bare, lambda x: x.roll(1, 1)),

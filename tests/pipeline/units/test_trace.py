@@ -72,7 +72,7 @@ def test_everything_dead(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "group", "words"),
     [
-        ("sigmoid_chain", "0", "sigmoid of zero is not zero"),
+        ("sigmoid_before_padding", "0", "sigmoid of zero is not zero"),
         ("added_to_input", "a", "channels that must stay"),
         ("inner_output", "a", "network's output"),
         ("mean_over_channels", "a", "mean runs over its channels"),

@@ -6,6 +6,7 @@ from tests.pipeline.units.nets import (
     image_attention,  # noqa: F401  (they register)
     layers,  # noqa: F401  (they register)
     layout,  # noqa: F401  (they register)
+    leftovers,  # noqa: F401  (they register)
     topologies,  # noqa: F401  (they register)
 )
 

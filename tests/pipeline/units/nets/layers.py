@@ -98,11 +98,6 @@ def gate_from_linear() -> nn.Module:
     )
 
 
-@case(0)
-def sigmoid_chain() -> nn.Module:
-    return nn.Sequential(conv(3, 6), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 64, 4))
-
-
 @case(6)
 def sigmoid_before_scale() -> nn.Module:
     """BatchNorm's own zero scale makes the channel zero again."""
