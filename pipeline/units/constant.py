@@ -99,7 +99,7 @@ def folded(layer: nn.Module, dead: dict[str, set[int]]) -> nn.Module | None:
         layer: already cut, with one placeholder channel in dead dimensions.
         dead: local tensor name -> those dimensions.
     """
-    if _is_plain(layer, _NORMS) or norm_kind(layer) is not None:
+    if _is_plain(layer, _NORMS) or (not layer._modules and norm_kind(layer) is not None):
         return nn.Identity() if 0 in dead.get("weight", ()) else None
     if not _is_plain(layer, _PLAIN) or "weight" not in dead or "bias" not in layer._parameters:
         return None  # a bias that is no parameter of its own is computed in the forward

@@ -142,11 +142,13 @@ class SizeAttribute:
 
 @dataclass(frozen=True)
 class NormKind:
-    """Names of an RMS norm's weight and eps; `offset` is 1 where it multiplies by 1 + w."""
+    """Names of an RMS norm's weight and eps; `offset` is 1 where it multiplies by 1 + w; `dim` is
+    that of its channels, the last (-1) or, for images, 1."""
 
     weight: str
     eps: str
     offset: float
+    dim: int = -1
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ EPS = 0.3
 
 
 class AllDouble(TorchDispatchMode):
-    """Casts to float32 stay in float64: norms cast, and then agree to 1e-7 only."""
+    """Casts to float32 stay in float64, and constants are made there: norms cast, and would agree
+    to 1e-7 only; tables of positions are float32 whatever the network is."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -37,25 +38,37 @@ class AllDouble(TorchDispatchMode):
         casts = func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64
         if casts and wanted is not None and wanted.is_floating_point:
             kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        made = func is torch.ops.aten.lift_fresh.default or not any(
+            isinstance(a, Tensor) and a.is_floating_point() for a in (*args, *kwargs.values())
+        )
+        single = made and isinstance(out, Tensor) and out.dtype == torch.float32
+        return out.double() if single else out
 
 
 def norm_kind(layer: nn.Module) -> NormKind | None:
     """How `layer` is scaled when zero channels go; None if it is no norm of this kind."""
     weights = [p for p in layer._parameters.values() if p is not None]
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
-    if hooked or layer._modules or layer._buffers or len(weights) != 1 or weights[0].ndim != 1:
+    if hooked or layer._buffers or len(weights) != 1 or weights[0].ndim != 1:
+        return None
+    if not _only_calls(layer):
         return None
     weight = next(k for k, p in layer._parameters.items() if p is not None)
     numbers = [k for k, v in vars(layer).items() if type(v) is float]
     if isinstance(layer, nn.RMSNorm):
         numbers = ["eps"]
     for eps in numbers:
-        for offset in (0.0, 1.0):
-            kind = NormKind(weight, eps, offset)
+        for offset, dim in ((0.0, -1), (1.0, -1), (0.0, 1), (1.0, 1)):
+            kind = NormKind(weight, eps, offset, dim)
             if _is_exact(layer, kind):
                 return kind
     return None
+
+
+def _only_calls(layer: nn.Module) -> bool:
+    """Its children hold nothing: an activation that the norm calls at its end, a dropout."""
+    return not any(m._parameters or m._buffers for m in layer.modules() if m is not layer)
 
 
 def norm_kinds(layers: Mapping[str, nn.Module]) -> dict[str, NormKind]:
@@ -63,7 +76,7 @@ def norm_kinds(layers: Mapping[str, nn.Module]) -> dict[str, NormKind]:
     found: dict[str, NormKind] = {}
     tried: dict[Any, NormKind | None] = {}
     for path, layer in layers.items():
-        if len(layer._parameters) == 1 and not layer._modules:
+        if len(layer._parameters) == 1:
             plain = {k: v for k, v in vars(layer).items() if isinstance(v, (int, float, str))}
             key = (type(layer), tuple(sorted((k, repr(v)) for k, v in plain.items())))
             if key not in tried:
@@ -89,25 +102,32 @@ def _is_exact(layer: nn.Module, kind: NormKind) -> bool:
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(*s, ALL, generator=generator).double() for s in ((), (2, 3)))
     x[..., KEPT:] = 0
+    image = kind.dim == 1  # (2, channels, 3, 1)
+
+    def laid(y: Tensor) -> Tensor:
+        return y.transpose(1, 2)[..., None] if image else y
+
     dense, small = (_resized(layer, kind, w) for w in (weight, weight[:KEPT]))
     rescale(small, kind, ALL / KEPT)
     try:
         with torch.no_grad(), AllDouble():
-            whole, part = dense(x), small(x[..., :KEPT])
+            whole, part = dense(laid(x)), small(laid(x[..., :KEPT]))
     except Exception:  # whatever a layer that is no norm raises
         return False
-    if not (isinstance(whole, Tensor) and whole.shape == x.shape and part.dtype == x.dtype):
+    if not (isinstance(whole, Tensor) and whole.shape == laid(x).shape and part.dtype == x.dtype):
         return False
-    want = torch.nn.functional.pad(part, (0, ALL - KEPT))
+    want = torch.zeros_like(whole).index_copy_(kind.dim, torch.arange(KEPT), part)
     scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * (weight + kind.offset)
-    return all(bool((whole - y).abs().max() < TOLERANCE) for y in (want, scaled))
+    return all(bool((whole - y).abs().max() < TOLERANCE) for y in (want, laid(scaled)))
 
 
 def _resized(layer: nn.Module, kind: NormKind, weight: Tensor) -> nn.Module:
-    """A copy without the memory of the original, with this weight and a large eps."""
+    """A copy without the memory of the original, with this weight and a large eps, whose children
+    do nothing: the forward that is traced sees for itself what they do."""
     new = copy.copy(layer)
     new.__dict__ = dict(layer.__dict__)
     new._parameters = {kind.weight: nn.Parameter(weight.clone(), requires_grad=False)}
+    new._modules = dict.fromkeys(layer._modules, nn.Identity())
     for key, value in sizes(new, own_shapes(new)).items():
         setattr(new, key, value)
     setattr(new, kind.eps, EPS)

@@ -26,6 +26,13 @@ class Network:
         return f"{self.library}/{self.name}"
 
 
+REGNETS = ("800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")
+QUANTIZED = (
+    *("googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_large", "resnet18", "resnet50"),
+    *("resnext101_32x8d", "resnext101_64x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"),
+    *("shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+)
+"""As they are before they are quantized, with the stubs in place."""
 TORCHVISION = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s"),
     *("googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2"),
@@ -35,10 +42,30 @@ TORCHVISION = (
     *("deeplabv3_mobilenet_v3_large", "r3d_18", "mc3_18", "r2plus1d_18", "s3d"),
     *("fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
     *("ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"),
+    *("mvit_v1_b", "mvit_v2_s", "raft_small", "raft_large", "ssd300_vgg16", "swin3d_t"),
+    *("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2"),
+    *("fasterrcnn_mobilenet_v3_large_fpn", "retinanet_resnet50_fpn_v2"),
+    *("convnext_small", "convnext_base", "convnext_large", "densenet161", "densenet169"),
+    *("densenet201", *(f"efficientnet_b{n}" for n in range(1, 8)), "efficientnet_v2_m"),
+    *("efficientnet_v2_l", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "mobilenet_v3_large"),
+    *(f"regnet_{kind}_{size}" for kind in "xy" for size in REGNETS),
+    *("regnet_y_128gf", "resnet34", "resnet101", "resnet152", "wide_resnet101_2"),
+    *("resnext101_32x8d", "resnext101_64x4d", "squeezenet1_0", "vgg11", "vgg13", "vgg13_bn"),
+    *("shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "vgg16", "vgg16_bn"),
+    *("vgg19", "vgg19_bn", "swin_s", "swin_b", "swin_v2_s", "swin_v2_b", "swin3d_s", "swin3d_b"),
+    *("vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "fcn_resnet101", "deeplabv3_resnet50"),
+    *("deeplabv3_resnet101", *(f"quantized_{name}" for name in QUANTIZED)),
 )
-SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_16": 224, "s3d": 224}
-VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
-DETECTION = ("rcnn", "retinanet", "fcos", "ssdlite")
+"""All models that torchvision lists."""
+SIDES = {
+    **dict.fromkeys(("inception_v3", "quantized_inception_v3"), 96),
+    **dict.fromkeys(("maxvit_t", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), 224),
+    **dict.fromkeys(("s3d", "mvit_v1_b", "mvit_v2_s"), 224),
+    **dict.fromkeys(("raft_small", "raft_large"), 128),
+}
+FRAMES = {"s3d": 16, "mvit_v1_b": 16, "mvit_v2_s": 16}
+VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_", "swin3d_")
+DETECTION = ("rcnn", "retinanet", "fcos", "ssd")
 
 TIMM = (
     *("beit_base_patch16_224", "botnet26t_256", "caformer_s18", "cait_xxs24_224", "coat_lite_tiny"),
@@ -59,7 +86,22 @@ TIMM = (
     "tnt_s_legacy_patch16_224",
     *("tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny", "vit_relpos_small_patch16_224"),
     *("vit_tiny_patch16_224", "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224"),
+    *("cpubone_nano", "csatv2", "cspnext_tiny", "deepseek_vit_412m", "efficientvim_m1"),
+    *("vit_tiny_patch16_dinov3_qkvb", "eva02_tiny_patch14_224", "fasternet_t0"),
+    *("gemma4_vit_167m", "hiera_tiny_224", "hieradet_small", "sam2_hiera_tiny", "iformer_t"),
+    *("inception_resnet_v2", "inception_v3", "lcnetv2_small", "lowformer_b0", "mobilenetv5_base"),
+    *("naflexvit_base_patch16_gap", "nasnetalarge", "pnasnet5large", "qwen3_vit_88m"),
+    *("legacy_seresnet18", "swinv2_cr_tiny_224", "vit_tiny_r_s16_p8_224"),
+    *("samvit_base_patch16_224", "vitamin_small_224", "legacy_xception"),
 )
+"""One or more of every module file of timm 1.0.31."""
+TIMM_SIDES = {
+    **dict.fromkeys(("nasnetalarge", "pnasnet5large", "inception_resnet_v2"), 128),
+    **dict.fromkeys(("inception_v3", "legacy_xception"), 128),
+    **dict.fromkeys(("gemma4_vit_167m", "qwen3_vit_88m", "naflexvit_base_patch16_gap"), 192),
+    **{"csatv2": 256, "sam2_hiera_tiny": 224},
+}
+"""Smaller images than those they were made for, where they take them."""
 
 TEXT = (
     *("albert", "arcee", "bart", "bert", "bloom", "codegen", "cohere", "deberta", "deberta-v2"),
@@ -128,7 +170,7 @@ def _from_torchvision(name: str) -> nn.Module:
     from torchvision.models import get_model
 
     more: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
+    if any(word in name for word in ("googlenet", "inception_v3")):
         more = {"init_weights": False}
         if name == "googlenet":
             more["aux_logits"] = False  # as torchvision loads its trained weights
@@ -144,8 +186,10 @@ def _from_torchvision(name: str) -> nn.Module:
 
 def _for_vision(name: str) -> Any:
     side = SIDES.get(name, 64)
-    if name in VIDEO:
-        return _noise(1, 3, 16 if name == "s3d" else 4, side, side)
+    if any(word in name for word in VIDEO):
+        return _noise(1, 3, FRAMES.get(name, 4), side, side)
+    if name.startswith("raft"):
+        return _noise(1, 3, side, side), _noise(1, 3, side, side).flip(3)
     if any(word in name for word in DETECTION):
         return ([_noise(3, 96, 96)],)
     return _noise(1, 3, side, side)
@@ -165,7 +209,7 @@ def _from_timm(name: str) -> nn.Module:
 def _for_timm(name: str) -> Tensor:
     import timm
 
-    side = timm.get_pretrained_cfg(name).input_size[-1]
+    side = TIMM_SIDES.get(name) or timm.get_pretrained_cfg(name).input_size[-1]
     return _noise(1, 3, side, side)
 
 

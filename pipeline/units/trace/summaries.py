@@ -44,7 +44,7 @@ def reduce(t: Tracer, call: Call) -> Outcome:
     if crossed := [d for d in dims if d in shadow.varying]:
         if call.name in SUMS and shadow.varying == tuple(crossed):
             t.consume(shadow.shaped((-1,)))
-        elif call.name == "mean" and dims == [x.ndim - 1] == list(shadow.varying) and _normed(t):
+        elif call.name == "mean" and dims == list(shadow.varying) == _normed(t, x.ndim):
             _mean_of_squares(t, shadow)
         else:
             t.book.pin(shadow.ids, f"{call.name} runs over its channels")
@@ -53,9 +53,10 @@ def reduce(t: Tracer, call: Call) -> Outcome:
     return shadow if call.get("keepdim") else shadow.shaped(kept)
 
 
-def _normed(t: Tracer) -> bool:
-    """Is the layer that runs an RMS norm?"""
-    return bool(t.stack) and t.stack[-1] in t.norm_kinds
+def _normed(t: Tracer, ndim: int) -> list[int]:
+    """The dimension over which the layer that runs takes its mean, if it is an RMS norm."""
+    kind = t.norm_kinds.get(t.stack[-1]) if t.stack else None
+    return [] if kind is None else [kind.dim % ndim]
 
 
 def _mean_of_squares(t: Tracer, shadow: Shadow) -> None:
