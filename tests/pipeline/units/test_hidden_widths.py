@@ -56,6 +56,38 @@ def _scripted(x: Tensor) -> Tensor:
         return torch.jit.script(_root)(x)
 
 
+@pytest.mark.parametrize(
+    ("followed", "number"),
+    [
+        ((1,), lambda w: w[1]),
+        ((0, 3), lambda w: w[0] * 100 + w[3]),
+        ((0, 1, 2, 3, 4), lambda w: max(w[2:])),  # no half changes it by itself
+    ],
+)
+def test_only_the_widths_that_a_number_follows_stay(
+    followed: tuple[int, ...], number: Callable[[list[int]], int]
+) -> None:
+    """No tensor that enters the operator says which they are."""
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        widths = []
+        for layer in self.layers:
+            x = F.relu(layer(x))
+            widths.append(x.shape[-1])
+        return self.last(x) * torch.sqrt(torch.tensor(float(number(widths))))
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        sizes = (6, 9, 9, 9, 9, 9)
+        layers = (nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        return Net(run, layers=nn.ModuleList(layers), last=nn.Linear(9, 3))
+
+    units = trace_units(build(), EXAMPLE)
+    found = {g.name: g.prunable for g in units.groups if g.name != "last"}
+    assert found == {f"layers.{i}": i not in followed for i in range(5)}
+    assert_laws(build, EXAMPLE, units, random_plan(units, 0.5, torch.Generator().manual_seed(0)))
+
+
 @pytest.mark.parametrize("name", WIDTHS)
 def test_a_width_that_enters_the_values_keeps_the_channels(name: str) -> None:
     units = trace_units(two_layers(WIDTHS[name]), EXAMPLE)

@@ -8,7 +8,7 @@ it must stay.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -269,12 +269,12 @@ def blame(
     failure: Failure,
     steps: Sequence[Step],
     book: Book,
-    grouping: Grouping,
-    bound: Iterable[Ids] = (),
+    bound: Iterable[Ids],
+    cut: Callable[[], list[Ids]],
 ) -> None:
     """Pin what enters or leaves the failing call; if nothing there was cut, its parameters; then
-    what an attribute of the running modules follows (`bound`); failing that, every group that was
-    cut."""
+    what an attribute of the running modules follows (`bound`); failing that, groups that were
+    `cut`."""
     near: list[Ids] = []
     weights: list[Ids] = []
     if failure.at < len(steps):
@@ -282,9 +282,5 @@ def blame(
         near = [s.ids for s in [*step.entered.shadows, *step.shadows] if s is not None]
         weights = [ids for view in step.entered.views for ids in book.ids_of(view)]
     lost = ([ids for ids in some if not failure.keep[ids].all()] for some in (near, weights, bound))
-    touched = next((found for found in lost if found), [])
-    if not touched:
-        cut = [classes for classes in grouping.classes if not failure.keep[classes].all()]
-        touched = [np.concatenate(cut)] if cut else []
-    for ids in touched:
+    for ids in next((found for found in lost if found), None) or cut():
         book.pin(ids, failure.reason)

@@ -8,6 +8,7 @@ of units has changed.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -25,6 +26,8 @@ from pipeline.units.trace.tracer import Tracer
 
 MAX_PROBES = 200
 MAX_CANDIDATES = 16
+MAX_HALVES = 64
+"""Forwards of the search for the groups that a number in the code follows."""
 
 
 class Search:
@@ -61,7 +64,8 @@ class Search:
                     continue
             adapted = self._adapted(failure)
             if adapted is None:
-                blame(failure, self.found.steps, self.book, grouping, self.found.of(failure.stack))
+                bound, cut = self.found.of(failure.stack), partial(self._culprits, failure)
+                blame(failure, self.found.steps, self.book, bound, cut)
             failure = adapted if isinstance(adapted, Failure) else None
         self.book.pin(np.arange(self.book.count), "the smaller network could not be run")
         return self.groups(), ()
@@ -102,6 +106,30 @@ class Search:
         if failed is not None:
             self._hopeless.add(failed)
         return None
+
+    def _culprits(self, failure: Failure) -> list[Ids]:
+        """Classes of the groups that make the forward fail where it failed: a number in the code
+        does not say which widths it follows. Of all that were cut, halves that fail by themselves,
+        down to single groups."""
+        grouping, values, left = self.groups(), self.found.values(self.groups()), [MAX_HALVES]
+        cut = {
+            group.name: classes
+            for group, classes in zip(grouping.groups, grouping.classes, strict=True)
+            if not failure.keep[classes].all()
+        }
+
+        def fails(names: list[str]) -> bool:
+            left[0] -= 1
+            again = self.probe.run(grouping, values, frozenset(names)) if names else None
+            return again is not None and again.at == failure.at
+
+        def narrowed(names: list[str]) -> list[str]:
+            if len(names) == 1 or left[0] <= 0:
+                return names
+            halves = [half for half in (names[::2], names[1::2]) if fails(half)]
+            return [name for half in halves for name in narrowed(half)] or names
+
+        return [cut[name] for name in narrowed(list(cut))] if cut else []
 
     def _pin_unproven(self, grouping: Grouping) -> bool:
         """What the smaller forward does not show; False if there is nothing of the kind."""
