@@ -24,6 +24,10 @@ GROUPS = ("num_key_value_groups", "num_key_value_heads")
 CHANNELS = frozenset({"c", "d", "ch", "dim", "channels", "embed_dim", "hidden_dim", "hidden_size"})
 """Names that code gives to a number of channels, in lower case."""
 
+HEADS = frozenset({"n_heads", "num_heads", "num_attention_heads"})
+NO_BIAS = "position_bias"
+"""What T5 and its kin call the zeros that they add to the scores of attention without positions."""
+
 
 @cache
 def opened(kind: type[nn.Module]) -> type[nn.Module]:
@@ -114,8 +118,9 @@ def _compiled(
 
 class _Opener(ast.NodeTransformer):
     """Writes -1 for one size of every reshape that takes its sizes from a tensor's shape,
-    q.size(-1) for the width of a head in q * (C // heads) ** -0.5, and the module's own numbers for
-    self.config.num_attention_heads."""
+    q.size(-1) for the width of a head in q * (C // heads) ** -0.5, the module's own numbers for
+    self.config.num_attention_heads, and zeros for one head where position_bias is as many as there
+    are heads: they serve all."""
 
     def __init__(self, node: ast.FunctionDef, groups: bool) -> None:
         self.changed, self.groups = False, groups
@@ -132,6 +137,21 @@ class _Opener(ast.NodeTransformer):
                 sizes[place] = ast.copy_location(
                     ast.UnaryOp(ast.USub(), ast.Constant(1)), sizes[place]
                 )
+                self.changed = True
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:  # noqa: N802
+        self.generic_visit(node)
+        named = [t.id for t in node.targets if isinstance(t, ast.Name)] == [NO_BIAS]
+        made = node.value
+        if not (named and isinstance(made, ast.Call) and ast.unparse(made.func) == "torch.zeros"):
+            return node
+        sizes = (
+            made.args[0].elts if made.args and isinstance(made.args[0], ast.Tuple) else made.args
+        )
+        for i, size in enumerate(sizes):
+            if isinstance(size, ast.Attribute) and size.attr in HEADS:
+                sizes[i] = ast.copy_location(ast.Constant(1), size)
                 self.changed = True
         return node
 

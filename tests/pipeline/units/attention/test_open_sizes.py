@@ -151,3 +151,32 @@ def test_a_class_is_opened_once_and_only_where_it_needs_it() -> None:
     assert opened(ShiftedWindowAttention) is not ShiftedWindowAttention
     for kind in (nn.Linear, nn.MultiheadAttention, SwinTransformer):
         assert opened(kind) is kind
+
+
+def t5() -> nn.Module:
+    """Heads of cross attention have no bias of positions, and T5 adds zeros for as many."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4, "num_layers": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=30, **sizes)).eval()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    return model
+
+
+def test_heads_of_t5s_cross_attention_are_units() -> None:
+    words = {"input_ids": torch.arange(6)[None], "decoder_input_ids": torch.arange(5)[None] + 7}
+    example = {**words, "use_cache": False}
+    opened_t5 = with_open_heads(t5())
+    dense = t5()
+    assert dense.state_dict().keys() == opened_t5.state_dict().keys()
+    for one, other in zip(outputs(dense, example), outputs(opened_t5, example), strict=True):
+        assert torch.equal(one, other)
+    units = trace_units(opened_t5, example)
+    heads = {f"decoder.block.{i}.layer.1.EncDecAttention.q" for i in range(2)}
+    assert heads <= {g.name for g in units.prunable if g.size == 4}
+    plan = random_plan(units, 0.5, torch.Generator().manual_seed(0))
+    shrunk = assert_laws(lambda: with_open_heads(t5()), example, units, plan)
+    assert shrunk.decoder.block[1].layer[1].EncDecAttention.q.weight.shape == (8, 16)
+    assert not torch.equal(outputs(shrunk.float(), example)[0], outputs(dense, example)[0])
