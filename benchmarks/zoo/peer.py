@@ -38,7 +38,8 @@ from pipeline.units.rms_norms import AllDouble
 from pipeline.units.trace import trace_units
 from tests.pipeline.units.laws import _cast, outputs, randomise_bn, relative
 from tests.zoo.check import TOLERANCE
-from tests.zoo.networks import DETECTION, VIDEO, Network, networks
+from tests.zoo.names import DETECTION, VIDEO
+from tests.zoo.networks import Network, networks
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 LIMIT = 120

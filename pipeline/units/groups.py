@@ -143,12 +143,14 @@ class SizeAttribute:
 @dataclass(frozen=True)
 class NormKind:
     """Names of an RMS norm's weight and eps; `offset` is 1 where it multiplies by 1 + w; `dim` is
-    that of its channels, the last (-1) or, for images, 1."""
+    that of its channels, the last (-1) or, for images, 1; `power` of the ratio of widths that its
+    weight grows with, 1 for a global response normalisation."""
 
     weight: str
     eps: str
     offset: float
     dim: int = -1
+    power: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,34 @@
-"""RMS norms that lose channels: y = x / sqrt(mean(x^2) + eps) * w.
+"""Norms by a mean over channels that lose channels.
 
-Over channels that are zero the sum of squares stays and the mean grows by r = all / kept. With
-w' = w sqrt(r) and eps' = eps r the smaller norm gives what the larger one gave. Whether a layer is
-such a norm is found by trying it, not by its name.
+RMS norm: y = x / sqrt(mean(x^2) + eps) * w. Over channels that are zero the sum of squares stays
+and the mean grows by r = all / kept. With w' = w sqrt(r) and eps' = eps r the smaller norm gives
+what the larger one gave.
+
+Global response normalisation (ConvNeXt V2): y = x + b + w x g / (mean(g) + eps), g the norm of
+each channel over the image: w' = w r, eps' = eps r.
+
+Whether a layer is such a norm is found by trying it, not by its name.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.units.groups import NormKind
 from pipeline.units.modules import own_shapes, sizes
 
 ALL, KEPT = 7, 3
+NEVER = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.Embedding, nn.PReLU)
+"""Known to be something else."""
 TOLERANCE = 1e-12
 EPS = 0.3
 """Large enough that an eps that is not scaled shows."""
@@ -48,19 +57,21 @@ class AllDouble(TorchDispatchMode):
 
 def norm_kind(layer: nn.Module) -> NormKind | None:
     """How `layer` is scaled when zero channels go; None if it is no norm of this kind."""
-    weights = [p for p in layer._parameters.values() if p is not None]
+    own = {k: p for k, p in layer._parameters.items() if p is not None}
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
-    if hooked or layer._buffers or len(weights) != 1 or weights[0].ndim != 1:
+    if hooked or layer._buffers or not 1 <= len(own) <= 2 or not _only_calls(layer):
         return None
-    if not _only_calls(layer):
+    if any(p.ndim != 1 for p in own.values()):
         return None
-    weight = next(k for k, p in layer._parameters.items() if p is not None)
     numbers = [k for k, v in vars(layer).items() if type(v) is float]
     if isinstance(layer, nn.RMSNorm):
         numbers = ["eps"]
-    for eps in numbers:
-        for offset, dim in ((0.0, -1), (1.0, -1), (0.0, 1), (1.0, 1)):
-            kind = NormKind(weight, eps, offset, dim)
+    for weight, eps, dim in product(own, numbers, (-1, 1)):
+        if len(own) == 2:
+            kinds = [NormKind(weight, eps, 0.0, dim, power=1.0)]
+        else:
+            kinds = [NormKind(weight, eps, offset, dim) for offset in (0.0, 1.0)]
+        for kind in kinds:
             if _is_exact(layer, kind):
                 return kind
     return None
@@ -76,7 +87,7 @@ def norm_kinds(layers: Mapping[str, nn.Module]) -> dict[str, NormKind]:
     found: dict[str, NormKind] = {}
     tried: dict[Any, NormKind | None] = {}
     for path, layer in layers.items():
-        if len(layer._parameters) == 1:
+        if 1 <= len(layer._parameters) <= 2 and not isinstance(layer, NEVER):
             plain = {k: v for k, v in vars(layer).items() if isinstance(v, (int, float, str))}
             key = (type(layer), tuple(sorted((k, repr(v)) for k, v in plain.items())))
             if key not in tried:
@@ -94,20 +105,27 @@ def rescale(layer: nn.Module, kind: NormKind, ratio: float) -> None:
     if eps is None:  # torch takes that of the type
         eps = torch.finfo(weight.dtype).eps
     with torch.no_grad():
-        weight.add_(kind.offset).mul_(math.sqrt(ratio)).sub_(kind.offset)
+        weight.add_(kind.offset).mul_(ratio**kind.power).sub_(kind.offset)
     setattr(layer, kind.eps, eps * ratio)
 
 
 def _is_exact(layer: nn.Module, kind: NormKind) -> bool:
+    """On images, and on sequences for a forward that takes nothing else."""
+    flat = kind.dim == -1 and kind.power != 1
+    return _agrees(layer, kind, (2, 2, 3)) or (flat and _agrees(layer, kind, (2, 3)))
+
+
+def _agrees(layer: nn.Module, kind: NormKind, lead: tuple[int, ...]) -> bool:
     generator = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(*s, ALL, generator=generator).double() for s in ((), (2, 3)))
-    x[..., KEPT:] = 0
-    image = kind.dim == 1  # (2, channels, 3, 1)
+    sizes = ((), (), lead)
+    weight, shift, x = (torch.randn(*s, ALL, generator=generator).double() for s in sizes)
+    shift[KEPT:], x[..., KEPT:] = 0, 0
+    want = _scaled(x, weight, kind) if kind.power != 1 else _responded(x, weight, shift)
 
     def laid(y: Tensor) -> Tensor:
-        return y.transpose(1, 2)[..., None] if image else y
+        return y.movedim(-1, kind.dim)
 
-    dense, small = (_resized(layer, kind, w) for w in (weight, weight[:KEPT]))
+    dense, small = (_resized(layer, kind, weight[:n], shift[:n]) for n in (ALL, KEPT))
     rescale(small, kind, ALL / KEPT)
     try:
         with torch.no_grad(), AllDouble():
@@ -116,17 +134,32 @@ def _is_exact(layer: nn.Module, kind: NormKind) -> bool:
         return False
     if not (isinstance(whole, Tensor) and whole.shape == laid(x).shape and part.dtype == x.dtype):
         return False
-    want = torch.zeros_like(whole).index_copy_(kind.dim, torch.arange(KEPT), part)
-    scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * (weight + kind.offset)
-    return all(bool((whole - y).abs().max() < TOLERANCE) for y in (want, laid(scaled)))
+    alone = torch.zeros_like(whole).index_copy_(kind.dim, torch.arange(KEPT), part)
+    return all(bool((whole - y).abs().max() < TOLERANCE) for y in (alone, laid(want)))
 
 
-def _resized(layer: nn.Module, kind: NormKind, weight: Tensor) -> nn.Module:
-    """A copy without the memory of the original, with this weight and a large eps, whose children
-    do nothing: the forward that is traced sees for itself what they do."""
+def _scaled(x: Tensor, weight: Tensor, kind: NormKind) -> Tensor:
+    """An RMS norm of x: (batch, height, width, channels)."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * (weight + kind.offset)
+
+
+def _responded(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+    """A global response normalisation of it."""
+    norms = x.square().sum((1, 2), keepdim=True).sqrt()
+    return x + shift + weight * x * norms / (norms.mean(-1, keepdim=True) + EPS)
+
+
+def _resized(layer: nn.Module, kind: NormKind, weight: Tensor, shift: Tensor) -> nn.Module:
+    """A copy without the memory of the original, with these parameters and a large eps, whose
+    children do nothing: the forward that is traced sees for itself what they do."""
     new = copy.copy(layer)
     new.__dict__ = dict(layer.__dict__)
-    new._parameters = {kind.weight: nn.Parameter(weight.clone(), requires_grad=False)}
+    given = {
+        k: weight if k == kind.weight else shift
+        for k, p in layer._parameters.items()
+        if p is not None
+    }
+    new._parameters = {k: nn.Parameter(x.clone(), requires_grad=False) for k, x in given.items()}
     new._modules = dict.fromkeys(layer._modules, nn.Identity())
     for key, value in sizes(new, own_shapes(new)).items():
         setattr(new, key, value)

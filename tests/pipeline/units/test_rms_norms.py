@@ -111,6 +111,8 @@ class Own(nn.Module):
         self.gain, self.tiny, self.mode = nn.Parameter(torch.ones(8)), 1e-5, mode
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "sequences only":
+            _, _, _ = x.shape
         squares = x.square().mean(-1, keepdim=True)
         if self.mode == "own eps":
             return x / torch.sqrt(squares + 1e-5) * self.gain
@@ -125,6 +127,7 @@ class Own(nn.Module):
     ("mode", "kind"),
     [
         ("plain", NormKind("gain", "tiny", 0.0)),
+        ("sequences only", NormKind("gain", "tiny", 0.0)),
         ("one plus", NormKind("gain", "tiny", 1.0)),
         ("own eps", None),
         ("mean too", None),
@@ -139,7 +142,7 @@ def test_a_norm_is_known_by_what_it_does(mode: str, kind: NormKind | None) -> No
         norm=Own(mode),
         b=nn.Linear(8, 3),
     )
-    (group,) = (g for g in trace_units(model, torch.randn(4, 6)).groups if g.name == "a")
+    (group,) = (g for g in trace_units(model, torch.randn(4, 5, 6)).groups if g.name == "a")
     assert group.prunable == (kind is not None)
     assert bool(group.reason) == (kind is None)
 
