@@ -6,6 +6,7 @@ container before and puts it back after each run.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Collection, Hashable, Iterable
 from functools import cache, partial
@@ -20,6 +21,7 @@ OPAQUE = (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunction
 
 PLAIN = (type(None), str, int, float, bool, *OPAQUE)
 
+_Remembering = type(cache(len))
 ATOMS = frozenset({type(None), str, int, float, bool, BuiltinFunctionType})
 TREE = frozenset({"_modules", "_parameters", "_buffers"})
 _NOTHING = CellType()
@@ -37,7 +39,7 @@ class State:
     A module has a dozen empty dicts for hooks: what was empty is kept apart, to be looked at fast.
     """
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
+    def __init__(self, layers: Collection[nn.Module]) -> None:
         self._empty: list[Any] = []
         self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
         self._lists: list[tuple[Any, tuple[Any, ...]]] = []
@@ -45,6 +47,9 @@ class State:
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._seen: set[int] = set()
         self._stores: set[int] = set()
+        self._functions = [(f, f.cache_info().misses) for f in _functions_with_caches(layers)]
+        self.remembered = False
+        """Did a function of the network's code remember a result?"""
         self.touched: dict[int, Any] = {}
         """By their ids, what was not as before when it was put back (the stores of parameters
         aside): containers that were empty, None for all others."""
@@ -55,12 +60,22 @@ class State:
         for layer in layers:
             self._visit(layer.__dict__)
 
+    def _forget(self) -> None:
+        """Functions of the network's code that remembered a result (`lru_cache`) start anew: the
+        next forward would run fewer operators."""
+        for i, (function, misses) in enumerate(self._functions):
+            if function.cache_info().misses != misses:
+                self.remembered = True
+                function.cache_clear()
+                self._functions[i] = function, 0
+
     def restore(self, ours: Collection[int] = ()) -> None:
         """Put everything back in place; the containers stay the same objects.
 
         Args:
             ours: ids of containers that no forward wrote to.
         """
+        self._forget()
         for container in [c for c in self._empty if c]:
             if id(container) not in ours:
                 self.touched[id(container)] = container
@@ -122,6 +137,21 @@ class State:
         elif not isinstance(container, tuple):
             self._lists.append((container, tuple(container)))
         return container  # type: ignore[no-any-return]
+
+
+def _functions_with_caches(layers: Iterable[nn.Module]) -> list[Any]:
+    """Those in the modules, and among the methods, of the layers' classes, also inside functions
+    that decorate them."""
+    kinds = {base for layer in layers for base in type(layer).__mro__}
+    names = {kind.__module__ for kind in kinds}
+    own = [sys.modules.get(n) for n in names if n.partition(".")[0] not in ("torch", "builtins")]
+    found = {}
+    for place in (*own, *kinds):
+        for x in vars(place).values() if place is not None else ():
+            cells = x.__closure__ if type(x) is FunctionType else None
+            inside = (c.cell_contents for c in cells or () if c != _NOTHING)
+            found.update({id(f): f for f in (x, *inside) if type(f) is _Remembering})
+    return list(found.values())
 
 
 @cache

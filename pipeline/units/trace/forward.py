@@ -161,6 +161,11 @@ class Forward:
         return self._state.touched
 
     @property
+    def remembered(self) -> bool:
+        """Did a function of the network's code remember a result?"""
+        return self._state.remembered
+
+    @property
     def elements(self) -> float:
         """Of its tensors and inputs; there is no end of those that have no numbers."""
         own = {id(x): x for x in (*self._own.values(), *tensors_in(self.inputs))}

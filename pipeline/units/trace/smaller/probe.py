@@ -238,11 +238,12 @@ class Probe:
         return None
 
     def _install(self, checker: _Checker, cut: Smaller, settings: Settings) -> list[nn.Module]:
-        """What need not run again; of the first forward nothing does."""
+        """What need not run again; of the first forward nothing does. A function that remembers
+        results would run elsewhere without its first caller."""
         forward = self.forward
         installed: list[nn.Module] = [*forward.sequences.install(None)]
         self._forwards += 1
-        if self._forwards > 1:
+        if self._forwards > 1 and not forward.remembered:
             if self._modules is None or self._touched != len(forward.touched):
                 self._touched = len(forward.touched)
                 self._modules = Modules(forward.layers, self.steps, forward.touched)
