@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from pipeline.units.cuts import alive_positions, removals, with_one_left
 from pipeline.units.groups import Granularity, Units
+from pipeline.units.leftovers.fold import groups_with_leftovers
 from pipeline.units.modules import tensors_of
 from pipeline.units.plan import PruningPlan
 from pipeline.units.surgery import shrink
@@ -54,9 +55,11 @@ class Compact(nn.Module):
             return
         if self.plan is not None and plan.digest() == self.plan.digest():
             return
-        # A smaller RMS norm would need rescaled weights, so groups that pass one are not shrunk.
-        scaled = {name for norm in self.units.norms for name in norm.share.per_unit}
-        removed = {n: m for n, m in removals(plan, self.units).items() if n not in scaled}
+        # A smaller RMS norm would need rescaled weights, and a reader of constants another bias, so
+        # groups that pass one are not shrunk.
+        whole = {name for norm in self.units.norms for name in norm.share.per_unit}
+        whole |= groups_with_leftovers(self.units)
+        removed = {n: m for n, m in removals(plan, self.units).items() if n not in whole}
         masks = with_one_left(removed)
         named = tensors_of(self.model)
         shapes = {name: tuple(x.shape) for name, x in named.items()}

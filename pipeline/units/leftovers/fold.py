@@ -42,6 +42,17 @@ def fold_leftovers(
             left[f"{one.layer}.bias" if one.layer else "bias"] = {0: left[one.weight][one.outer]}
 
 
+def groups_with_leftovers(units: Units) -> set[str]:
+    """Names of the groups of which a channel leaves something."""
+    read = {(one.weight, one.dim): one.which >= 0 for one in units.leftovers}
+    return {
+        group.name
+        for group in units.groups
+        for s in group.slices
+        if (s.tensor, s.dim) in read and bool(read[s.tensor, s.dim][s.index].any())
+    }
+
+
 def new_biases(
     units: Units,
     masks: Mapping[str, Tensor],

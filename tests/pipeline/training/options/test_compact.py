@@ -131,6 +131,25 @@ def test_it_computes_what_the_plan_keeps(name: str) -> None:
     assert macs() == whole
 
 
+def test_channels_that_leave_a_constant_are_computed() -> None:
+    """The bias that surgery would change is the optimizer's."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(IMAGES[0].numel(), 8), nn.Sigmoid(), nn.Linear(8, 6)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Linear(6, 5)).double()
+    units = trace_units(model, IMAGES[:1])
+    plan = random_plan(units, 0.5, torch.Generator().manual_seed(0))
+    enforce(plan, model, units)
+    want, gradients = passes(model, model)
+    small = Compact(model, units)
+    small.remove(plan)
+    again, picked = passes(model, small)
+    torch.testing.assert_close(again, want, rtol=1e-10, atol=0)
+    torch.testing.assert_close(picked["3.bias"], gradients["3.bias"] * plan.keep["3"])
+    assert small.small is not None
+    assert small.small[1].out_features == 8  # type: ignore[union-attr, index]
+    assert small.small[5].in_features == 3  # type: ignore[union-attr, index]
+
+
 def test_little_is_not_worth_it() -> None:
     model, units, plan = masked("vgg_small")
     few = {name: torch.ones_like(mask) for name, mask in plan.keep.items()}
