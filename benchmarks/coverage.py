@@ -80,6 +80,11 @@ def table(found: list[Row]) -> Iterator[str]:
         "classifiers at 224 pixels. Memory: the peak while the groups are found, ours over theirs, "
         "each in a process of its own.\n"
     )
+    total = len(found)
+    yield (
+        f"**{total} networks: {sum(r.traced for r in found)} traced, {sum(r.exact for r in found)} "
+        f"exact, mean share {sum(r.share for r in found) / max(1, total):.2f}.**\n"
+    )
     peer = read_peer()
     for library in dict.fromkeys(row.name.partition("/")[0] for row in found):
         own = [row for row in found if row.name.startswith(f"{library}/")]

@@ -102,7 +102,7 @@ TEXT = (
     *("doge", "ernie4_5", "ernie4_5_moe", "exaone_moe", "falcon_h1", "falcon_mamba", "flex_olmo"),
     *("fnet", "funnel", "gemma4_text", "glm4", "glm4_moe", "glm_moe_dsa", "gpt_oss", "granitemoe"),
     *("hunyuan_v1_dense", "hy_v3", "jais2", "jamba", "jetmoe", "lfm2", "longt5", "m2m_100"),
-    *("marian", "minimax", "minimax_m2", "ministral3", "mistral4", "mobilebert", "mt5", "nanochat"),
+    *("marian", "minimax", "minimax_m2", "ministral3", "mobilebert", "mt5", "nanochat"),
     *("nemotron_h", "nystromformer", "olmo3", "olmo_hybrid", "phimoe", "qwen3_5_moe_text"),
     *("qwen3_5_text", "qwen3_next", "recurrent_gemma", "rembert", "rwkv", "seed_oss", "solar_open"),
     *("squeezebert", "switch_transformers", "umt5", "vaultgemma", "xlm-roberta", "xlnet"),
@@ -171,7 +171,7 @@ OWN: dict[str, dict[str, Any]] = {
         },
     ),
     **dict.fromkeys(
-        ("deepseek_v2", "glm_moe_dsa", "mistral4"),
+        ("deepseek_v2", "glm_moe_dsa"),
         {
             **{"q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "v_head_dim": 8},
             **{"qk_nope_head_dim": 8, "num_key_value_heads": 4, "n_routed_experts": 4},
