@@ -120,7 +120,10 @@ def _product(t: Tracer, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -
         return None
     t.multiplied.add(view.name)
     x = t.channels(data, -2 if left else -1, call.name)
-    consume_into(t, x, view, contracted.dim, bias)
+    if call.get("alpha") in (None, 1) and call.get("beta") in (None, 1):
+        consume_into(t, x, view, contracted.dim, bias)
+    else:  # the bias and what is read count differently
+        t.consume(x)
     t.book.tie(view.name, contracted, x.ids, "consumer")
     ids = t.book.axis_ids(view.name, made, "producer")
     if view.name in t.read_elsewhere:  # or its cost would be counted with the layer that owns it

@@ -33,6 +33,9 @@ TURNS = frozenset({"t", "transpose", "permute", "view"})
 
 PRODUCTS = frozenset({"convolution", "linear", "addmm", "mm"})
 
+READS_VALUES = frozenset({"_local_scalar_dense", "equal", "is_nonzero"})
+"""Operators that make Python numbers of tensors: `x.max().item()`, `if x.sum() > 0`."""
+
 
 @dataclass(eq=False, slots=True)
 class Pending:
@@ -96,7 +99,8 @@ def consume_into(t: Tracer, x: Shadow, view: ParamView, dim: int, bias: Tensor |
         return
     t.book.pin_coded(x.ids, np.where(known, 0, codes))
     own = t.param(bias)
-    name = own.name if own is not None and own.axes[0] is not None and own.axes[0].whole else None
+    axis = own.axes[0] if own is not None and len(own.axes) == 1 else None
+    name = own.name if own is not None and axis is not None and axis.whole else None
     found = np.where(known, codes, 0)
     inputs = found.reshape(inputs.shape)[0]
     t.book.pending.append(Pending(view.name, dim, x.ids, found, inputs, name, bias is not None))
@@ -105,17 +109,19 @@ def consume_into(t: Tracer, x: Shadow, view: ParamView, dim: int, bias: Tensor |
 def resolve(t: Tracer, layers: Mapping[str, nn.Module]) -> tuple[Leftover, ...]:
     """Those whose layer's bias can take them; what the others read must stay.
 
-    A weight or bias that is read twice, or by other code, may meet other constants there.
+    A weight or bias that is read twice, or by other code, may meet other constants there. Where
+    the code reads values, the numbers in it and the way it goes may be those of the example only.
     """
     if not t.book.pending:
         return ()
+    reads = any(step.name in READS_VALUES for step in t.steps)
     uses: dict[str, list[str]] = {}
     for step in t.steps:
         for view in step.entered.views if step.name not in TURNS else ():
             uses.setdefault(view.name, []).append(step.name)
     found = []
     for p in t.book.pending:
-        one = _leftover(t, p, layers)
+        one = None if reads else _leftover(t, p, layers)
         if one is not None and _alone(t, one, p, uses):
             found.append(one)
         else:
@@ -141,6 +147,8 @@ def _leftover(t: Tracer, p: Pending, layers: Mapping[str, nn.Module]) -> Leftove
         return None
     plain = is_plain_layer(layer) and key == "weight"
     bias = p.bias
+    if plain and "bias" not in layer._parameters:
+        return None  # it is computed in the forward
     if plain and bias is None and layer._parameters["bias"] is not None:
         bias = f"{path}.bias" if path else "bias"  # added by an operator of its own
     if bias is None and (p.given or not plain):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from tests.pipeline.units.cases import Net, case, conv, pooled
 
@@ -158,5 +159,46 @@ def reader_that_never_runs() -> nn.Module:
     """Another bias than the one of the layer that owns the weight would have to take it."""
     return Net(
         lambda n, x: F.linear(torch.sigmoid(n.a(x)), n.b.weight),
+        **{"a": nn.Linear(6, 5), "b": nn.Linear(5, 4)},
+    )
+
+
+class Same(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1
+
+
+@case(0, example=torch.linspace(-1, 1, 12).view(2, 6))
+def reader_with_a_computed_bias() -> nn.Module:
+    reader = nn.Linear(5, 4)
+    register_parametrization(reader, "bias", Same())
+    return nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), reader)
+
+
+@case(0, example=torch.linspace(-1, 1, 12).view(2, 6))
+def product_that_counts_thrice() -> nn.Module:
+    def run(n: Any, x: Tensor) -> Tensor:
+        return torch.addmm(n.shift, torch.sigmoid(n.a(x)), n.weight, alpha=3)
+
+    shift, weight = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(5, 4))
+    return Net(run, a=nn.Linear(6, 5), shift=shift, weight=weight)
+
+
+@case(0, example=torch.linspace(-1, 1, 12).view(2, 6))
+def one_shift_for_every_example() -> nn.Module:
+    """It has no place for four numbers."""
+
+    def run(n: Any, x: Tensor) -> Tensor:
+        return torch.addmm(n.shift, torch.sigmoid(n.a(x)), n.weight)
+
+    shift, weight = nn.Parameter(torch.rand(2, 1)), nn.Parameter(torch.rand(5, 4))
+    return Net(run, a=nn.Linear(6, 5), shift=shift, weight=weight)
+
+
+@case(0, example=torch.linspace(-1, 1, 12).view(2, 6))
+def number_of_the_example() -> nn.Module:
+    """Half of another number for the next example."""
+    return Net(
+        lambda n, x: n.b(torch.sigmoid(n.a(x)) * x.abs().max().item()),
         **{"a": nn.Linear(6, 5), "b": nn.Linear(5, 4)},
     )
