@@ -42,6 +42,13 @@ class Constant(nn.Module):
         return f"channels={self.channels}, bias={self.bias is not None}"
 
 
+class Passing(nn.Identity):
+    """Stands in for a norm that only ever sees zeros, with whatever else it is called."""
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return [*args, *kwargs.values()][0]
+
+
 class _Geometry:
     """Image size after a convolution."""
 
@@ -100,7 +107,7 @@ def folded(layer: nn.Module, dead: dict[str, set[int]]) -> nn.Module | None:
         dead: local tensor name -> those dimensions.
     """
     if _is_plain(layer, _NORMS) or (not layer._modules and norm_kind(layer) is not None):
-        return nn.Identity() if 0 in dead.get("weight", ()) else None
+        return Passing() if 0 in dead.get("weight", ()) else None
     if not _is_plain(layer, _PLAIN) or "weight" not in dead or "bias" not in layer._parameters:
         return None  # a bias that is no parameter of its own is computed in the forward
     assert isinstance(layer, (_ConvNd, nn.Linear))

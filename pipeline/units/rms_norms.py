@@ -30,6 +30,7 @@ ALL, KEPT = 7, 3
 NEVER = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.Embedding, nn.PReLU)
 """Known to be something else."""
 TOLERANCE = 1e-12
+NUMBERS = (type(None), bool, int, float, str)
 EPS = 0.3
 """Large enough that an eps that is not scaled shows."""
 
@@ -97,15 +98,34 @@ def norm_kinds(layers: Mapping[str, nn.Module]) -> dict[str, NormKind]:
     return found
 
 
-def rescale(layer: nn.Module, kind: NormKind, ratio: float) -> None:
-    """In place, once the channels are gone; `ratio`: channels before over channels now."""
+def holds(layer: nn.Module, kind: NormKind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Is the norm of this kind also as it is called: with tensors of the shape of what it norms (a
+    gate, a residual), which lose the same channels, and numbers?"""
+    x, *more = [*args, *kwargs.values()]
+    if not more:
+        return True
+    known = all(
+        a.shape == x.shape if isinstance(a, Tensor) else isinstance(a, NUMBERS) for a in more
+    )
+    leads = ((2, 2, 3), (2, 3))
+    return known and any(_agrees(layer, kind, lead, (args, kwargs)) for lead in leads)
+
+
+def rescale(layer: nn.Module, kind: NormKind, ratio: float, alone: bool = True) -> None:
+    """In place, once the channels are gone.
+
+    Args:
+        ratio: channels before over channels now.
+        alone: False leaves the weight as it is: another norm has it too, and was scaled before.
+    """
     weight = layer._parameters[kind.weight]
     assert weight is not None
     eps = getattr(layer, kind.eps)
     if eps is None:  # torch takes that of the type
         eps = torch.finfo(weight.dtype).eps
-    with torch.no_grad():
-        weight.add_(kind.offset).mul_(ratio**kind.power).sub_(kind.offset)
+    if alone:
+        with torch.no_grad():
+            weight.add_(kind.offset).mul_(ratio**kind.power).sub_(kind.offset)
     setattr(layer, kind.eps, eps * ratio)
 
 
@@ -115,7 +135,13 @@ def _is_exact(layer: nn.Module, kind: NormKind) -> bool:
     return _agrees(layer, kind, (2, 2, 3)) or (flat and _agrees(layer, kind, (2, 3)))
 
 
-def _agrees(layer: nn.Module, kind: NormKind, lead: tuple[int, ...]) -> bool:
+def _agrees(
+    layer: nn.Module,
+    kind: NormKind,
+    lead: tuple[int, ...],
+    call: tuple[tuple[Any, ...], dict[str, Any]] = ((None,), {}),
+) -> bool:
+    """`call`: arguments to try it with, the first is what it norms."""
     generator = torch.Generator().manual_seed(0)
     sizes = ((), (), lead)
     weight, shift, x = (torch.randn(*s, ALL, generator=generator).double() for s in sizes)
@@ -125,17 +151,34 @@ def _agrees(layer: nn.Module, kind: NormKind, lead: tuple[int, ...]) -> bool:
     def laid(y: Tensor) -> Tensor:
         return y.movedim(-1, kind.dim)
 
-    dense, small = (_resized(layer, kind, weight[:n], shift[:n]) for n in (ALL, KEPT))
-    rescale(small, kind, ALL / KEPT)
+    args, kwargs = call
+    given = [torch.randn(*lead, ALL, generator=generator).double() for _ in (*args, *kwargs)]
+    given[0] = x
+    for y in given:
+        y[..., KEPT:] = 0  # the tracer tells what must be zero there
+
+    def run(n: int, bare: bool) -> Any:
+        norm = _resized(layer, kind, weight[:n], shift[:n], bare)
+        if n < ALL:
+            rescale(norm, kind, ALL / n)
+        if bare:
+            return norm.forward(laid(x[..., :n]).clone())  # not the hooks: it is one that tries it
+        own = iter([laid(y[..., :n]).clone() for y in given])
+        first, *more = [(next(own), a) for a in (*args, *kwargs.values())]
+        told = [first[0], *(y if isinstance(a, Tensor) else a for y, a in more)]
+        return norm.forward(*told[: len(args)], **dict(zip(kwargs, told[len(args) :], strict=True)))
+
     try:
         with torch.no_grad(), AllDouble():
-            whole, part = dense(laid(x)), small(laid(x[..., :KEPT]))
+            whole, part, called, less = (run(n, b) for b in (True, False) for n in (ALL, KEPT))
+            called = called.narrow(kind.dim, 0, KEPT)
+            right = bool((called - less).abs().max() < TOLERANCE)
     except Exception:  # whatever a layer that is no norm raises
         return False
     if not (isinstance(whole, Tensor) and whole.shape == laid(x).shape and part.dtype == x.dtype):
         return False
     alone = torch.zeros_like(whole).index_copy_(kind.dim, torch.arange(KEPT), part)
-    return all(bool((whole - y).abs().max() < TOLERANCE) for y in (alone, laid(want)))
+    return right and all(bool((whole - y).abs().max() < TOLERANCE) for y in (alone, laid(want)))
 
 
 def _scaled(x: Tensor, weight: Tensor, kind: NormKind) -> Tensor:
@@ -149,9 +192,11 @@ def _responded(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
     return x + shift + weight * x * norms / (norms.mean(-1, keepdim=True) + EPS)
 
 
-def _resized(layer: nn.Module, kind: NormKind, weight: Tensor, shift: Tensor) -> nn.Module:
-    """A copy without the memory of the original, with these parameters and a large eps, whose
-    children do nothing: the forward that is traced sees for itself what they do."""
+def _resized(
+    layer: nn.Module, kind: NormKind, weight: Tensor, shift: Tensor, bare: bool
+) -> nn.Module:
+    """A copy without the memory of the original, with these parameters and a large eps. `bare`:
+    its children do nothing, so that it is known what it should give."""
     new = copy.copy(layer)
     new.__dict__ = dict(layer.__dict__)
     given = {
@@ -160,7 +205,10 @@ def _resized(layer: nn.Module, kind: NormKind, weight: Tensor, shift: Tensor) ->
         if p is not None
     }
     new._parameters = {k: nn.Parameter(x.clone(), requires_grad=False) for k, x in given.items()}
-    new._modules = dict.fromkeys(layer._modules, nn.Identity())
+    children = {k: m for k, m in layer._modules.items() if m is not None}
+    new._modules = {
+        k: nn.Identity() if bare else copy.deepcopy(m).eval() for k, m in children.items()
+    }
     for key, value in sizes(new, own_shapes(new)).items():
         setattr(new, key, value)
     setattr(new, kind.eps, EPS)

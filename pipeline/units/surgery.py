@@ -66,14 +66,23 @@ def shrink(plan: PruningPlan, model: nn.Module, units: Units) -> None:
     for attribute in units.attributes:
         module = model.get_submodule(attribute.module)
         set_size(module, attribute.name, attribute.share.left(left))
-    for norm in units.norms:
-        if kept := norm.share.left(left):
-            rescale(model.get_submodule(norm.module), norm.kind, norm.share.size / kept)
+    _rescale(model, units, left)
     if dead:
         _fold(model, alive_positions(units, masks, shapes), units.read_elsewhere)
     _drop_experts(model, units, masks)
     if shapes != {name: tuple(x.shape) for name, x in tensors_of(model).items()}:
         _refuse_saving(model)
+
+
+def _rescale(model: nn.Module, units: Units, left: dict[str, int]) -> None:
+    """Norms by a mean; a weight that several of them share once."""
+    scaled: set[int] = set()
+    for norm in units.norms:
+        if kept := norm.share.left(left):
+            layer = model.get_submodule(norm.module)
+            weight = id(layer._parameters[norm.kind.weight])
+            rescale(layer, norm.kind, norm.share.size / kept, weight not in scaled)
+            scaled.add(weight)
 
 
 def _drop_experts(model: nn.Module, units: Units, masks: dict[str, Tensor]) -> None:

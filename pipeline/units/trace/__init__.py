@@ -13,13 +13,14 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pipeline.units.experts.find import Calls, expert_candidates
 from pipeline.units.frozen import STATISTICS, is_frozen_norm
 from pipeline.units.groups import NormScale, Units
 from pipeline.units.module_state import hooks_of
 from pipeline.units.modules import tensors_in as tensors_in_layers
-from pipeline.units.rms_norms import norm_kinds
+from pipeline.units.rms_norms import holds, norm_kinds
 from pipeline.units.trace.book import Book
 from pipeline.units.trace.calls import tensors_in
 from pipeline.units.trace.demand.numbers import Numbers
@@ -95,6 +96,7 @@ def _found(
         raise ValueError(f"never_prune: no module {', '.join(unknown)} (modules: {known})")
     _check_materialised(forward)
     tracer = _traced(forward, never_prune, attention, branches)
+    _pin_shared_norms(forward, tracer)
     leftovers = resolve(tracer, forward.layers)
     tracer.book.settle()
     grouping, attributes = Search(forward, tracer).run()
@@ -176,7 +178,8 @@ def _trace(
     tracer.experts = expert_candidates(forward.layers)
     tracer.calls = Calls(forward.layers, tracer.experts)
     tracer.numbers = forward.numbers
-    watched_layers = (forward.layers[path] for path in (*never_prune, *tracer.calls.watched))
+    watched_paths = (*never_prune, *tracer.calls.watched, *tracer.norm_kinds)
+    watched_layers = (forward.layers[path] for path in watched_paths)
     hooks = set().union(*map(hooks_of, watched_layers))
     watched = _watched(forward, never_prune, tracer)
     with watched, tracer.calls.watching(), module_stack(forward.layers) as tracer.stack:
@@ -204,18 +207,44 @@ def _lock_beside_unused(tracer: Tracer) -> None:
 
 @contextmanager
 def _watched(forward: Forward, never_prune: tuple[str, ...], tracer: Tracer) -> Iterator[None]:
-    """Hooks that pin what the named modules return."""
-    handles = [
+    """Hooks that pin what the named modules return, and what norms by a mean read where they are
+    called in a way that they were not tried in."""
+    handles: list[Any] = [
         forward.layers[name].register_forward_hook(
             lambda _m, _i, out, name=name: _pin(tracer, out, f"never_prune names {name}")
         )
         for name in never_prune
     ]
+
+    def called(path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stack = [*tracer.stack]
+        with _disable_current_modes():
+            right = holds(layer, tracer.norm_kinds[path], args, kwargs)
+        tracer.stack[:] = stack  # an exception leaves modules on it
+        if not right:
+            _pin(tracer, [*args, *kwargs.values()], "a norm by a mean takes more than its input")
+
+    for path in tracer.norm_kinds:
+        layer = forward.layers[path]
+        hook = partial(called, path)
+        handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _pin_shared_norms(forward: Forward, tracer: Tracer) -> None:
+    """Surgery scales the weight of a norm by a mean, which only norms of its kind may read."""
+    names = {id(x): name for name, x in forward.parameters().items()}
+    kinds = {p: (k.offset, k.power) for p, k in tracer.norm_kinds.items()}
+    for path, ids in tracer.normed.items():
+        kind = tracer.norm_kinds[path]
+        name = names[id(forward.layers[path]._parameters[kind.weight])]
+        others = {kinds.get(owner) for owner in tracer.owners[name]}
+        if name in tracer.read_elsewhere or len(others) > 1:
+            tracer.book.pin(ids, f"other code than a norm by a mean reads {name}")
 
 
 def _pin(tracer: Tracer, outputs: Any, reason: str) -> None:

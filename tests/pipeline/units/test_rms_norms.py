@@ -194,3 +194,71 @@ def test_a_config_that_cannot_say_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"intermediate_size: the layers differ \(24, 48\)"):
         save_decoder(model, tmp_path / "slim")
     assert not list(tmp_path.iterdir())
+
+
+class Odd(nn.Module):
+    """An RMS norm, if nothing is done to its mean."""
+
+    def __init__(self, on_mean: nn.Module | None = None) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-3
+        self.on_mean = on_mean
+
+    def forward(self, x: Tensor, gate: Tensor | None = None, more: float = 0.0) -> Tensor:
+        x = x if gate is None else x * gate
+        mean = x.square().mean(-1, keepdim=True) + more
+        mean = mean if self.on_mean is None else self.on_mean(mean)
+        return x * torch.rsqrt(mean + self.eps) * self.weight
+
+
+def odd(run: Callable[..., Tensor], one: Odd, other: Odd) -> nn.Module:
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8), "c": nn.Linear(8, 3)}
+    return Net(run, **layers, one=one, other=other)
+
+
+def tied() -> nn.Module:
+    one, other = Odd(), Odd()
+    other.weight = one.weight
+    return odd(lambda n, x: n.c(n.other(n.one(n.a(x)))), one, other)
+
+
+@pytest.mark.parametrize(
+    ("run", "on_mean", "prunable"),
+    [
+        (lambda n, x: n.c(n.one(n.a(x))), None, 8),
+        (lambda n, x: n.c(n.one(n.a(x), gate=n.b(x))), None, 8),
+        (lambda n, x: n.c(n.one(n.a(x), None, 0.5)), None, 0),
+        (lambda n, x: n.c(n.one(n.a(x))), nn.Tanh(), 0),
+        (lambda n, x: n.c(n.one(n.a(x)) + n.b(x) * n.one.weight), None, 0),
+    ],
+)
+def test_norms_that_do_more_than_those_they_resemble(
+    run: Callable[..., Tensor], on_mean: nn.Module | None, prunable: int
+) -> None:
+    def build() -> nn.Module:
+        return odd(run, Odd(on_mean), Odd())
+
+    x = torch.linspace(-1, 1, 12).view(2, 6)
+    units = trace_units(build(), x)
+    assert sum(g.size for g in units.prunable) == prunable
+    for fraction in (0.5, 1.0) if prunable else ():
+        generator = torch.Generator().manual_seed(0)
+        assert_laws(build, x, units, random_plan(units, fraction, generator))
+
+
+def test_a_weight_that_two_norms_share_is_scaled_once() -> None:
+    x = torch.linspace(-1, 1, 12).view(2, 6)
+    units = trace_units(tied(), x)
+    assert len(units.norms) == 2
+    assert_laws(tied, x, units, random_plan(units, 0.5, torch.Generator().manual_seed(0)))
+
+
+def test_a_dead_norm_passes_what_it_gets_beside_its_input() -> None:
+    def build() -> nn.Module:
+        return odd(lambda n, x: n.c(n.one(n.a(x), n.b(x))), Odd(), Odd())
+
+    x = torch.linspace(-1, 1, 12).view(2, 6)
+    units = trace_units(build(), x)
+    keep = {g.name: torch.zeros(g.size, dtype=torch.bool) for g in units.prunable}
+    assert_laws(build, x, units, PruningPlan(Granularity.STRUCTURED, keep))
