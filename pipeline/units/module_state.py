@@ -48,8 +48,11 @@ class State:
         self._seen: set[int] = set()
         self._stores: set[int] = set()
         self._functions = [(f, f.cache_info().misses) for f in _functions_with_caches(layers)]
+        self._outside: list[Any] | None = list(_outside(layers))
+        self._layers = layers
         self.remembered = False
-        """Did a function of the network's code remember a result?"""
+        """Did the network's code leave something outside the modules: a result that a function
+        remembers, a value in a global variable or in a class?"""
         self.touched: dict[int, Any] = {}
         """By their ids, what was not as before when it was put back (the stores of parameters
         aside): containers that were empty, None for all others."""
@@ -76,6 +79,10 @@ class State:
             ours: ids of containers that no forward wrote to.
         """
         self._forget()
+        if self._outside is not None:  # the first forward tells
+            now = list(_outside(self._layers))
+            same = len(now) == len(self._outside) and all(map(is_, now, self._outside))
+            self.remembered, self._outside = self.remembered or not same, None
         for container in [c for c in self._empty if c]:
             if id(container) not in ours:
                 self.touched[id(container)] = container
@@ -142,16 +149,31 @@ class State:
 def _functions_with_caches(layers: Iterable[nn.Module]) -> list[Any]:
     """Those in the modules, and among the methods, of the layers' classes, also inside functions
     that decorate them."""
-    kinds = {base for layer in layers for base in type(layer).__mro__}
-    names = {kind.__module__ for kind in kinds}
-    own = [sys.modules.get(n) for n in names if n.partition(".")[0] not in ("torch", "builtins")]
     found = {}
-    for place in (*own, *kinds):
-        for x in vars(place).values() if place is not None else ():
+    for names in _places(layers):
+        for x in names.values():
             cells = x.__closure__ if type(x) is FunctionType else None
             inside = (c.cell_contents for c in cells or () if c != _NOTHING)
             found.update({id(f): f for f in (x, *inside) if type(f) is _Remembering})
     return list(found.values())
+
+
+def _places(layers: Iterable[nn.Module]) -> list[Any]:
+    """Variables of the layers' classes and of the modules that these are written in."""
+    kinds = {base: None for layer in layers for base in type(layer).__mro__}
+    names = {kind.__module__: None for kind in kinds}
+    own = [sys.modules.get(n) for n in names if n.partition(".")[0] not in ("torch", "builtins")]
+    return [vars(place) for place in (*own, *kinds) if place is not None]
+
+
+def _outside(layers: Iterable[nn.Module]) -> Iterable[Any]:
+    """What they hold, in dicts, lists and sets too."""
+    for names in _places(layers):
+        for name, x in names.items():
+            if not name.startswith("__"):
+                yield x
+                if type(x) in CLEARED:
+                    yield from x.values() if isinstance(x, dict) else x
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -49,6 +50,18 @@ class Formula:
         }
         found: Tensor = self.func(**args)
         return found
+
+    def __reduce__(self) -> Any:
+        """By the operator's name: torch does not pickle operators."""
+        return _made, (type(self), str(self.func) if self.func else None, dict(self.args))
+
+
+def _made(kind: type[Formula], func: str | None, args: dict[str, Any]) -> Formula:
+    made = object.__new__(kind)
+    found = reduce(getattr, func.split("."), torch.ops) if func else None
+    object.__setattr__(made, "func", found)
+    object.__setattr__(made, "args", args)
+    return made
 
 
 class _Zero(Formula):

@@ -162,7 +162,7 @@ class Forward:
 
     @property
     def remembered(self) -> bool:
-        """Did a function of the network's code remember a result?"""
+        """Did the network's code leave something outside the modules (see `State`)?"""
         return self._state.remembered
 
     @property

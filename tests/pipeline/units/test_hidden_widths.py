@@ -4,6 +4,7 @@ of pinned groups."""
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -196,3 +197,13 @@ def test_a_failure_far_from_its_cause_keeps_whole_groups() -> None:
 
     units = trace_units(build(), EXAMPLE)
     assert sorted(g.size for g in units.groups) == [3, 3, 8]
+
+
+def test_units_with_leftovers_can_be_pickled() -> None:
+    def build() -> nn.Module:
+        return two_layers(lambda x: torch.sigmoid(x) * 2)
+
+    units = pickle.loads(pickle.dumps(trace_units(build(), EXAMPLE)))
+    assert len(units.leftovers) == 1
+    plan = random_plan(units, 0.5, torch.Generator().manual_seed(0))
+    assert_laws(build, EXAMPLE, units, plan)

@@ -200,3 +200,35 @@ def test_a_module_does_not_run_again_for(what: str) -> None:
 
 def test_a_module_that_refers_to_another_runs_again() -> None:
     assert ran(SAME, SAME, refers=True) == 2
+
+
+CALLS = [0]
+
+
+class Counting(Block):
+    """Every third call has a number in the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS[0] += 1
+        for _ in range(MANY):
+            x = x.relu()
+        inside = self.inside(x)
+        return self.out(inside.view(-1, 12) if CALLS[0] % 3 == 0 else inside)
+
+
+class ThirdIsWritten(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Counting(False) for _ in range(4)), nn.Linear(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS[0] = 0
+        out: Tensor = self.blocks(x)
+        return out
+
+
+def test_a_module_that_counts_in_a_global_variable_runs_every_time() -> None:
+    CALLS[0] = 0
+    units = trace_units(ThirdIsWritten(), torch.randn(3, 6))
+    widths = {g.name: g.prunable for g in units.groups if g.size == 12}
+    assert widths == {f"blocks.{i}.inside": i != 2 for i in range(4)}
