@@ -25,6 +25,12 @@ KNOWN = frozenset({"hardswish", "_prelu_kernel", "hardsigmoid", "dropout", "mask
 UNTRIED = ("device", "layout", "pin_memory", "generator")
 """Arguments of a call that its trial on sample values leaves out."""
 
+EQUAL = frozenset({"eq", "isclose"})
+"""True where a zero meets another."""
+
+BY_NUMBER = frozenset({"mul", "fill"})
+"""Operators that a number alone can make zero."""
+
 LONGEST = 64
 """Operators in a formula."""
 
@@ -178,7 +184,12 @@ def _formula(t: Tracer, call: Call, codes: tuple[int, ...]) -> Formula | None:
 
 
 def stays_zero(call: Call, bits: int) -> bool:
-    """Is the result zero when operand i is zero for every set bit i, whatever the others are?"""
+    """Is the result zero when operand i is zero for every set bit i, whatever the others are?
+
+    Samples can tell only what they meet: thresholds (`hardshrink`) and equal values they miss.
+    """
+    if call.name in EQUAL or (bits == 0 and call.name not in BY_NUMBER):
+        return False
     numbers = tuple(repr(v) for v in call.args.values() if not isinstance(v, Tensor))
     key = (call.kind, bits, numbers, tuple([x.dtype for x in call.tensors]))
     if key not in _stays_zero:

@@ -202,3 +202,32 @@ def number_of_the_example() -> nn.Module:
         lambda n, x: n.b(torch.sigmoid(n.a(x)) * x.abs().max().item()),
         **{"a": nn.Linear(6, 5), "b": nn.Linear(5, 4)},
     )
+
+
+@case(0)
+def constants_behind_thresholds() -> nn.Module:
+    """Samples below a threshold, and none that are equal, say nothing of the constant."""
+
+    def run(n: Any, x: Tensor) -> Tensor:
+        y = n.a(x)
+        shrunk = F.hardshrink(9 * torch.cos(y), 5.0)
+        whole = torch.div(900 * torch.cos(y), 100, rounding_mode="trunc")
+        same = (torch.sigmoid(y) == 0.5).to(x.dtype)
+        return pooled(n.b(shrunk + whole + same))
+
+    return Net(run, a=conv(3, 4), b=conv(4, 4))
+
+
+@case(4 + 4 + 4)
+def thresholds_one_by_one() -> nn.Module:
+    """Unpadded readers take the constants of the first two; an equality has none to take."""
+
+    def run(n: Any, x: Tensor) -> Tensor:
+        one = n.d(F.hardshrink(9 * torch.cos(n.a(x)), 5.0))
+        two = n.e(torch.div(900 * torch.cos(n.b(x)), 100, rounding_mode="trunc"))
+        three = n.f((n.c(x) == 0).to(x.dtype))
+        return n.fc(pooled(F.relu(one + two + three)))
+
+    layers = {name: conv(3, 4) for name in "abc"}
+    readers = {name: nn.Conv2d(4, 4, 1) for name in "def"}
+    return Net(run, **layers, **readers, fc=nn.Linear(4, 3))
