@@ -56,11 +56,11 @@ class Mismatch(Exception):  # noqa: N818  (a signal, not an error)
 
 
 class _Checker(TorchDispatchMode):
-    """Compares every call with the recorded one."""
+    """Compares every call with the recorded one, up to that of number `end`."""
 
     def __init__(self, steps: Sequence[Step], cut: Smaller, numbers: Numbers | None) -> None:
         super().__init__()
-        self.steps = steps
+        self.steps, self.end = steps, len(steps)
         self.keep = cut.keep
         self.at = 0
         self.kept = cut.kept
@@ -95,6 +95,8 @@ class _Checker(TorchDispatchMode):
         if step.scalars or step.entered.constants or step.before is not None:
             self._compare(step, func, bind(func, args, kwargs))
         self.at += 1
+        if self.at > self.end:
+            raise Mismatch("it went past the step that was asked for")
         return out
 
     def _run(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -202,6 +204,14 @@ class Probe:
             ran[settings] = self._ran(cut, settings, chosen)
         return ran[settings]
 
+    def fails_at(
+        self, at: int, grouping: Grouping, attributes: Sequence[SizeAttribute], chosen: Chosen
+    ) -> bool:
+        """Does it leave the foreseen path at this step? It does not run on behind it."""
+        cut, _ = self._smaller(grouping, chosen)
+        failure = self._ran(cut, self._settings(cut, attributes), chosen, at)
+        return failure is not None and failure.at == at
+
     def has_run(
         self, grouping: Grouping, attributes: Sequence[SizeAttribute], chosen: Chosen
     ) -> bool:
@@ -219,10 +229,13 @@ class Probe:
                 found.add((one.module, one.name, value))
         return frozenset(found)
 
-    def _ran(self, cut: Smaller, settings: Settings, chosen: Chosen) -> Failure | None:
+    def _ran(
+        self, cut: Smaller, settings: Settings, chosen: Chosen, end: int | None = None
+    ) -> Failure | None:
         forward = self.forward
         changed = [*cut.changed, *((forward.layers[m], {k: n}) for m, k, n in settings)]
         checker = _Checker(self.steps, cut, forward.numbers)
+        checker.end = checker.end if end is None else end
         meanwhile = forward.numbers.for_a_while() if forward.numbers else nullcontext()
         with _resized(changed), module_stack(forward.layers) as stack, ExitStack() as more:
             more.enter_context(meanwhile)

@@ -120,8 +120,8 @@ class Search:
 
         def fails(names: list[str]) -> bool:
             left[0] -= 1
-            again = self.probe.run(grouping, values, frozenset(names)) if names else None
-            return again is not None and again.at == failure.at
+            chosen = frozenset(names)
+            return bool(names) and self.probe.fails_at(failure.at, grouping, values, chosen)
 
         def narrowed(names: list[str]) -> list[str]:
             if len(names) == 1 or left[0] <= 0:
